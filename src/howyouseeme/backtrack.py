@@ -1,0 +1,137 @@
+"""The way back: from one value of a tape to the inputs, call by call.
+
+`plan` freezes every call that the target depends on into its links, in the order of the walk. The
+methods then carry evidence along those links: exactly (`multipliers`), or as they choose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .errors import ModelError, UnsupportedCallError
+from .rules import Refusal, Step, find_rule
+from .tape import Call, Tape, Value
+
+__all__ = ["Ledger", "Plan", "multipliers", "plan"]
+
+
+@dataclass(eq=False)
+class Plan:
+    """The steps from a value back to the inputs: `steps` in the order of the walk, last call first."""
+
+    start: Value
+    steps: list[tuple[Value, Step]]
+    inputs: list[Value]
+    _step_of: dict[Value, Step] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._step_of = dict(self.steps)
+
+    def step(self, value: Value) -> Step | None:
+        """The step that leads back from a value; None for an input of the model."""
+        return self._step_of.get(value)
+
+
+def plan(tape: Tape, start: Value) -> Plan:
+    """Freeze the calls that `start` depends on.
+
+    >>> tape = record(model, [image])
+    >>> [value.call.name for value, step in plan(tape, tape.output).steps][:2]
+    ['aten.addmm', 'aten.view']
+
+    Raises:
+        UnsupportedCallError: calls on the way have no rule; the message names all of them.
+        ModelError: the value does not depend on the model's input.
+    """
+    needed = {start}
+    steps: list[tuple[Value, Step]] = []
+    missing: list[tuple[Call, str]] = []
+    for call in reversed(tape.calls):
+        for value in call.outputs:
+            if value is None or value not in needed:
+                continue
+            find = find_rule(call.name)
+            try:
+                if find is None:
+                    raise Refusal("no rule")
+                step = find(call, value)
+            except Refusal as reason:
+                missing.append((call, str(reason)))
+                needed.update(v for v in call.inputs if v.data.is_floating_point())
+                continue
+            steps.append((value, step))
+            needed.update(source for source, _ in step.links)
+    if missing:
+        raise _unsupported(missing)
+    inputs = [value for value in tape.inputs if value in needed]
+    if not inputs:
+        raise ModelError(
+            "The target does not depend on the model's input through recorded calls: is it computed "
+            "outside of PyTorch (numpy), or from a constant?"
+        )
+    return Plan(start, steps, inputs)
+
+
+def _unsupported(missing: list[tuple[Call, str]]) -> UnsupportedCallError:
+    lines = [f"  {call.describe()}: {reason}" for call, reason in reversed(missing)]
+    names = sorted({call.name for call, _ in missing})
+    return UnsupportedCallError(
+        f"The model makes {len(missing)} call(s) that can't be walked back through:\n"
+        + "\n".join(dict.fromkeys(lines))
+        + f"\nA rule for {', '.join(names)} makes them work: see howyouseeme.rules.rule."
+    )
+
+
+@dataclass
+class Ledger:
+    """Where the evidence of an exact walk went: its sum over the inputs, and over each bias.
+
+    `inputs + sum(biases.values())` is the target, up to rounding.
+    """
+
+    inputs: float
+    biases: dict[str, float]  # by the module whose call added it
+
+    @property
+    def total(self) -> float:
+        return self.inputs + sum(self.biases.values())
+
+
+def multipliers(
+    walk: Plan,
+    seed: Tensor,
+    until: Callable[[Value], bool] = lambda value: False,
+    on_bias: Callable[[Call, Tensor], None] | None = None,
+) -> Iterator[tuple[Value, Tensor]]:
+    """Carry exact multipliers back: d(target) = multiplier · activation, with every call frozen.
+
+    Yields (value, multiplier in the value's shape) once all that flows into it has arrived, for every
+    value on the way. The walk goes no further back than values for which `until` is true. All paths
+    are summed, with their sign; nothing is lost.
+
+    `on_bias` is told each call's share of the target that comes from its bias, elementwise.
+    """
+    waiting: dict[Value, Tensor] = {walk.start: seed}
+    for value, step in walk.steps:
+        if value not in waiting:
+            continue
+        multiplier = waiting.pop(value)
+        yield value, multiplier
+        if until(value):
+            continue
+        for source, link in step.links:
+            back = link.transposed().forward(multiplier)
+            waiting[source] = waiting[source] + back if source in waiting else back
+        if on_bias is not None and step.bias is not None:
+            assert value.call is not None
+            on_bias(value.call, multiplier * step.bias_like(value.data))
+    yield from waiting.items()
+
+
+def signs(tensor: Tensor) -> Tensor:
+    """+1 or -1, with +1 for zero."""
+    return torch.where(tensor < 0, -1.0, 1.0).to(tensor.dtype)

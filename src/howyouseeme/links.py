@@ -1,0 +1,449 @@
+"""The linear maps that calls are made of, once a forward pass has frozen them.
+
+On one image every call is an affine map of its inputs, `output = sum of link(input) + bias`: a
+convolution is one already, a ReLU multiplies by a constant that this image fixed, a max-pool
+selects. A `Link` is the linear map J from one input to the output. It can do three things:
+
+- `forward(x)`: J x, dense;
+- `edges(nodes)`: the rows of J for a few elements of the output, sparse: which inputs, what weight;
+- `transposed()`: the link from the output to the input with the map Jᵀ.
+
+`positive()` and `negative()` split J by the sign of its entries, J = J⁺ + J⁻; None stands for zero.
+Elements are addressed by their flat, row-major index.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+__all__ = ["Convolution", "Diagonal", "Edges", "Link", "Matrix", "Selection", "Separable", "Spread"]
+
+Shape = Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Edges:
+    """Rows of a link for n elements of its output.
+
+    `index` and `weight` have the shape [n, channels, positions] for maps over space, [n, inputs]
+    for a matrix, and [n] where each output has one input. Where a row has fewer edges than others (at
+    the border of a convolution), the missing ones have index -1 and weight 0.
+    """
+
+    index: Tensor
+    weight: Tensor
+
+
+class Link(ABC):
+    """A linear map from a tensor of `in_shape` to one of `out_shape`."""
+
+    #: Each output element has at most one input element.
+    one_to_one = False
+
+    def __init__(self, in_shape: Shape, out_shape: Shape) -> None:
+        self.in_shape = torch.Size(in_shape)
+        self.out_shape = torch.Size(out_shape)
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """J x: from `in_shape` to `out_shape`."""
+
+    @abstractmethod
+    def edges(self, nodes: Tensor) -> Edges:
+        """The rows of J at `nodes`, flat indices [n] into the output."""
+
+    @abstractmethod
+    def transposed(self) -> Link:
+        """The link whose map is Jᵀ."""
+
+    @abstractmethod
+    def positive(self) -> Link | None:
+        """The link of the positive entries of J, or None if there are none."""
+
+    @abstractmethod
+    def negative(self) -> Link | None:
+        """The link of the negative entries of J, or None if there are none."""
+
+    def fan_in(self) -> int:
+        """At most so many edges leave one element of the output."""
+        return 1
+
+
+class Diagonal(Link):
+    """The same place, times a weight: y = weight · x, also where only the shape changes.
+
+    `weight` broadcasts against `in_shape`; None is 1. A function of no arguments is called when the
+    weight is first needed, for slopes that cost a tensor of the activation's size.
+    """
+
+    one_to_one = True
+
+    def __init__(
+        self,
+        in_shape: Shape,
+        out_shape: Shape,
+        weight: Tensor | Callable[[], Tensor] | None = None,
+    ) -> None:
+        super().__init__(in_shape, out_shape)
+        self._weight = weight
+
+    @property
+    def weight(self) -> Tensor | None:
+        if self._weight is not None and not isinstance(self._weight, Tensor):
+            self._weight = self._weight()
+        return self._weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight
+        return (x if weight is None else x * weight).reshape(self.out_shape)
+
+    def edges(self, nodes: Tensor) -> Edges:
+        weight = self.weight
+        if weight is None:
+            return Edges(nodes, torch.ones(nodes.shape, device=nodes.device))
+        if weight.dim() == 0:
+            return Edges(nodes, weight.expand(nodes.shape))
+        return Edges(nodes, weight.expand(self.in_shape)[torch.unravel_index(nodes, self.in_shape)])
+
+    def transposed(self) -> Diagonal:
+        if self._weight is None:
+            return Diagonal(self.out_shape, self.in_shape)
+        return Diagonal(self.out_shape, self.in_shape, self._reshaped)
+
+    def _reshaped(self) -> Tensor:
+        weight = self.weight
+        assert weight is not None
+        if self.in_shape == self.out_shape:
+            return weight
+        return weight.expand(self.in_shape).reshape(self.out_shape)
+
+    def positive(self) -> Link | None:
+        weight = self.weight
+        if weight is None:
+            return self
+        return Diagonal(self.in_shape, self.out_shape, weight.clamp(min=0))
+
+    def negative(self) -> Link | None:
+        weight = self.weight
+        if weight is None:
+            return None
+        return Diagonal(self.in_shape, self.out_shape, weight.clamp(max=0))
+
+
+class Selection(Link):
+    """Each output element is the input element at `index` [outputs], times a weight.
+
+    An index of -1 selects nothing: the output is 0 there. `weight` [outputs] may be None, for 1.
+    """
+
+    one_to_one = True
+
+    def __init__(
+        self, in_shape: Shape, out_shape: Shape, index: Tensor, weight: Tensor | None = None
+    ) -> None:
+        super().__init__(in_shape, out_shape)
+        self.index = index.reshape(-1)
+        self.weight = None if weight is None else weight.reshape(-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = x.reshape(-1)[self.index.clamp(min=0)].masked_fill(self.index < 0, 0)
+        return (chosen if self.weight is None else chosen * self.weight).reshape(self.out_shape)
+
+    def edges(self, nodes: Tensor) -> Edges:
+        index = self.index[nodes]
+        weight = (index >= 0).float()
+        if self.weight is not None:
+            weight = weight * self.weight[nodes]
+        return Edges(index, weight)
+
+    def transposed(self) -> Spread:
+        return Spread(self)
+
+    def _with(self, weight: Tensor) -> Selection:
+        return Selection(self.in_shape, self.out_shape, self.index, weight)
+
+    def positive(self) -> Link | None:
+        return self if self.weight is None else self._with(self.weight.clamp(min=0))
+
+    def negative(self) -> Link | None:
+        return None if self.weight is None else self._with(self.weight.clamp(max=0))
+
+
+class Spread(Link):
+    """The transpose of a `Selection`: each input element is added up over the places it went to."""
+
+    def __init__(self, selection: Selection) -> None:
+        super().__init__(selection.out_shape, selection.in_shape)
+        self.selection = selection
+        self._ordered: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        index, x = self.selection.index, x.reshape(-1)
+        if self.selection.weight is not None:
+            x = x * self.selection.weight
+        if bool((index < 0).any()):
+            used = index >= 0
+            index, x = index[used], x[used]
+        total = x.new_zeros(prod(self.out_shape))
+        return total.index_add_(0, index, x).reshape(self.out_shape)
+
+    def _order(self) -> tuple[Tensor, Tensor]:
+        if self._ordered is None:
+            ordered, places = torch.sort(self.selection.index, stable=True)
+            self._ordered = ordered, places
+        return self._ordered
+
+    def fan_in(self) -> int:
+        ordered, _ = self._order()
+        counts = torch.unique_consecutive(ordered[ordered >= 0], return_counts=True)[1]
+        return int(counts.max()) if counts.numel() else 1
+
+    def edges(self, nodes: Tensor) -> Edges:
+        ordered, places = self._order()
+        first = torch.searchsorted(ordered, nodes.contiguous())
+        count = torch.searchsorted(ordered, nodes.contiguous(), right=True) - first
+        slots = torch.arange(max(int(count.max()), 1) if count.numel() else 1, device=nodes.device)
+        valid = slots < count[:, None]
+        at = places[(first[:, None] + slots).masked_fill(~valid, 0)]
+        weight = valid.float()
+        if self.selection.weight is not None:
+            weight = weight * self.selection.weight[at]
+        return Edges(at.masked_fill(~valid, -1), weight)
+
+    def transposed(self) -> Selection:
+        return self.selection
+
+    def positive(self) -> Link | None:
+        part = self.selection.positive()
+        return None if part is None else part.transposed()
+
+    def negative(self) -> Link | None:
+        part = self.selection.negative()
+        return None if part is None else part.transposed()
+
+
+class Matrix(Link):
+    """y[..., o] = Σᵢ weight[o, i] · x[..., i], over the last axis."""
+
+    def __init__(self, in_shape: Shape, out_shape: Shape, weight: Tensor) -> None:
+        super().__init__(in_shape, out_shape)
+        self.weight = weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x @ self.weight.T).reshape(self.out_shape)
+
+    def edges(self, nodes: Tensor) -> Edges:
+        outputs, inputs = self.weight.shape
+        row = torch.div(nodes, outputs, rounding_mode="floor")
+        index = row[:, None] * inputs + torch.arange(inputs, device=nodes.device)
+        return Edges(index, self.weight[nodes % outputs])
+
+    def transposed(self) -> Matrix:
+        return Matrix(self.out_shape, self.in_shape, self.weight.T)
+
+    def positive(self) -> Matrix:
+        return Matrix(self.in_shape, self.out_shape, self.weight.clamp(min=0))
+
+    def negative(self) -> Matrix:
+        return Matrix(self.in_shape, self.out_shape, self.weight.clamp(max=0))
+
+    def fan_in(self) -> int:
+        return self.weight.shape[1]
+
+
+class Convolution(Link):
+    """A convolution or transposed convolution in any number of dimensions.
+
+    `weight` is laid out as PyTorch does: [out, in / groups, *kernel], or, where `back` is true (a
+    transposed convolution), [in, out / groups, *kernel].
+    """
+
+    def __init__(
+        self,
+        in_shape: Shape,
+        out_shape: Shape,
+        weight: Tensor,
+        stride: Shape,
+        padding: Shape,
+        dilation: Shape,
+        groups: int,
+        back: bool = False,
+    ) -> None:
+        super().__init__(in_shape, out_shape)
+        dims = weight.dim() - 2
+        self.weight, self.groups, self.back = weight, groups, back
+        self.stride, self.padding, self.dilation = (
+            tuple(option) * (dims if len(option) == 1 else 1)
+            for option in (stride, padding, dilation)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        extra = [0] * len(self.stride)
+        if self.back:
+            extra = [
+                out - ((size - 1) * stride - 2 * pad + step * (kernel - 1) + 1)
+                for out, size, stride, pad, step, kernel in zip(
+                    self.out_shape[2:],
+                    self.in_shape[2:],
+                    self.stride,
+                    self.padding,
+                    self.dilation,
+                    self.weight.shape[2:],
+                    strict=True,
+                )
+            ]
+        y: Tensor = torch.ops.aten.convolution(
+            x,
+            self.weight,
+            None,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.back,
+            extra,
+            self.groups,
+        )
+        # An output padding as large as the stride makes the way back longer than the input was.
+        for axis, size in enumerate(self.out_shape[2:], start=2):
+            y = y.narrow(axis, 0, size)
+        return y
+
+    def edges(self, nodes: Tensor) -> Edges:
+        sample, channel, *place = torch.unravel_index(nodes, self.out_shape)
+        kernel, space = self.weight.shape[2:], self.in_shape[2:]
+        group_in = self.in_shape[1] // self.groups
+        group_out = self.out_shape[1] // self.groups
+        group = torch.div(channel, group_out, rounding_mode="floor")
+
+        # Where each tap of the kernel looks, axis by axis: flat position [n, taps] and validity.
+        position = nodes.new_zeros(len(nodes), 1)
+        valid = torch.ones(len(nodes), 1, dtype=torch.bool, device=nodes.device)
+        for axis, (taps, size) in enumerate(zip(kernel, space, strict=True)):
+            tap = torch.arange(taps, device=nodes.device) * self.dilation[axis]
+            if self.back:
+                far = place[axis][:, None] + self.padding[axis] - tap
+                at = torch.div(far, self.stride[axis], rounding_mode="floor")
+                inside = (far % self.stride[axis] == 0) & (at >= 0) & (at < size)
+            else:
+                at = place[axis][:, None] * self.stride[axis] - self.padding[axis] + tap
+                inside = (at >= 0) & (at < size)
+            position = (position[:, :, None] * size + at[:, None, :]).flatten(1)
+            valid = (valid[:, :, None] & inside[:, None, :]).flatten(1)
+
+        channels = group[:, None] * group_in + torch.arange(group_in, device=nodes.device)
+        plane = sample[:, None] * self.in_shape[1] + channels  # [n, channels]
+        index = plane[:, :, None] * prod(space) + position[:, None, :]
+        if self.back:
+            weight = self.weight.flatten(2)[channels, (channel % group_out)[:, None]]
+        else:
+            weight = self.weight.flatten(2)[channel]
+        hole = ~valid[:, None, :]
+        return Edges(index.masked_fill(hole, -1), weight.masked_fill(hole, 0))
+
+    def _with(self, weight: Tensor) -> Convolution:
+        return Convolution(
+            self.in_shape,
+            self.out_shape,
+            weight,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            self.back,
+        )
+
+    def transposed(self) -> Convolution:
+        return Convolution(
+            self.out_shape,
+            self.in_shape,
+            self.weight,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            not self.back,
+        )
+
+    def positive(self) -> Convolution:
+        return self._with(self.weight.clamp(min=0))
+
+    def negative(self) -> Convolution:
+        return self._with(self.weight.clamp(max=0))
+
+    def fan_in(self) -> int:
+        return (self.in_shape[1] // self.groups) * prod(self.weight.shape[2:])
+
+
+class Separable(Link):
+    """One small matrix along each of some axes: average pooling, means, sums, interpolation.
+
+    `matrices` maps an axis of the input to a matrix [out, in] without negative entries.
+    """
+
+    def __init__(self, in_shape: Shape, out_shape: Shape, matrices: dict[int, Tensor]) -> None:
+        super().__init__(in_shape, out_shape)
+        self.matrices = matrices
+
+    @property
+    def _kept_shape(self) -> list[int]:
+        """The output's shape with every reduced axis kept."""
+        return [
+            self.matrices[axis].shape[0] if axis in self.matrices else size
+            for axis, size in enumerate(self._expanded_shape)
+        ]
+
+    @property
+    def _expanded_shape(self) -> list[int]:
+        """The input's shape with every reduced axis kept, which `transposed` may have dropped."""
+        if len(self.in_shape) >= len(self.out_shape):
+            return list(self.in_shape)
+        return [
+            self.matrices[axis].shape[1] if axis in self.matrices else size
+            for axis, size in enumerate(self.out_shape)
+        ]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.reshape(self._expanded_shape)
+        for axis, matrix in self.matrices.items():
+            x = torch.tensordot(x, matrix, dims=([axis], [1])).movedim(-1, axis)
+        return x.reshape(self.out_shape)
+
+    def edges(self, nodes: Tensor) -> Edges:
+        place = torch.unravel_index(nodes, self._kept_shape)
+        index = nodes.new_zeros(len(nodes), 1)
+        weight = torch.ones(len(nodes), 1, device=nodes.device)
+        for axis, size in enumerate(self._expanded_shape):
+            at, factor = place[axis][:, None], None
+            if axis in self.matrices:
+                taps, values = _taps(self.matrices[axis])
+                at, factor = taps[place[axis]], values[place[axis]]
+            index = (index[:, :, None] * size + at[:, None, :]).flatten(1)
+            if factor is not None:
+                weight = (weight[:, :, None] * factor[:, None, :]).flatten(1)
+        return Edges(index.masked_fill(weight == 0, -1)[:, None], weight[:, None])
+
+    def transposed(self) -> Separable:
+        flipped = {axis: matrix.T for axis, matrix in self.matrices.items()}
+        return Separable(self.out_shape, self.in_shape, flipped)
+
+    def positive(self) -> Link:
+        return self
+
+    def negative(self) -> None:
+        return None
+
+    def fan_in(self) -> int:
+        return prod(int((m != 0).sum(1).max()) for m in self.matrices.values())
+
+
+def _taps(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The non-zero entries of each row, padded with zeros: columns and values, both [rows, most]."""
+    most = max(int((matrix != 0).sum(1).max()), 1)
+    order = torch.argsort((matrix == 0).to(torch.int8), dim=1, stable=True)[:, :most]
+    return order, matrix.gather(1, order)

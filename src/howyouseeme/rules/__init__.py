@@ -1,0 +1,98 @@
+"""One rule for every ATen call: which linear maps of its inputs the call is, on this image.
+
+A rule takes a recorded call, and the output that is walked back from, and returns a `Step`: the
+links to the inputs that are responsible, and the bias that nobody's activation explains. It holds
+that `output = sum of link.forward(input) + bias`. A gate (squeeze-excite) gets no link: it scales
+the signal, and the signal carries the evidence.
+
+Rules live in one file per family and register themselves by the call's name:
+
+    @rule("aten.relu")
+    def relu(call: Call, output: Value) -> Step: ...
+
+The in-place variant of a call (`aten.relu_`) has the same rule, and so have its overloads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..links import Link
+from ..tape import Call, Value
+
+__all__ = ["Refusal", "Step", "find_rule", "rule", "rules"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call, frozen: `output = sum of link.forward(source.data) + bias`.
+
+    `bias` broadcasts against the output; None is 0. A function is called when it is first needed.
+    """
+
+    links: Sequence[tuple[Value, Link]]
+    bias: Tensor | Callable[[], Tensor] | None = None
+
+    def bias_like(self, output: Tensor) -> Tensor:
+        """The bias in the shape of the output."""
+        if self.bias is None:
+            return torch.zeros_like(output)
+        bias = self.bias if isinstance(self.bias, Tensor) else self.bias()
+        return bias.to(output.dtype).expand(output.shape)
+
+
+Rule = Callable[[Call, Value], Step]
+
+_RULES: dict[str, Rule] = {}
+
+
+class Refusal(Exception):  # noqa: N818 - never leaves the package; becomes UnsupportedCallError
+    """A rule knows the call, but not this way of calling it; the message says which."""
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a rule for one or more calls.
+
+    >>> @rule("aten.expm1")
+    ... def expm1(call, output):
+    ...     return secant(call, output)
+
+    Raises:
+        ValueError: a name has a rule already. Remove it first: `del howyouseeme.rules.rules()[name]`
+    """
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            if name in _RULES:
+                raise ValueError(
+                    f"{name} has a rule already ({_RULES[name].__module__}.{_RULES[name].__name__}): "
+                    f"remove that first, with `del howyouseeme.rules.rules()[{name!r}]`."
+                )
+            _RULES[name] = function
+        return function
+
+    return register
+
+
+def rules() -> dict[str, Rule]:
+    """The registry: call name to rule. Changing it changes what can be explained."""
+    return _RULES
+
+
+def find_rule(name: str) -> Rule | None:
+    """The rule for a call such as 'aten.relu', or None."""
+    return _RULES.get(name)
+
+
+from . import (  # noqa: E402 - the families need the decorator above
+    branches,  # noqa: F401
+    convolution,  # noqa: F401
+    linear,  # noqa: F401
+    movement,  # noqa: F401
+    pointwise,  # noqa: F401
+    pooling,  # noqa: F401
+)

@@ -1,0 +1,155 @@
+"""Calls that only move values: run the same call on indices and read where each element came from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ..links import Diagonal, Link, Selection
+from ..tape import Call, Value
+from . import Refusal, Step, rule
+
+
+@rule(
+    "aten.view",
+    "aten._unsafe_view",
+    "aten.reshape",
+    "aten._reshape_alias",
+    "aten.flatten",
+    "aten.unflatten",
+    "aten.squeeze",
+    "aten.unsqueeze",
+    "aten.clone",
+    "aten.contiguous",
+    "aten.detach",
+    "aten.alias",
+    "aten.lift_fresh",
+    "aten.dropout",
+    "aten._to_copy",
+    "aten.to",
+)
+def same(call: Call, output: Value) -> Step:
+    """y = x in row-major order: nothing moves"""
+    x = call.args[0]
+    return Step([(x, Diagonal(x.shape, output.shape))])
+
+
+# Arguments that say what goes where; every other tensor is contents.
+_PLANS = {"index", "indices", "condition", "mask"}
+# Numbers that become contents.
+_FILLERS = {"aten.masked_fill", "aten.constant_pad_nd", "aten.fill"}
+
+
+@rule(
+    *"""
+    aten.permute aten.transpose aten.t aten.numpy_T aten.movedim aten.swapaxes
+    aten.slice aten.select aten.narrow aten.index aten.index_select aten.gather aten.take_along_dim
+    aten.split aten.split_with_sizes aten.unsafe_split aten.chunk aten.unbind aten.tensor_split
+    aten.cat aten.stack aten.expand aten.repeat aten.roll aten.flip aten.rot90 aten.unfold
+    aten.constant_pad_nd aten.reflection_pad1d aten.reflection_pad2d aten.reflection_pad3d
+    aten.replication_pad1d aten.replication_pad2d aten.replication_pad3d
+    aten.pixel_shuffle aten.pixel_unshuffle aten.channel_shuffle aten.native_channel_shuffle
+    aten.upsample_nearest1d aten.upsample_nearest2d aten.upsample_nearest3d
+    aten._upsample_nearest_exact1d aten._upsample_nearest_exact2d aten._upsample_nearest_exact3d
+    aten.where aten.masked_fill aten.copy aten.slice_scatter aten.select_scatter aten.index_put
+    aten.diagonal aten.fill aten.zero aten.im2col
+    """.split()
+)
+def movement(call: Call, output: Value) -> Step:
+    """y[i] = x[j] for the j that the call itself tells; padding and constants are bias"""
+    if call.name == "aten.index_put" and call.argument(3, "accumulate", False):
+        raise Refusal("only an index_put that replaces, and does not add, is supported")
+    sources: list[tuple[Value, int]] = []
+    total = 1  # 0 is for what is constant, as the calls themselves pad with zeros
+
+    def index_of(item: Any) -> Any:
+        """Numbers in place of contents: each value its own range, 0 for what is constant."""
+        nonlocal total
+        if isinstance(item, Value):
+            start = next((first for value, first in sources if value is item), None)
+            if start is None:
+                start = total
+                sources.append((item, total))
+                total += item.numel
+            count = torch.arange(item.numel, device=item.data.device, dtype=torch.float64)
+            return (count + start).reshape(item.shape)
+        if isinstance(item, Tensor):
+            return torch.zeros_like(item, dtype=torch.float64)
+        return item
+
+    def numbers(name: str, item: Any) -> Any:
+        if name in _PLANS:
+            return item
+        if name == "value" and call.name in _FILLERS and not isinstance(item, Value):
+            return 0 if not isinstance(item, Tensor) else torch.zeros_like(item)
+        return pytree.tree_map(index_of, item, is_leaf=lambda part: isinstance(part, Value))
+
+    names = [argument.name for argument in call.op._schema.arguments]
+    args = [numbers(name, item) for name, item in zip(names, call.args, strict=False)]
+    kwargs = {name: numbers(name, item) for name, item in call.kwargs.items()}
+    result = call.op(*args, **kwargs)
+    if isinstance(result, (list, tuple)):
+        result = result[output.output]
+    return _selected(output, result.reshape(-1).long(), sources)
+
+
+def _selected(output: Value, index: Tensor, sources: list[tuple[Value, int]]) -> Step:
+    """The step of y[i] = the element `index[i]` of all sources, each counted from its own start."""
+    first = min((start for _, start in sources), default=0)  # what is below is constant
+    links: list[tuple[Value, Link]] = []
+    for value, start in sources:
+        mine = (index >= start) & (index < start + value.numel)
+        if not mine.any():  # all of it was overwritten or left out
+            continue
+        local = torch.where(mine, index - start, -1)
+        links.append((value, Selection(value.shape, output.shape, local)))
+    constant = (index < first).reshape(output.shape)
+    return Step(links, lambda: output.data.masked_fill(~constant, 0))
+
+
+def _positions(geometry: tuple[tuple[int, ...], tuple[int, ...], int]) -> Tensor:
+    """Where in its storage each element of a tensor lies, in row-major order."""
+    shape, strides, offset = geometry
+    position = torch.full((1,), offset)
+    for size, stride in zip(shape, strides, strict=True):
+        position = (position[:, None] + torch.arange(size) * stride).reshape(-1)
+    return position
+
+
+@rule("aten.as_strided")
+def as_strided(call: Call, output: Value) -> Step:
+    """y is another view of the memory of x"""
+    x, size, stride = call.args[:3]
+    offset = call.argument(3, "storage_offset")
+    here = _positions((x.shape, x.data.stride(), x.data.storage_offset()))
+    offset = x.data.storage_offset() if offset is None else offset
+    there = _positions((tuple(size), tuple(stride), offset))
+    table = torch.full((int(max(here.max(), there.max())) + 1,), -1)
+    table[here] = torch.arange(x.numel)
+    if bool((table[there] < 0).any()):
+        raise Refusal("only a view of the elements of its argument is supported")
+    return _selected(output, table[there].to(x.data.device), [(x, 0)])
+
+
+@rule("hysm.reread")
+def reread(call: Call, output: Value) -> Step:
+    """A tensor after in-place writes to memory that it shares: from the last write that covers it"""
+    before, writes, (mine, *theirs) = call.args
+    here = _positions(mine)
+    written = [_positions(geometry) for geometry in theirs]
+    last = max((int(p.max()) for p in (here, *written) if p.numel()), default=-1)
+    table = torch.full((last + 1,), -1)
+    sources: list[tuple[Value, int]] = []
+    total = 0
+    if isinstance(before, Value):
+        sources.append((before, 0))
+        table[here] = torch.arange(before.numel)
+        total = before.numel
+    for write, positions in zip(writes, written, strict=True):
+        sources.append((write, total))
+        table[positions] = torch.arange(total, total + write.numel)
+        total += write.numel
+    return _selected(output, table[here].to(output.data.device), sources)

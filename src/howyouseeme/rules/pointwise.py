@@ -1,0 +1,133 @@
+"""Calls that work on each element alone: activations, normalisation with fixed statistics.
+
+An activation y = f(x) is frozen to the line through (0, f(0)) and (x, y): all of y - f(0) is due to
+x. Its slope has the sign that turns *most* into *least* where f falls.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..links import Diagonal
+from ..tape import Call, Value
+from . import Refusal, Step, rule
+
+
+def secant(call: Call, output: Value, at_zero: Tensor | None = None) -> Step:
+    """The step of any elementwise call: y = s x + f(0), with the slope s = (y - f(0)) / x.
+
+    `at_zero` is f(0) where it can't be had by calling f on a zero. Where f(0) is not finite (log),
+    it counts as 0.
+    """
+    x = call.inputs[0]
+    if any(value is not x for value in call.inputs):
+        raise Refusal("only one computed input is supported")
+    if x.shape != output.shape:
+        raise Refusal("an input that is broadcast is not supported")
+    if at_zero is None:
+        nought = x.data.new_zeros(())
+        at_zero = call.op(*(nought if a is x else a for a in call.args), **call.kwargs)
+        if isinstance(at_zero, tuple):
+            at_zero = at_zero[output.output]
+    zero = at_zero.nan_to_num(0.0, 0.0, 0.0)
+
+    def slope() -> Tensor:
+        return ((output.data - zero) / x.data).masked_fill(x.data == 0, 0)
+
+    return Step([(x, Diagonal(x.shape, output.shape, slope))], zero)
+
+
+for _name in (
+    "abs acos acosh asin asinh atan atanh ceil celu clamp clamp_max clamp_min cos cosh elu erf exp "
+    "expm1 floor gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu log log10 log1p log2 "
+    "log_sigmoid_forward mish pow reciprocal relu relu6 round rsqrt sigmoid sign silu sin sinh "
+    "softplus softshrink sqrt tan tanh threshold trunc"
+).split():
+    rule(f"aten.{_name}")(secant)
+
+
+@rule("aten.neg")
+def neg(call: Call, output: Value) -> Step:
+    """y = -x"""
+    x = call.args[0]
+    return Step([(x, Diagonal(x.shape, output.shape, x.data.new_full((), -1.0)))])
+
+
+@rule("aten.prelu", "aten._prelu_kernel", "aten.rrelu_with_noise")
+def prelu(call: Call, output: Value) -> Step:
+    """y = x where x > 0, w · x elsewhere"""
+    if len(call.inputs) > 1:
+        raise Refusal("only a constant slope is supported")
+    return secant(call, output, at_zero=call.args[0].data.new_zeros(()))
+
+
+def _affine(x: Value, output: Value, scale: Tensor, shift: Tensor) -> Step:
+    return Step([(x, Diagonal(x.shape, output.shape, scale))], shift)
+
+
+def _per_channel(item: Tensor | None, x: Value, default: float) -> Tensor:
+    """A vector over axis 1, ready to broadcast against x."""
+    if item is None:
+        item = x.data.new_full((x.shape[1],), default)
+    return item.reshape(1, -1, *[1] * (x.data.dim() - 2))
+
+
+@rule(
+    "aten.native_batch_norm",
+    "aten.cudnn_batch_norm",
+    "aten.miopen_batch_norm",
+    "aten._native_batch_norm_legit",
+    "aten._native_batch_norm_legit_no_training",
+    "aten._batch_norm_no_update",
+)
+def batch_norm(call: Call, output: Value) -> Step:
+    """y = w (x - mean) / sqrt(var + eps) + b, per channel"""
+    x, weight, bias, mean, var = call.args[:5]
+    eps = call.args[-1]
+    has_mode = call.name in {
+        "aten.native_batch_norm",
+        "aten.cudnn_batch_norm",
+        "aten.miopen_batch_norm",
+        "aten._native_batch_norm_legit",
+    }
+    if has_mode and call.args[5]:  # the statistics of this input: instance norm
+        saved_mean, saved_rstd = call.outputs[1:3]
+        if saved_mean is None or saved_rstd is None or call.name != "aten.native_batch_norm":
+            raise Refusal("batch norm with the statistics of the input keeps none on this device")
+        mean, rstd = saved_mean.data, saved_rstd.data
+    else:
+        if isinstance(mean, Value) or mean is None:
+            raise Refusal("batch norm without running statistics is not supported")
+        rstd = (var + eps).rsqrt()
+    scale = _per_channel(weight, x, 1.0) * _per_channel(rstd, x, 1.0)
+    return _affine(
+        x, output, scale, _per_channel(bias, x, 0.0) - _per_channel(mean, x, 0.0) * scale
+    )
+
+
+@rule("aten.native_layer_norm")
+def layer_norm(call: Call, output: Value) -> Step:
+    """y = w (x - mean) / std + b, with this input's mean and std taken as constants"""
+    x, _, weight, bias = call.args[:4]
+    mean, rstd = call.outputs[1:3]
+    assert mean is not None
+    assert rstd is not None
+    scale = rstd.data if weight is None else rstd.data * weight
+    shift = -mean.data * scale
+    return _affine(x, output, scale, shift if bias is None else shift + bias)
+
+
+@rule("aten.native_group_norm")
+def group_norm(call: Call, output: Value) -> Step:
+    """y = w (x - mean) / std + b, with each group's mean and std taken as constants"""
+    x, weight, bias = call.args[:3]
+    samples, channels, groups = call.args[3], call.args[4], call.args[6]
+    mean, rstd = (
+        item.data.reshape(samples, groups, 1)
+        .expand(samples, groups, channels // groups)
+        .reshape(samples, channels, *[1] * (x.data.dim() - 2))
+        for item in call.outputs[1:3]
+        if item is not None
+    )
+    scale = rstd * _per_channel(weight, x, 1.0)
+    return _affine(x, output, scale, _per_channel(bias, x, 0.0) - mean * scale)

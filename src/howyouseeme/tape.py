@@ -1,0 +1,510 @@
+"""A forward pass, recorded: every ATen call that the network made for this input.
+
+The tape sees what really ran - functional or module ops, reused modules, data-dependent control
+flow - because it listens below the modules, at PyTorch's dispatcher. It changes nothing: the model's
+mode, gradients, hooks and buffers are as they were.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .errors import ModelError
+
+__all__ = ["Call", "Tape", "Value", "record"]
+
+
+class Value:
+    """One tensor of the forward pass, with the contents that it had when it was made.
+
+    Rules treat it as a flat array in row-major order, whatever its strides are.
+    """
+
+    __slots__ = ("_flat", "call", "data", "index", "output", "seen_writes")
+
+    def __init__(self, data: Tensor, index: int, call: Call | None = None, output: int = 0) -> None:
+        self.data = data
+        self.index = index
+        self.call = call  # None for an input of the model
+        self.output = output
+        self.seen_writes = 0  # how many writes to its storage it has seen
+        self._flat: Tensor | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.data.shape
+
+    @property
+    def numel(self) -> int:
+        return self.data.numel()
+
+    @property
+    def flat(self) -> Tensor:
+        """The contents as a vector of `numel` elements, row-major."""
+        if self._flat is None:
+            self._flat = self.data.reshape(-1)
+        return self._flat
+
+    def __repr__(self) -> str:
+        return f"Value({self.index}, shape={tuple(self.shape)})"
+
+
+@dataclass(eq=False)
+class Call:
+    """One ATen call that depends on the input.
+
+    `args` and `kwargs` are those of the call, with a `Value` wherever a tensor depends on the input
+    and a plain tensor wherever it does not (weights, constants), or where it holds whole numbers or
+    booleans (indices, masks): those carry no evidence, and are constants on this image.
+
+    An in-place call appears as the call that writes nothing, with the value as it was before the
+    write; its output is the value after it. So does a call with `out=`.
+    """
+
+    name: str  # 'aten.relu': the packet's name, without the underscore of an in-place variant
+    op: Any  # the overload that writes nothing, if there is one
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    index: int
+    owner: nn.Module | None = None
+    module: str = ""
+    outputs: tuple[Value | None, ...] = ()
+
+    @property
+    def output(self) -> Value:
+        """The first output, which is the one that carries evidence."""
+        value = self.outputs[0]
+        assert value is not None
+        return value
+
+    @property
+    def inputs(self) -> list[Value]:
+        """The values that the call read, in the order of its arguments."""
+        leaves = pytree.tree_leaves((self.args, self.kwargs))
+        return [leaf for leaf in leaves if isinstance(leaf, Value)]
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """The argument at `position`, or called `name`, or `default`."""
+        if position < len(self.args):
+            return self.args[position]
+        return self.kwargs.get(name, default)
+
+    def describe(self) -> str:
+        """'aten.relu(1x3x8x8) in module features.0'"""
+        shapes = ", ".join("x".join(map(str, value.shape)) or "scalar" for value in self.inputs)
+        return f"{self.name}({shapes}) in {self.module or 'the model itself'}"
+
+
+@dataclass(eq=False)
+class Tape:
+    """What `record` returns: the inputs, the calls in order, and the output of one forward pass."""
+
+    inputs: list[Value]
+    calls: list[Call]
+    output: Any  # the model's output, with a Value wherever a tensor depends on the input
+    module_names: dict[nn.Module, str] = field(repr=False, default_factory=dict)
+    reads: list[Any] = field(default_factory=list)  # what each reader made of the output
+
+    @property
+    def values(self) -> Iterator[Value]:
+        yield from self.inputs
+        for call in self.calls:
+            yield from (value for value in call.outputs if value is not None)
+
+    def separable(self, batch: int) -> bool:
+        """True if the first axis of every value counts the samples, so that they never mix."""
+        return batch == 1 or all(
+            value.data.dim() > 0 and value.shape[0] == batch for value in self.values if value.numel
+        )
+
+
+def _is_write(op: Any) -> tuple[int, ...]:
+    """Positions of the arguments that the call writes to."""
+    positions = _WRITES.get(op)
+    if positions is None:
+        positions = _WRITES[op] = tuple(
+            position
+            for position, argument in enumerate(op._schema.arguments)
+            if argument.alias_info is not None and argument.alias_info.is_write
+        )
+    return positions
+
+
+def _functional(op: Any) -> Any:
+    """The overload that does the same and writes nothing: relu for relu_, add.Tensor for add.out"""
+    found = _FUNCTIONAL.get(op)
+    if found is None:
+        wanted = [
+            (argument.name, str(argument.type))
+            for argument in op._schema.arguments
+            if not (argument.kwarg_only and argument.alias_info and argument.alias_info.is_write)
+        ]
+        namespace, _, name = _call_name(op).rpartition(".")
+        packet = getattr(getattr(torch.ops, namespace), name, None)
+        found = op
+        for overload in packet.overloads() if packet is not None else ():
+            other = getattr(packet, overload)
+            has = [(argument.name, str(argument.type)) for argument in other._schema.arguments]
+            if has == wanted and not _is_write(other):
+                found = other
+        _FUNCTIONAL[op] = found
+    return found
+
+
+_WRITES: dict[Any, tuple[int, ...]] = {}
+_NAMES: dict[Any, str] = {}
+_FUNCTIONAL: dict[Any, Any] = {}
+
+# They read the shape of their argument, never its contents.
+_FACTORIES = {
+    f"aten.{name}"
+    for name in (
+        *("empty_like", "zeros_like", "ones_like", "full_like"),
+        *("rand_like", "randn_like", "randint_like"),
+        *("new_empty", "new_empty_strided", "new_zeros", "new_ones", "new_full"),
+    )
+}
+
+# What they return has no contents yet. Zeros keep chance NaNs out of the evidence: 0 · NaN is NaN.
+_UNINITIALISED = {
+    f"aten.{name}"
+    for name in ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
+}
+
+# With training=True they write to the running mean and variance, and their schema does not say so.
+_SILENT_WRITES = {"aten.native_batch_norm", "aten.cudnn_batch_norm", "aten.miopen_batch_norm"}
+
+
+def _call_name(op: Any) -> str:
+    name = _NAMES.get(op)
+    if name is None:
+        name = str(op.overloadpacket)
+        base = name.rsplit(".", 1)[-1]
+        if base.endswith("_") and not base.startswith("__"):
+            name = name[:-1]
+        _NAMES[op] = name
+    return name
+
+
+def _storage(tensor: Tensor) -> int | None:
+    """Identifies the memory behind a tensor; None where it has none of its own (sparse, mkldnn)."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
+class _Recorder(TorchDispatchMode):
+    """Builds the tape, call by call.
+
+    In-place writes are what makes this hard. Every storage keeps a log of the values written to it:
+    first by the call that allocated it, then by each in-place call. A tensor that saw fewer
+    writes than its storage is read anew (`hysm.reread`): its elements come from the later writes
+    where they overlap, and from what it held before everywhere else. That covers views of views,
+    slice assignment and buffers filled piece by piece, with one mechanism.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+        self.count = 0
+        self.modules: list[nn.Module] = []
+        # By id of the tensor, which `_alive` keeps alive: its value, and the memory it had then.
+        self._known: dict[int, tuple[Value, int | None]] = {}
+        self._alive: list[Tensor] = []
+        self._log: dict[int, list[Value]] = {}
+        self._sharing: dict[int, list[Value]] = {}
+        self._holders: dict[int, list[Call]] = {}  # calls with a constant in that memory
+        self._theirs = {_storage(t) for t in (*model.parameters(), *model.buffers())}
+        self._restore: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+
+    # -- values ---------------------------------------------------------------------------------
+
+    def enter(self, tensor: Tensor) -> tuple[Tensor, Value]:
+        """An input of the model: the same memory under a new object, which is not to be changed."""
+        alias = tensor.detach()
+        return alias, self.track(alias)
+
+    def protect(self, tensor: Tensor) -> None:
+        """What the forward pass writes to the memory of this tensor is undone at the end."""
+        self._theirs.add(_storage(tensor))
+
+    def track(self, tensor: Tensor, call: Call | None = None, output: int = 0) -> Value:
+        """A value for a tensor that was just made or written."""
+        value = Value(tensor, self.count, call, output)
+        self.count += 1
+        key = _storage(tensor)
+        self._known[id(tensor)] = value, key
+        self._alive.append(tensor)
+        if key is not None:
+            log = self._log.setdefault(key, [])
+            if not log:
+                log.append(value)
+            value.seen_writes = len(log)
+            self._sharing.setdefault(key, []).append(value)
+        return value
+
+    def find(self, tensor: Tensor) -> Value | None:
+        """The value that a tensor holds now, or None if it does not depend on the input."""
+        value, place = self._known.get(id(tensor), (None, None))
+        key = _storage(tensor)
+        if place != key:  # `tensor.data = other` gave it other memory
+            value = None
+        log = self._log.get(key) if key is not None else None
+        if log is None or (value is not None and value.seen_writes == len(log)):
+            return value
+        # Stale, or an alias made behind the dispatcher's back (`.data`, a buffer written piecemeal).
+        writes = log[value.seen_writes if value is not None else 0 :]
+        before: Any = value if value is not None else tensor.detach().clone()
+        geometry = [_geometry(item) for item in (tensor, *(write.data for write in writes))]
+        call = self._add("hysm.reread", None, (before, list(writes), geometry), {})
+        fresh = self.track(tensor, call)
+        call.outputs = (fresh,)
+        return fresh
+
+    def _add(self, name: str, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        owner = self.modules[-1] if self.modules else None
+        call = Call(name, op, args, kwargs, len(self.calls), owner)
+        self.calls.append(call)
+        return call
+
+    def lift(self, item: Any) -> Any:
+        if isinstance(item, Tensor):
+            if not (item.is_floating_point() or item.is_complex()):
+                return item.detach()  # under an object whose size and strides stay
+            value = self.find(item)
+            return item if value is None else value
+        if isinstance(item, (list, tuple)):
+            return type(item)([self.lift(part) for part in item])
+        return item
+
+    # -- calls ----------------------------------------------------------------------------------
+
+    def __torch_dispatch__(
+        self, op: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name, writes = _call_name(op), _is_write(op)
+        targets = [op._schema.arguments[i] for i in writes]
+        outs = {target.name for target in targets if target.kwarg_only}
+        lifted = tuple(self.lift(item) for item in args)
+        lifted_kwargs = {key: self.lift(item) for key, item in kwargs.items() if key not in outs}
+        leaves = pytree.tree_leaves((lifted, lifted_kwargs))
+        depends = name not in _FACTORIES and any(isinstance(leaf, Value) for leaf in leaves)
+        if name in _SILENT_WRITES and args[5]:
+            for statistic in args[3:5]:
+                if statistic is not None:
+                    self._preserve(statistic)
+        if not writes:
+            result = op(*args, **kwargs)
+            if name in _UNINITIALISED:
+                result.zero_()
+            if depends:
+                call = self._add(name, op, lifted, lifted_kwargs)
+                self._hold(call, leaves)
+                call.outputs = self._outputs(result, call)
+            return result
+
+        written = [
+            args[i] if i < len(args) else kwargs.get(target.name)
+            for i, target in zip(writes, targets, strict=True)
+        ]
+        tensors = [item for item in pytree.tree_leaves(written) if isinstance(item, Tensor)]
+        moves = torch.Tag.inplace_view in op.tags
+        if depends:  # a constant that is written to: keep what it was
+            lifted = tuple(
+                item.clone() if i in writes and isinstance(item, Tensor) else item
+                for i, item in enumerate(lifted)
+            )
+        for tensor in tensors:
+            self._preserve(tensor, moves)
+        result = op(*args, **kwargs)
+        if depends:
+            call = self._add(name, _functional(op), lifted, lifted_kwargs)
+            self._hold(call, leaves)
+            fresh = any(item.alias_info is None for item in op._schema.returns)
+            returned = self._outputs(result, call) if fresh else ()
+            call.outputs = returned + tuple(
+                self._written(tensor, call, len(returned) + i, moves)
+                for i, tensor in enumerate(tensors)
+            )
+        return result
+
+    def _hold(self, call: Call, leaves: list[Any]) -> None:
+        """Remember where the call's constants lie, in case that they are overwritten later."""
+        for leaf in leaves:
+            if isinstance(leaf, Tensor):
+                key = _storage(leaf)
+                if key is not None:
+                    self._holders.setdefault(key, []).append(call)
+
+    def _outputs(self, result: Any, call: Call) -> tuple[Value | None, ...]:
+        items = result if isinstance(result, (list, tuple)) else (result,)
+        return tuple(
+            self.track(item, call, i) if isinstance(item, Tensor) else None
+            for i, item in enumerate(items)
+        )
+
+    def _preserve(self, tensor: Tensor, moves: bool = False) -> None:
+        """Keep what a write is about to destroy: values on the tape, constants, buffers."""
+        if moves and id(tensor) in self._known:  # only size and strides change, of the same object
+            self._known[id(tensor)][0].data = tensor.detach()
+            return
+        key = _storage(tensor)
+        if key is None:
+            return
+        memory = tensor.untyped_storage()
+        if key in self._theirs and key not in self._restore:
+            self._restore[key] = (memory, memory.clone())
+        self._move_out(key, memory)
+
+    def _move_out(self, key: int, memory: torch.UntypedStorage) -> None:
+        """Give all that is on the tape, and lies in this memory, a copy of it."""
+        sharing, holders = self._sharing.pop(key, ()), self._holders.pop(key, ())
+        if not sharing and not holders:
+            return
+        kept = memory.clone()
+
+        def moved(data: Tensor) -> Tensor:
+            return torch.empty(0, dtype=data.dtype, device=data.device).set_(
+                kept, data.storage_offset(), data.size(), data.stride()
+            )
+
+        for item in sharing:
+            item.data = moved(item.data)
+        for call in holders:
+            call.args, call.kwargs = pytree.tree_map(
+                lambda leaf: (
+                    moved(leaf) if isinstance(leaf, Tensor) and _storage(leaf) == key else leaf
+                ),
+                (call.args, call.kwargs),
+            )
+
+    def _written(self, tensor: Tensor, call: Call, output: int, moves: bool) -> Value:
+        key = _storage(tensor)
+        value = self.track(tensor, call, output)
+        if key is not None and not moves:
+            log = self._log[key]
+            if log[-1] is not value:
+                log.append(value)
+            value.seen_writes = len(log)
+        return value
+
+    def result(self, item: Any) -> Any:
+        """A part of the model's output: a value, or a constant that `restore` won't change."""
+        item = self.lift(item)
+        if isinstance(item, Tensor) and _storage(item) in self._restore:
+            return item.clone()
+        return item
+
+    def restore(self) -> None:
+        """Give parameters, buffers and the caller's input the contents back that they had."""
+        for key, (memory, before) in self._restore.items():
+            self._move_out(key, memory)
+            memory.copy_(before)
+
+
+def _geometry(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    return tuple(tensor.shape), tuple(tensor.stride()), int(tensor.storage_offset())
+
+
+_HOOKS = threading.Lock()
+
+
+@contextmanager
+def _following(recorder: _Recorder) -> Iterator[None]:
+    """Tell the recorder which module is running, without a hook on the model itself."""
+    thread = threading.get_ident()
+
+    def enter(module: nn.Module, inputs: Any) -> None:
+        if threading.get_ident() == thread:
+            recorder.modules.append(module)
+
+    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+        if threading.get_ident() == thread and recorder.modules:
+            recorder.modules.pop()
+
+    with _HOOKS:
+        handles = [
+            nn.modules.module.register_module_forward_pre_hook(enter),
+            nn.modules.module.register_module_forward_hook(leave, always_call=True),
+        ]
+    try:
+        yield
+    finally:
+        with _HOOKS:
+            for handle in handles:
+                handle.remove()
+
+
+@contextmanager
+def _same_buffers(model: nn.Module) -> Iterator[None]:
+    """Undo reassigned buffers (`self.count = self.count + 1`), which no dispatcher sees."""
+    before = [(m._buffers, dict(m._buffers)) for m in model.modules() if m._buffers]
+    try:
+        yield
+    finally:
+        for buffers, kept in before:
+            if any(buffers.get(name) is not tensor for name, tensor in kept.items()):
+                buffers.clear()
+                buffers.update(kept)
+
+
+def record(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: dict[str, Any] | None = None,
+    readers: Sequence[Callable[[Any], Any]] = (),
+) -> Tape:
+    """Run `model(*args, **kwargs)` once and return its tape.
+
+    >>> tape = record(model, [torch.rand(1, 3, 224, 224)])
+    >>> [call.name for call in tape.calls][:3]
+    ['aten.convolution', 'aten.native_batch_norm', 'aten.relu']
+
+    Every floating-point tensor found in `args` and `kwargs` (lists, tuples and dicts are searched)
+    becomes an input of the tape. The model must be in eval mode. What each of the `readers` makes of
+    the model's output is recorded too, and returned in `Tape.reads`.
+
+    Raises:
+        ModelError: the model, or a part of it, is in training mode.
+    """
+    training = [name or type(model).__name__ for name, m in model.named_modules() if m.training]
+    if training:
+        raise ModelError(
+            f"The model is in training mode ({', '.join(training[:3])}"
+            f"{', ...' if len(training) > 3 else ''}), where batch norm and dropout answer "
+            "differently each time: call model.eval() first."
+        )
+    kwargs = kwargs or {}
+    recorder = _Recorder(model)
+    inputs = []
+    leaves, spec = pytree.tree_flatten((tuple(args), kwargs))
+    with torch.no_grad(), _same_buffers(model):
+        for position, leaf in enumerate(leaves):
+            if isinstance(leaf, Tensor):
+                recorder.protect(leaf)
+            if isinstance(leaf, Tensor) and leaf.is_floating_point():
+                leaves[position], value = recorder.enter(leaf)
+                inputs.append(value)
+        args, kwargs = pytree.tree_unflatten(leaves, spec)
+        try:
+            with _following(recorder), recorder:
+                output = model(*args, **kwargs)
+                reads = [reader(output) for reader in readers]
+            output, reads = pytree.tree_map(recorder.result, (output, reads))
+        finally:
+            recorder.restore()
+    names = {module: name for name, module in model.named_modules()}
+    for call in recorder.calls:
+        call.module = names.get(call.owner, "") if call.owner is not None else ""
+    return Tape(inputs, recorder.calls, output, names, reads)
