@@ -1,0 +1,117 @@
+"""From evidence at the pixels to points, saliency and attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Point", "Points", "gaussian_blur", "inliers", "scale_to_one", "strongest_points"]
+
+
+class Point(NamedTuple):
+    """One pixel: its place and how much evidence it carries."""
+
+    y: float
+    x: float
+    strength: float
+
+
+@dataclass(frozen=True, eq=False)
+class Points:
+    """n pixels responsible, the strongest first.
+
+    - `position` [n, axes]: place in the user's image, in pixels, the centre of the first one being 0;
+    - `strength` [n]: evidence in the method's unit (see `Explanation`), above 0.
+    """
+
+    position: np.ndarray
+    strength: np.ndarray
+
+    @property
+    def y(self) -> np.ndarray:
+        """Rows [n]; for a picture."""
+        return self.position[:, -2]
+
+    @property
+    def x(self) -> np.ndarray:
+        """Columns [n]."""
+        return self.position[:, -1]
+
+    def __len__(self) -> int:
+        return len(self.strength)
+
+    def __iter__(self) -> Iterator[Point]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, i: int) -> Point:
+        return Point(float(self.y[i]), float(self.x[i]), float(self.strength[i]))
+
+    def __repr__(self) -> str:
+        return f"Points({len(self)})"
+
+
+def strongest_points(evidence: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The elements of a map above zero, the strongest first, ties by place: (place [n, axes], value [n]).
+
+    `evidence` has any number of axes; at most `count` are returned.
+    """
+    flat = evidence.reshape(-1)
+    least = flat.topk(min(count, len(flat))).values[-1:].clamp(min=0) if len(flat) else flat
+    candidates = torch.nonzero((flat >= least) & (flat > 0))[:, 0]
+    order = candidates[flat[candidates].sort(descending=True, stable=True).indices[:count]]
+    return torch.stack(torch.unravel_index(order, evidence.shape), 1), flat[order]
+
+
+def inliers(evidence: Tensor, radius: float = 0.1, share: float = 0.05) -> Tensor:
+    """Drop outliers: elements with too few others around them become 0.
+
+    An element above zero is an outlier if at most `share` of all elements above zero, itself
+    included, lie within `radius` times the map's diagonal (How You See Me, arXiv 1811.08152). The
+    distance is Euclidean, the counts are exact.
+    """
+    there = (evidence > 0).double()
+    reach = radius * float(sum(size**2 for size in evidence.shape)) ** 0.5
+    offsets = [torch.arange(-(size - 1), size, device=evidence.device) for size in evidence.shape]
+    grid = torch.meshgrid(*offsets, indexing="ij")
+    disk = (sum(axis.double() ** 2 for axis in grid) <= reach**2).double()  # type: ignore[union-attr]
+    # The number of neighbours is a convolution with the disk; by FFT, rounded to the exact integer.
+    size = [2 * n - 1 + n - 1 for n in evidence.shape]
+    axes = list(range(evidence.dim()))
+    product = torch.fft.rfftn(there, size, axes) * torch.fft.rfftn(disk, size, axes)
+    counts = torch.fft.irfftn(product, size, axes)
+    centre = tuple(slice(n - 1, 2 * n - 1) for n in evidence.shape)
+    near = counts[centre].round()
+    return evidence.masked_fill(near <= share * there.sum(), 0)
+
+
+def gaussian_blur(evidence: Tensor, sigma: float) -> Tensor:
+    """A map of any number of axes, blurred along each by a Gaussian of `sigma` elements.
+
+    The kernel reaches 4 sigma; outside of the map there is nothing.
+    """
+    reach = max(int(4 * sigma + 0.5), 1)
+    offset = torch.arange(-reach, reach + 1, dtype=evidence.dtype, device=evidence.device)
+    kernel = torch.exp(-0.5 * (offset / sigma) ** 2)
+    kernel = (kernel / kernel.sum()).reshape(1, 1, -1)
+    for axis in range(evidence.dim()):
+        moved = evidence.movedim(axis, -1)
+        rows = moved.reshape(-1, 1, moved.shape[-1])
+        blurred = torch.nn.functional.conv1d(rows, kernel, padding=reach)
+        evidence = blurred.reshape(moved.shape).movedim(-1, axis)
+    return evidence
+
+
+def scale_to_one(evidence: Tensor) -> Tensor:
+    """The positive part, divided by its maximum; all zero where nothing is positive."""
+    positive = evidence.clamp(min=0)
+    return positive / positive.max().clamp(min=torch.finfo(positive.dtype).tiny)
+
+
+def stack(maps: Sequence[Tensor]) -> Tensor:
+    """[batch, ...] from maps of one size."""
+    return torch.stack(list(maps))

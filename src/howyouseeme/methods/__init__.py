@@ -1,0 +1,36 @@
+"""The ways to walk back: which of a step's inputs get how much of a node's evidence.
+
+`evidence` is the default, `seed` is *How You See Me* as published, `exact` follows every path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import InputError
+from .base import Method, Walked
+from .evidence import Evidence
+from .exact import Exact
+from .seed import Seed
+
+__all__ = ["METHODS", "Evidence", "Exact", "Method", "Seed", "Walked", "get_method"]
+
+METHODS: dict[str, Callable[..., Method]] = {"evidence": Evidence, "seed": Seed, "exact": Exact}
+
+
+def get_method(name: str, **parameters: Any) -> Method:
+    """The method called `name`, with its parameters.
+
+    >>> get_method("seed", k=10)
+    Seed(k=10, position='contribution', outliers=True)
+
+    Raises:
+        InputError: no such method, or the method has no such parameter.
+    """
+    if name not in METHODS:
+        raise InputError(f"There is no method {name!r}: choose one of {', '.join(METHODS)}.")
+    try:
+        return METHODS[name](**parameters)
+    except TypeError as error:
+        raise InputError(f"method={name!r} can't take these parameters: {error}.") from None

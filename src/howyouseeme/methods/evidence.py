@@ -1,0 +1,219 @@
+"""The default: exact in the head, excitation below it, with evidence merged where paths meet.
+
+1. *Head.* From the class back to the last feature map all calls are taken as one linear map and
+   decided at once, with signs. The class stands against its rivals: the multiplier of the other
+   classes is minus their share of the remaining probability. The result is the evidence of each node
+   of the last feature map, for or against.
+2. *Body.* Each node hands its evidence to the inputs that made it what it is, in proportion to their
+   contribution: the positive ones to a node that is positive, the negative ones to one that is
+   negative (excitation backprop, Zhang et al. 2016; LRP's z-plus rule, Bach et al. 2015). Batch norm
+   and activations pass it on, a negative scale turning *most* into *least*. Evidence that meets in a
+   node adds up, with its sign.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..backtrack import Plan, multipliers, signs
+from ..errors import InputError
+from ..links import Convolution, Diagonal, Link, Selection
+from ..rules import Step
+from ..tape import Value
+from .base import Crossing, Method, Trail, Walked, one_hot, per_sample
+
+__all__ = ["Evidence"]
+
+
+@dataclass(frozen=True)
+class Evidence(Method):
+    """Evidence by excitation below an exact head.
+
+    Args:
+        contrast: set the class against its rivals, weighted by their probability. Without it the
+            question is 'what speaks for this class', with it 'why this class and not the others'.
+        nodes: keep only so many nodes at each value, those with the most evidence; None keeps all.
+    """
+
+    contrast: bool = True
+    nodes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.nodes is not None and self.nodes < 1:
+            raise InputError(f"nodes={self.nodes} keeps nothing: give 1 or more, or None for all.")
+
+    def walk(self, plan: Plan, nodes: Tensor, trail: Trail | None = None) -> Walked:
+        batch = len(nodes)
+        waiting: dict[Value, _Arrived] = {}
+        seed = _against_rivals(plan, nodes) if self.contrast else one_hot(plan, nodes)
+        is_map = _FeatureMaps(plan)
+        for value, multiplier in multipliers(plan, seed, until=is_map):
+            evidence = multiplier * value.data
+            if is_map(value) or value.call is None:
+                waiting[value] = _Arrived(evidence)
+            elif trail is not None:
+                trail.arrive(value, evidence)
+                step = plan.step(value)
+                for source, link in step.links if step is not None else ():
+                    trail.cross(source, Crossing(value, link, multiplier))
+
+        lost = torch.zeros(batch, dtype=seed.dtype, device=seed.device)
+        for value, step in plan.steps:
+            if value not in waiting:
+                continue
+            arrived = waiting.pop(value)
+            if self.nodes is not None:
+                lost += _positive(arrived.keep(self.nodes, batch), batch)
+            if trail is not None:
+                trail.arrive(value, arrived.evidence)
+            sent, ended = _hand_on(value, step, arrived, trail)
+            lost += _positive(ended, batch)
+            for source, part in sent:
+                waiting[source] = waiting[source].plus(part) if source in waiting else part
+        found = {value: arrived.evidence for value, arrived in waiting.items()}
+        if trail is not None:
+            for value, item in found.items():
+                trail.arrive(value, item)
+        total = lost + sum(_positive(item, batch) for item in found.values())
+        return Walked.relative(found, total, trail)
+
+
+def _positive(evidence: Tensor | None, batch: int) -> Tensor | float:
+    """[batch]: the positive evidence of each sample."""
+    return 0.0 if evidence is None else per_sample(evidence.clamp(min=0), batch).sum(1)
+
+
+def _against_rivals(plan: Plan, nodes: Tensor) -> Tensor:
+    """1 at the class, minus the rivals' shares of the remaining probability."""
+    scores = plan.start.data
+    seed = one_hot(plan, nodes)
+    if scores.dim() != 2 or scores.shape[1] < 2:
+        return seed
+    return seed - scores.masked_fill(seed > 0, -torch.inf).softmax(1)
+
+
+class _FeatureMaps:
+    """Tells the last feature maps: values that a convolution made, through one-to-one calls only."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._known: dict[Value, bool] = {}
+
+    def __call__(self, value: Value) -> bool:
+        stack = [value]
+        while stack:
+            here = stack[-1]
+            step = self._plan.step(here)
+            links = step.links if step is not None and here not in self._known else ()
+            open_ = [s for s, link in links if link.one_to_one and s not in self._known]
+            if open_:
+                stack.extend(open_)
+                continue
+            stack.pop()
+            if here not in self._known:
+                self._known[here] = any(
+                    isinstance(link, Convolution) or (link.one_to_one and self._known[source])
+                    for source, link in links
+                )
+        return self._known[value]
+
+
+@dataclass
+class _Arrived:
+    """Evidence at a value, and which way each node is asked: +1 what made it large, -1 what small.
+
+    No orientation means the sign of the activation itself.
+    """
+
+    evidence: Tensor
+    orientation: Tensor | None = None
+
+    def plus(self, other: _Arrived) -> _Arrived:
+        """Where paths meet; their orientations agree with the activation's sign or cease to count."""
+        return _Arrived(self.evidence + other.evidence)
+
+    def keep(self, count: int, batch: int) -> Tensor | None:
+        """Drop all but the `count` nodes of each sample with the most evidence; return the rest."""
+        rows = per_sample(self.evidence, batch)
+        if rows.shape[1] <= count:
+            return None
+        order = rows.abs().sort(dim=1, descending=True, stable=True).indices[:, count:]
+        kept = rows.scatter(1, order, 0)
+        self.evidence = kept.reshape(self.evidence.shape)
+        return rows - kept
+
+
+def _hand_on(
+    value: Value, step: Step, arrived: _Arrived, trail: Trail | None
+) -> tuple[list[tuple[Value, _Arrived]], Tensor | None]:
+    """The evidence of a value's inputs, given its own; and what ended here, at a constant."""
+    if not step.links:
+        return [], arrived.evidence
+    if len(step.links) == 1 and step.links[0][1].one_to_one:
+        source, link = step.links[0]
+        if trail is not None:
+            trail.cross(source, Crossing(value, link, arrived.evidence, moved=True))
+        ended = None
+        if isinstance(link, Selection):
+            ended = arrived.evidence.reshape(-1).masked_fill(link.index >= 0, 0)
+            ended = ended.reshape(value.shape)
+        return [(source, _move(value, link, arrived))], ended
+    return _excite(value, step, arrived, trail)
+
+
+def _move(value: Value, link: Link, arrived: _Arrived) -> _Arrived:
+    """Through a call with one input for each output: all the evidence goes there."""
+    orientation = arrived.orientation
+    if isinstance(link, Selection):
+        spread = Selection(link.in_shape, link.out_shape, link.index).transposed()
+        moved = None if orientation is None else signs(spread.forward(orientation))
+        return _Arrived(spread.forward(arrived.evidence), moved)
+    assert isinstance(link, Diagonal)
+    if link.weight is not None:
+        orientation = signs(value.data) if orientation is None else orientation
+        orientation = orientation.reshape(link.in_shape) * signs(link.weight)
+    elif orientation is not None:
+        orientation = orientation.reshape(link.in_shape)
+    return _Arrived(arrived.evidence.reshape(link.in_shape), orientation)
+
+
+def _excite(
+    value: Value, step: Step, arrived: _Arrived, trail: Trail | None
+) -> tuple[list[tuple[Value, _Arrived]], Tensor]:
+    """e[i] = sum over j of e[j] · (o[j] w[j, i] a[i])⁺ / z[j], z[j] being the sum over all i."""
+    evidence = arrived.evidence
+    orientation = signs(value.data) if arrived.orientation is None else arrived.orientation
+    shares = [torch.zeros_like(source.data) for source, _ in step.links]
+    rates = torch.zeros_like(evidence)
+    for sign in (1.0, -1.0):
+        asked = torch.where(orientation == sign, evidence, 0)
+        if sign < 0 and not bool((asked != 0).any()):
+            continue
+        parts = [_parts(source, link, sign) for source, link in step.links]
+        z = sum(sign * part.forward(half) for pairs in parts for part, half in pairs)
+        if not isinstance(z, Tensor):
+            continue  # nothing can excite it
+        rate = torch.where(z > 0, asked / z, 0)
+        rates += rate
+        for share, pairs in zip(shares, parts, strict=True):
+            for part, half in pairs:
+                share.add_(sign * half * part.transposed().forward(rate))
+    if trail is not None:
+        for source, link in step.links:
+            trail.cross(source, Crossing(value, link, rates, orientation))
+    sent = [
+        (source, _Arrived(share)) for (source, _), share in zip(step.links, shares, strict=True)
+    ]
+    return sent, evidence.masked_fill(rates != 0, 0)
+
+
+def _parts(source: Value, link: Link, sign: float) -> list[tuple[Link, Tensor]]:
+    """The weights and activations whose products have the sign: same signs make +, others make -."""
+    above, below = source.data.clamp(min=0), source.data.clamp(max=0)
+    pairs = [(link.positive(), above), (link.negative(), below)]
+    if sign < 0:
+        pairs = [(link.positive(), below), (link.negative(), above)]
+    return [(part, half) for part, half in pairs if part is not None and bool((half != 0).any())]

@@ -1,0 +1,57 @@
+"""Every path, with its sign: the contributions of all pixels and all biases add up to the target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..backtrack import Ledger, Plan, multipliers
+from ..tape import Call
+from .base import Crossing, Method, Trail, Walked, one_hot, per_sample
+
+__all__ = ["Exact", "account"]
+
+
+@dataclass(frozen=True)
+class Exact(Method):
+    """The evidence of an input is its activation times its multiplier, summed over all paths.
+
+    Nothing is chosen and nothing is lost: the sum over all inputs and biases is the target itself.
+    As a picture it is noisy, for positive and negative evidence cancel; it is here to account, and as
+    the reference for the methods that choose.
+    """
+
+    def walk(self, plan: Plan, nodes: Tensor, trail: Trail | None = None) -> Walked:
+        evidence = {}
+        for value, multiplier in multipliers(plan, one_hot(plan, nodes)):
+            if trail is not None:
+                trail.arrive(value, multiplier * value.data)
+                step = plan.step(value)
+                for source, link in step.links if step is not None else ():
+                    trail.cross(source, Crossing(value, link, multiplier))
+            if value.call is None:
+                evidence[value] = multiplier * value.data
+        total = sum(per_sample(item, len(nodes)).clamp(min=0).sum(1) for item in evidence.values())
+        assert isinstance(total, Tensor)
+        return Walked.relative(evidence, total, trail)
+
+
+def account(plan: Plan, nodes: Tensor) -> Ledger:
+    """Where the target's value comes from: the inputs, and each module's biases.
+
+    >>> ledger = account(plan(tape, tape.output), torch.tensor([281]))
+    >>> ledger.total, tape.output.data[0, 281]      # the same, up to rounding
+
+    `nodes` are flat indices into the plan's start; their targets are added up.
+    """
+    biases: dict[str, float] = {}
+
+    def note(call: Call, share: Tensor) -> None:
+        biases[call.module] = biases.get(call.module, 0.0) + float(share.sum())
+
+    inputs = 0.0
+    for value, multiplier in multipliers(plan, one_hot(plan, nodes), on_bias=note):
+        if value.call is None:
+            inputs += float((multiplier * value.data).sum())
+    return Ledger(inputs, biases)
