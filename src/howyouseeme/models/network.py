@@ -1,0 +1,96 @@
+"""A network with what is known about it: how pictures become its input, and its classes' names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from torch import nn
+
+from ..errors import InputError
+from ..images import Preprocess
+
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model, ready to be explained.
+
+        network = Network("mine", module.eval(), Preprocess((64, 64)), ("cat", "dog"))
+        network.class_index("dog")                           # 1
+
+    `module` is in eval mode. `preprocess` and `classes`, in the order of the model's outputs, are
+    None where nothing is known about them.
+    """
+
+    name: str
+    module: nn.Module
+    preprocess: Preprocess | None
+    classes: tuple[str, ...] | None
+
+    def class_index(self, name_or_index: str | int) -> int:
+        """The index of a class given by its name, a part of it that no other has, or its index.
+
+            network.class_index("tabby"), network.class_index("281"), network.class_index(281)
+
+        Case matters only between names that differ in nothing else.
+        Raises `InputError` when there is no such class, or more than one.
+        """
+        if isinstance(name_or_index, int):
+            return self._checked(name_or_index)
+        wanted = name_or_index.strip()
+        names = self.classes or ()
+        same = [index for index, name in enumerate(names) if name == wanted]
+        folded = [index for index, name in enumerate(names) if name.casefold() == wanted.casefold()]
+        if same or folded:
+            return self._only(same or folded, wanted)
+        if wanted.isdecimal():
+            return self._checked(int(wanted))
+        if self.classes is None:
+            raise InputError(
+                f"{self.name} has no class names to look {wanted!r} up in; give the class's index."
+            )
+        inside = [
+            index
+            for index, name in enumerate(names)
+            if wanted and wanted.casefold() in name.casefold()
+        ]
+        if not inside:
+            raise InputError(f"{self.name} has no class {wanted!r}{self._close(wanted)}")
+        return self._only(inside, wanted)
+
+    def label(self, index: int) -> str:
+        """The name of the class at `index`; "class 7" where the network has no names.
+
+            network.label(281)                                   # "tabby"
+
+        Raises `InputError` when there is no such class.
+        """
+        self._checked(index)
+        return f"class {index}" if self.classes is None else self.classes[index]
+
+    def _checked(self, index: int) -> int:
+        if index < 0 or (self.classes is not None and index >= len(self.classes)):
+            last = "" if self.classes is None else f" to {len(self.classes) - 1}"
+            raise InputError(f"{self.name} has no class {index}; indices go from 0{last}.")
+        return index
+
+    def _only(self, found: list[int], wanted: str) -> int:
+        if len(found) > 1:
+            more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+            raise InputError(
+                f"{wanted!r} may be {self._listed(found[:_SHOWN])}{more}; "
+                "give the whole name or the index."
+            )
+        return found[0]
+
+    def _close(self, wanted: str) -> str:
+        by_name = {name.casefold(): index for index, name in enumerate(self.classes or ())}
+        close = get_close_matches(wanted.casefold(), by_name, n=3)
+        return (
+            f"; did you mean {self._listed([by_name[name] for name in close])}?" if close else "."
+        )
+
+    def _listed(self, indices: list[int]) -> str:
+        return ", ".join(f"{self.label(index)} ({index})" for index in indices)
