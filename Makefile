@@ -1,0 +1,34 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+.PHONY: demo test lint docs clean
+
+demo: $(VENV)/demo  ## explain a photo that the package ships
+	$(BIN)/howyouseeme demo --out out
+
+test: $(VENV)/test  ## run the tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/test  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(VENV)/test  ## make the figures and tables that the docs show
+	$(BIN)/python docs/make_figures.py
+
+clean:
+	rm -rf $(VENV) out build dist
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/test: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[torchvision,dev]'
+	touch $@

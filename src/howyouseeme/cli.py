@@ -1,0 +1,387 @@
+"""The command line.
+
+Only click is imported up here: torch, numpy, pillow and matplotlib take seconds, and `--help`,
+`--version` and a mistyped option shall not wait for them.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import re
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import __version__
+from .errors import HowYouSeeMeError
+
+if TYPE_CHECKING:
+    from .explainer import Explainer
+    from .explanation import Explanation
+    from .models import Network
+
+DEFAULT_MODEL = "efficientnet-lite0"
+DEFAULT_METHOD = "evidence"
+METHODS = ("evidence", "seed", "exact")
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+_VERBOSE = "howyouseeme.verbose"
+
+
+class _Program(click.Group):
+    """Turns whatever ends a command early into a line and an exit status."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # Not every terminal can write an arrow or every file name; that is no reason to stop.
+            sys.stdout.reconfigure(errors="replace")
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("\nInterrupted; the pictures written so far are kept.", err=True)
+            ctx.exit(130)
+        except HowYouSeeMeError as error:
+            _complain(None, error)
+            ctx.exit(2)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                raise  # whoever read our output has left; click ends quietly
+            _complain(None, error)
+            ctx.exit(1)
+
+
+def _verbose_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    def remember(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+        ctx.meta[_VERBOSE] = value
+
+    return click.option(
+        "-v",
+        "--verbose",
+        is_flag=True,
+        expose_value=False,
+        callback=remember,
+        help="Say what is going on, and show the traceback of an error.",
+    )(command)
+
+
+def _out_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--out",
+        default="howyouseeme-out",
+        show_default=True,
+        type=click.Path(file_okay=False, writable=True, path_type=Path),
+        help="Folder for the pictures; made if it is missing.",
+    )(command)
+
+
+@click.group(cls=_Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="howyouseeme")
+def main() -> None:
+    """Show which pixels made a convolutional network answer what it answered."""
+
+
+@main.command()
+@click.argument("photos", nargs=-1, type=click.Path(path_type=Path), metavar="PHOTO|FOLDER...")
+@click.option(
+    "--model",
+    default=DEFAULT_MODEL,
+    show_default=True,
+    help="Network to explain; `howyouseeme models` lists them.",
+)
+@click.option(
+    "--weights",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File with the weights of the network, instead of its own.",
+)
+@click.option(
+    "--target",
+    help="Class to explain, by name or index, or top3 for the three likeliest (topN for N). "
+    "The likeliest one if not given.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    default=DEFAULT_METHOD,
+    show_default=True,
+    help="How to walk back.",
+)
+@click.option(
+    "--k",
+    type=click.IntRange(min=1),
+    help="Nodes taken at each fully connected layer; for --method seed.",
+)
+@_out_option
+@click.option("--layers", is_flag=True, help="Add where each stage of the network looks.")
+@click.option("--device", default="cpu", show_default=True, help="Such as cpu, cuda or mps.")
+@_verbose_option
+def explain(
+    *,
+    photos: tuple[Path, ...],
+    model: str,
+    weights: Path | None,
+    target: str | None,
+    method: str,
+    k: int | None,
+    out: Path,
+    layers: bool,
+    device: str,
+) -> None:
+    """Explain photos, or all the photos in a folder.
+
+    Writes a picture (PNG) and the numbers behind it (JSON) for each photo.
+    """
+    if not photos:
+        raise click.UsageError(
+            "Name at least one photo or folder. To see what comes out without a photo of your "
+            "own: howyouseeme demo"
+        )
+    if k is not None and method != "seed":
+        raise click.UsageError(f"--k belongs to --method seed, not to {method}.")
+    files = _find_photos(photos)
+    network = _load(model, weights, device)
+    wanted = _read_target(target, network)
+    explainer = _explainer(network, method, {} if k is None else {"k": k})
+    _make_folder(out)  # only now: a mistyped class should leave no empty folder behind
+    failed = _explain_all(_Job(explainer, wanted, out, layers), files)
+    if failed:
+        click.echo(f"{failed} of {len(files)} failed", err=True)
+        sys.exit(1)
+
+
+@main.command()
+@_out_option
+@_verbose_option
+def demo(out: Path) -> None:
+    """Explain the photos that come with the package."""
+    from .images import sample_photo  # noqa: PLC0415
+
+    explainer = _explainer(_load(DEFAULT_MODEL, None, "cpu"), DEFAULT_METHOD, {})
+    _make_folder(out)
+    photos = sorted(sample_photo().parent.glob("*.jpg"))
+    if _explain_all(_Job(explainer, _Target(), out, layers=False), photos):
+        sys.exit(1)
+
+
+@main.command()
+@_verbose_option
+def models() -> None:
+    """List the networks that --model takes."""
+    from .models import available  # noqa: PLC0415
+
+    for name in available():
+        click.echo(name)
+
+
+# What to explain
+
+
+@dataclass(frozen=True)
+class _Target:
+    index: int | None = None  # None: the class that the network answers
+    top: int | None = None  # this many of the likeliest classes instead
+
+
+@dataclass(frozen=True)
+class _Job:
+    explainer: Explainer
+    target: _Target
+    out: Path
+    layers: bool
+
+
+def _find_photos(given: Sequence[Path]) -> list[Path]:
+    """The files to explain, each once, in the order given; a folder stands for its photos."""
+    found: dict[Path, Path] = {}
+    for path in given:
+        files = [path]
+        if path.is_dir():
+            try:
+                files = sorted(
+                    file
+                    for file in path.iterdir()
+                    if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+                )
+            except OSError as error:
+                raise click.UsageError(f"{path}: {_reason(error)}.") from error
+            if not files:
+                known = " ".join(sorted(SUFFIXES))
+                raise click.UsageError(f"There is no photo in the folder {path} ({known}).")
+        for file in files:
+            found.setdefault(file.resolve(), file)
+    return list(found.values())
+
+
+def _output_names(files: Sequence[Path]) -> list[str]:
+    """A name for the results of each file; files of the same name also get that of their folder."""
+    # Without regard to case: on some systems X.png would overwrite x.png.
+    count = Counter(file.stem.casefold() for file in files)
+    taken = {stem for stem, times in count.items() if times == 1}
+    names = []
+    for file in files:
+        name = file.stem
+        if count[name.casefold()] > 1:
+            base = name = f"{file.resolve().parent.name}-{name}".lstrip("-")
+            number = 1
+            while name.casefold() in taken:
+                number += 1
+                name = f"{base}-{number}"
+            taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.UsageError(f"Can't make the folder {out}: {_reason(error)}.") from error
+
+
+def _load(model: str, weights: Path | None, device: str) -> Network:
+    from .models import load_model  # noqa: PLC0415
+
+    _tell(f"loading {model}" + (f" with the weights in {weights}" if weights else ""))
+    network = load_model(model, weights=weights)
+    try:
+        network.module.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch's ways to say that there is no such one
+        reason = str(error).strip().split("\n")[0]
+        raise click.UsageError(f"The device {device} can't be used: {reason}") from error
+    return network
+
+
+def _explainer(network: Network, method: str, params: dict[str, Any]) -> Explainer:
+    from .explainer import Explainer  # noqa: PLC0415
+
+    return Explainer(network, method=method, **params)
+
+
+def _read_target(target: str | None, network: Network) -> _Target:
+    """What --target asks for, checked before the first photo."""
+    if target is None:
+        return _Target()
+    top = re.fullmatch(r"top(\d+)", target.strip(), re.IGNORECASE | re.ASCII)
+    if top is None:
+        index = re.fullmatch(r"\d+", target.strip(), re.ASCII)
+        return _Target(index=network.class_index(int(target) if index else target))
+    count, most = int(top[1]), len(network.classes or ())
+    if count < 1 or (most and count > most):  # without names, the number of classes isn't known yet
+        end = f" to {most} for this network" if most else ""
+        raise click.UsageError(f"--target {target}: N goes from 1{end}.")
+    return _Target(top=count)
+
+
+# Explaining
+
+
+def _explain_all(job: _Job, files: Sequence[Path]) -> int:
+    """Explain the files one after the other; how many failed."""
+    failed = 0
+    with _progress(len(files)) as (step, clear):
+        for file, name in zip(files, _output_names(files), strict=True):
+            _tell(f"explaining {file}")
+            lines: list[str] = []
+            try:
+                for explanation, result in _explain_one(job, file, name):
+                    lines.append(_line(file, explanation, result))
+            except Exception as error:  # the other photos are not to suffer from this one
+                failed += 1
+                clear()
+                _complain(file, error)
+            else:
+                clear()
+            for line in lines:
+                click.echo(line)
+            step()
+    return failed
+
+
+def _explain_one(job: _Job, file: Path, name: str) -> Iterator[tuple[Explanation, Path]]:
+    """The explanations of one file, each with the path of its picture."""
+    if job.target.top is None:
+        explanations = [job.explainer(file, target=job.target.index)]
+        names = [name]
+    else:
+        explanations = job.explainer.top(file, k=job.target.top)
+        names = [f"{name}.{i}-{_slug(_answer(e))}" for i, e in enumerate(explanations, start=1)]
+    for explanation, result_name in zip(explanations, names, strict=True):
+        written = explanation.save(job.out, name=result_name, layers=job.layers)
+        yield explanation, next(path for path in written if path.suffix == ".png")
+
+
+def _answer(explanation: Explanation) -> str:
+    return explanation.label[0] or str(explanation.target[0])  # not every network names its classes
+
+
+def _line(file: Path, explanation: Explanation, picture: Path) -> str:
+    from .draw import percent  # noqa: PLC0415
+
+    probability = explanation.probability[0]
+    chance = "" if probability is None else f" {percent(probability)}"
+    return f"{file} → {_answer(explanation)}{chance} → {picture}"
+
+
+def _slug(label: str) -> str:
+    """The label as a part of a file name."""
+    return re.sub(r"\W+", "-", label.lower()).strip("-")[:40].rstrip("-") or "class"
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[tuple[Callable[[], None], Callable[[], None]]]:
+    """How to move the bar on, and how to clear its line before another is printed."""
+    if total <= 3 or not sys.stderr.isatty():
+        yield lambda: None, lambda: None
+        return
+    with click.progressbar(length=total, label="Explaining", file=sys.stderr) as bar:
+        yield (
+            lambda: bar.update(1),
+            lambda: click.echo("\r\x1b[K", nl=False, err=True),
+        )
+
+
+# What to say
+
+
+def _verbose() -> bool:
+    context = click.get_current_context(silent=True)
+    return bool(context and context.meta.get(_VERBOSE))
+
+
+def _tell(line: str) -> None:
+    if _verbose():
+        click.echo(line, err=True)
+
+
+def _complain(file: Path | None, error: Exception) -> None:
+    """One line about an error on stderr: what was wrong, or that it is our mistake."""
+    if isinstance(error, HowYouSeeMeError):
+        sentence = " ".join(str(error).split())
+    elif isinstance(error, OSError):
+        sentence = _reason(error)
+        if error.filename is not None and str(error.filename) != str(file):
+            sentence += f": {error.filename}"
+    else:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        sentence = f"unexpected error, please report it ({what})"
+    if file is not None and not sentence.startswith(str(file)):
+        sentence = f"{file}: {sentence}"
+    click.echo(sentence if file else f"Error: {sentence}", err=True)
+    if _verbose():
+        click.echo("".join(traceback.format_exception(error)).rstrip(), err=True)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error) or type(error).__name__
+
+
+if __name__ == "__main__":
+    main()

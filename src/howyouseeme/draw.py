@@ -1,0 +1,404 @@
+"""Pictures made to be looked at, from plain arrays: no network and no torch in here.
+
+Points are in image pixels, and whole numbers are pixel centres: (0, 0) is the middle of the top
+left pixel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from .errors import InputError
+
+MOST_POINTS = 2000  # more than this and a panel turns into a carpet
+_MOST_TILES = 6  # in one row of the layers strip
+
+_PANEL_SIDE = 600  # a panel has about the area of a square of this side, whatever its shape
+_LONGEST_SIDE = 1500
+_WIDE = 2.0  # photos wider than this are put under each other: side by side they would be ribbons
+_LEAST_WIDTH = 600  # of the picture between its margins, so that a title fits over a narrow photo
+_MARGIN = 32
+_GAP = 20
+
+_WHITE = (255, 255, 255)
+_INK = (28, 28, 32)
+_MUTED = (104, 104, 112)
+_COLORMAP = "inferno"  # perceptually uniform, and readable with any colour vision
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What an explanation picture shows."""
+
+    image: Image.Image
+    points_y: np.ndarray
+    points_x: np.ndarray
+    strength: np.ndarray  # of each point, descending
+    attention: np.ndarray  # [H, W], 0 to 1
+    label: str
+    probability: float | None
+    method: str
+    coverage: float | None  # 0 to 1
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """Where one stage of the network looks."""
+
+    name: str
+    map: np.ndarray  # [h, w], 0 to 1, at the resolution of the stage
+    points_y: np.ndarray  # the top nodes, in image pixels
+    points_x: np.ndarray
+    strength: np.ndarray
+    # Left, top, right and bottom edge of what the map covers, in image pixels; the whole image if
+    # not given. A network that crops its input does not see all of it.
+    box: tuple[float, float, float, float] | None = None
+
+
+def explanation_picture(subject: Subject) -> Image.Image:
+    """The photo, the points over it and the attention over it, under a title."""
+    photo = subject.image.convert("RGB")
+    panel_size, columns, width = _layout(photo.size)
+    panel = _resize(photo, panel_size)
+    muted = _mute(panel, colour=0.3, light=0.6)
+
+    dots, total = _dots(
+        subject.points_y, subject.points_x, subject.strength, photo.size, panel_size
+    )
+    drawn = len(dots)
+    points_text = f"{drawn:,} point{'' if drawn == 1 else 's'}"
+    if drawn < total:
+        points_text = f"strongest {drawn:,} of {total:,} points"
+    panels = [
+        (panel, "photo"),
+        (_paint_dots(muted, dots, _dot_radius(panel_size, drawn)), points_text),
+        (_paint_map(panel, subject.attention), "attention"),
+    ]
+
+    zoom = _zoom(width)
+    small = _font(round(16 * zoom))
+    line = round(32 * zoom)
+    title_height, under_height, between = round(60 * zoom), line, round(10 * zoom)
+    rows = math.ceil(len(panels) / columns)
+    block = panel_size[1] + under_height + between
+    height = 2 * _MARGIN + title_height + rows * block + line
+    canvas = Image.new("RGB", (width + 2 * _MARGIN, height), _WHITE)
+    pen = ImageDraw.Draw(canvas)
+
+    _write_title(pen, subject.label, subject.probability, width)
+    used = columns * panel_size[0] + (columns - 1) * _GAP
+    left = _MARGIN + (width - used) // 2  # only a narrow photo leaves room at its sides
+    for i, (picture, text) in enumerate(panels):
+        x = left + (i % columns) * (panel_size[0] + _GAP)
+        y = _MARGIN + title_height + (i // columns) * block
+        canvas.paste(picture, (x, y))
+        place = (x, y + panel_size[1] + round(8 * zoom))
+        pen.text(place, _fit(text, small, panel_size[0]), font=small, fill=_INK)
+
+    foot = height - _MARGIN - round(20 * zoom)
+    caption = f"method: {subject.method}"
+    if subject.coverage is not None and math.isfinite(subject.coverage):
+        caption += f"  ·  coverage {percent(subject.coverage)}"
+    key = _key(small)
+    key_left = _MARGIN + width - key.width
+    caption = _fit(caption, small, key_left - _MARGIN - 16)
+    pen.text((_MARGIN, foot), caption, font=small, fill=_MUTED)
+    canvas.paste(key, (key_left, foot))
+    return canvas
+
+
+def layers_strip(image: Image.Image, layers: Sequence[LayerView]) -> Image.Image:
+    """The photo with the map of each stage over it, from the pixels to the class.
+
+    As wide as the explanation picture of the same photo, so that the two can be stacked.
+    """
+    if not layers:
+        raise InputError("A strip of layers needs at least one layer.")
+    photo = image.convert("RGB")
+    panel_size, _, width = _layout(photo.size)
+    aspect = photo.width / photo.height
+    arrow = 26  # the space between two tiles holds the arrow that gives the direction
+    # A panorama gets fewer tiles a row, or they would be too low to see anything in.
+    most = _MOST_TILES if aspect <= _WIDE else max(3, round(_MOST_TILES * _WIDE / aspect))
+    rows = math.ceil(len(layers) / most)
+    columns = math.ceil(len(layers) / rows)
+    room = (width - (columns - 1) * arrow) / columns
+    # Never larger than a panel, or the tiles of a needle would be endless.
+    tile_width = max(1, int(min(room, panel_size[0] * (0.6 if columns < 3 else 1))))
+    tile_size = (tile_width, max(1, round(tile_width / aspect)))
+    tile = _resize(photo, tile_size)
+
+    zoom = _zoom(width)
+    name_font, small_font = _font(round(16 * zoom)), _font(round(13 * zoom))
+    text_height, between = round(44 * zoom), round(20 * zoom)
+    block = tile_size[1] + text_height + between
+    height = 2 * _MARGIN + rows * block - between
+    canvas = Image.new("RGB", (width + 2 * _MARGIN, height), _WHITE)
+    pen = ImageDraw.Draw(canvas)
+    used = columns * tile_width + (columns - 1) * arrow
+    left = _MARGIN + (width - used) // 2
+    for i, layer in enumerate(layers):
+        x = left + (i % columns) * (tile_width + arrow)
+        y = _MARGIN + (i // columns) * block
+        canvas.paste(_tile(tile, layer, photo.size), (x, y))
+        name = _fit(layer.name, name_font, tile_width)
+        below = y + tile_size[1]
+        pen.text((x, below + round(6 * zoom)), name, font=name_font, fill=_INK)
+        size = " × ".join(str(side) for side in reversed(np.shape(layer.map)))
+        size = _fit(size, small_font, tile_width)
+        pen.text((x, below + round(28 * zoom)), size, font=small_font, fill=_MUTED)
+        if i + 1 < len(layers):
+            middle, reach = (x + tile_width + arrow / 2, y + tile_size[1] / 2), 5
+            corners = [(-reach / 2, -reach), (reach / 2, 0), (-reach / 2, reach)]
+            stroke = [(middle[0] + dx, middle[1] + dy) for dx, dy in corners]
+            pen.line(stroke, fill=_MUTED, width=2, joint="curve")
+    return canvas
+
+
+def stack_pictures(*pictures: Image.Image) -> Image.Image:
+    """The pictures under each other, centred on white."""
+    if not pictures:
+        raise InputError("There is no picture to stack.")
+    width = max(picture.width for picture in pictures)
+    canvas = Image.new("RGB", (width, sum(picture.height for picture in pictures)), _WHITE)
+    top = 0
+    for picture in pictures:
+        see_through = picture.convert("RGBA")  # so that what is transparent comes out white
+        canvas.paste(see_through, ((width - picture.width) // 2, top), see_through)
+        top += picture.height
+    return canvas
+
+
+def percent(share: float) -> str:
+    """A share as people write it; never 100% or 0% for what only comes close."""
+    if 0 < share < 0.001:
+        return "<0.1%"
+    if 0.999 < share < 1:
+        return ">99.9%"
+    return f"{100 * share:.1f}%"
+
+
+# How large things are
+
+
+def _layout(size: tuple[int, int]) -> tuple[tuple[int, int], int, int]:
+    """Size of a panel, panels in a row, and width of the picture between its margins."""
+    width, height = size
+    scale = min(_PANEL_SIDE / math.sqrt(width * height), _LONGEST_SIDE / max(width, height))
+    if scale >= 3:
+        scale = math.floor(scale)  # whole steps keep every pixel of a tiny photo the same size
+    panel = (max(1, round(width * scale)), max(1, round(height * scale)))
+    columns = 1 if width / height > _WIDE else 3
+    return panel, columns, max(_LEAST_WIDTH, columns * panel[0] + (columns - 1) * _GAP)
+
+
+def _zoom(width: int) -> float:
+    """Of the text: a wide picture will be shown smaller, and is to stay readable."""
+    return min(1.4, max(1.0, width / 1500))
+
+
+def _resize(photo: Image.Image, size: tuple[int, int]) -> Image.Image:
+    if size[0] >= 3 * photo.width:  # a tiny photo shows its pixels instead of a blur
+        return photo.resize(size, Image.Resampling.NEAREST)
+    return photo.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def _mute(photo: Image.Image, *, colour: float, light: float) -> Image.Image:
+    """The photo with less colour and less light, so that what is drawn on it stands out."""
+    grey = photo.convert("L").convert("RGB")
+    quiet = Image.blend(grey, photo, colour)
+    return Image.blend(Image.new("RGB", photo.size), quiet, light)
+
+
+# Points
+
+
+def _dots(
+    points_y: np.ndarray,
+    points_x: np.ndarray,
+    strength: np.ndarray,
+    photo_size: tuple[int, int],
+    size: tuple[int, int],
+) -> tuple[np.ndarray, int]:
+    """Rows of (x, y, strength from 0 to 1), weakest first, and how many points there are in all."""
+    y, x, s = (np.asarray(a, dtype=np.float64).ravel() for a in (points_y, points_x, strength))
+    if not len(y) == len(x) == len(s):
+        raise InputError(f"{len(y)} rows, {len(x)} columns and {len(s)} strengths are not points.")
+    total = len(s)
+    usable = np.isfinite(y) & np.isfinite(x) & np.isfinite(s) & (s > 0)
+    y, x, s = y[usable], x[usable], s[usable]
+    order = np.argsort(-s, kind="stable")[:MOST_POINTS][::-1]
+    y, x, s = y[order], x[order], s[order]
+    # The top 2% count as equally strong: a single outlier would turn all others to dust.
+    relative = np.minimum(1, s / np.quantile(s, 0.98)) if len(s) else s
+    dots = np.stack(
+        [(x + 0.5) * size[0] / photo_size[0], (y + 0.5) * size[1] / photo_size[1], relative], axis=1
+    )
+    return dots, total
+
+
+def _dot_radius(size: tuple[int, int], count: int) -> float:
+    """Of the strongest point: large when there are few, small enough to see between many."""
+    side = math.sqrt(size[0] * size[1])
+    return side * min(0.016, max(0.005, 0.06 / math.pow(max(count, 1), 0.33)))
+
+
+def _paint_dots(picture: Image.Image, dots: np.ndarray, radius: float) -> Image.Image:
+    def draw(axes: Any) -> None:
+        rise = np.sqrt(dots[:, 2])
+        colours = _shade(0.35 + 0.65 * rise)
+        colours[:, 3] = 0.5 + 0.5 * rise
+        edges = np.zeros_like(colours)
+        edges[:, 3] = 0.6 * rise  # a dark rim sets the strong ones off from their neighbours
+        diameter = 2 * radius * (0.25 + 0.75 * rise)
+        axes.scatter(
+            dots[:, 0], dots[:, 1], s=diameter**2, c=colours, edgecolors=edges, linewidths=0.6
+        )
+
+    return _with_axes(picture, draw) if len(dots) else picture
+
+
+def _tile(photo: Image.Image, layer: LayerView, photo_size: tuple[int, int]) -> Image.Image:
+    """The photo under the map of one layer, with its top nodes marked."""
+    wide, high = photo.width / photo_size[0], photo.height / photo_size[1]
+    box = (0, 0, photo.width, photo.height)
+    if layer.box is not None:
+        left, top, right, bottom = layer.box
+        box = (round(left * wide), round(top * high), round(right * wide), round(bottom * high))
+    picture = _paint_map(photo, layer.map, box, cells=True)
+    dots, _ = _dots(layer.points_y, layer.points_x, layer.strength, photo_size, photo.size)
+    rows, columns = np.shape(layer.map)
+    if not len(dots) or rows * columns == 1:  # the one node of a class is nowhere in particular
+        return picture
+    cell = min((box[2] - box[0]) / columns, (box[3] - box[1]) / rows)
+    diameter = min(9.0, max(3.0, cell * 0.3))  # smaller than a cell, which is to stay visible
+
+    def draw(axes: Any) -> None:
+        top = dots[-60:]  # a tile is small; more would hide the map
+        axes.scatter(
+            top[:, 0],
+            top[:, 1],
+            s=diameter**2,
+            c="white",
+            edgecolors=[(0, 0, 0, 0.75)],
+            linewidths=0.1 * diameter,
+        )
+
+    return _with_axes(picture, draw)
+
+
+def _with_axes(picture: Image.Image, draw: Any) -> Image.Image:
+    """The picture after `draw` has drawn on it, in axes whose unit is a pixel."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 (half a second)
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    width, height = picture.size
+    # At 72 dots an inch, a point is a pixel. The sliver keeps int() from losing a pixel.
+    figure = Figure(figsize=((width + 0.01) / 72, (height + 0.01) / 72), dpi=72)
+    canvas: Any = FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.imshow(
+        np.asarray(picture), extent=(0, width, height, 0), interpolation="nearest", aspect="auto"
+    )
+    draw(axes)
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+# Maps
+
+
+def _paint_map(
+    photo: Image.Image,
+    values: np.ndarray,
+    box: tuple[int, int, int, int] | None = None,
+    *,
+    cells: bool = False,
+) -> Image.Image:
+    """The photo under the map: where the map is weak, the photo shows through."""
+    field = np.nan_to_num(np.asarray(values, dtype=np.float32), nan=0.0, posinf=1.0, neginf=0.0)
+    if field.ndim != 2 or not field.size:
+        raise InputError(f"A map has rows and columns; this one has the shape {field.shape}.")
+    how = Image.Resampling.NEAREST if cells else Image.Resampling.BILINEAR
+    left, top, right, bottom = box or (0, 0, *photo.size)
+    size = (max(1, right - left), max(1, bottom - top))
+    scaled = Image.new("F", photo.size)
+    scaled.paste(Image.fromarray(field).resize(size, how), (left, top))
+    level = np.clip(np.asarray(scaled), 0, 1)
+    base = np.asarray(_mute(photo, colour=0.35, light=0.8), dtype=np.float32)
+    colour = _shade(level)[..., :3] * 255
+    # A map of one cell says nothing about where, so it only tints.
+    strongest = 0.25 if field.size == 1 else 0.7
+    alpha = (strongest * level**0.7)[..., None]
+    mixed = base * (1 - alpha) + colour * alpha
+    return Image.fromarray(np.clip(np.rint(mixed), 0, 255).astype(np.uint8))
+
+
+def _shade(level: np.ndarray) -> np.ndarray:
+    """RGBA of levels from 0 (weak) to 1 (strong)."""
+    from matplotlib import colormaps  # noqa: PLC0415 (slow)
+
+    # Without its ends: black gets lost in a photo, and pale yellow over a dark one looks green.
+    return np.asarray(colormaps[_COLORMAP](0.15 + 0.74 * level), dtype=np.float64)
+
+
+# Words
+
+
+@lru_cache(maxsize=8)
+def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    # The font that comes with matplotlib, so that pictures look the same on every machine.
+    from matplotlib import get_data_path  # noqa: PLC0415 (slow)
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(f"{get_data_path()}/fonts/ttf/{name}", size)
+
+
+def _fit(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """The text on one line, cut with an ellipsis where it would be wider than `width`."""
+    text = " ".join(text.split())
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1].rstrip()
+    return text + "…"
+
+
+def _write_title(
+    pen: ImageDraw.ImageDraw, label: str, probability: float | None, width: int
+) -> None:
+    size = round(30 * _zoom(width))
+    bold, light = _font(size, bold=True), _font(size)
+    number = ""
+    if probability is not None and math.isfinite(probability):
+        number = percent(probability)
+    gap = round(size * 0.6)
+    label = _fit(label, bold, width - light.getlength(number) - gap)
+    top = _MARGIN - size // 6
+    pen.text((_MARGIN, top), label, font=bold, fill=_INK)
+    pen.text((_MARGIN + bold.getlength(label) + gap, top), number, font=light, fill=_MUTED)
+
+
+def _key(font: ImageFont.FreeTypeFont) -> Image.Image:
+    """What the colours mean: from weak to strong."""
+    size = round(font.size)
+    bar_width, gap = 7 * size, size // 2
+    first, last = (math.ceil(font.getlength(word)) for word in ("weak", "strong"))
+    key = Image.new("RGB", (first + last + bar_width + 2 * gap, 2 * size), _WHITE)
+    pen = ImageDraw.Draw(key)
+    pen.text((0, 0), "weak", font=font, fill=_MUTED)
+    ramp = np.rint(_shade(np.linspace(0, 1, bar_width))[None, :, :3] * 255).astype(np.uint8)
+    bar = Image.fromarray(np.repeat(ramp, round(size * 0.6), axis=0))
+    key.paste(bar, (first + gap, round(size * 0.32)))
+    pen.text((first + bar_width + 2 * gap, 0), "strong", font=font, fill=_MUTED)
+    return key

@@ -1,0 +1,498 @@
+"""The result: which pixels are responsible for an answer, where the network looked, and by what way."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import InputError
+from .images import Geometry
+from .maps import Point, Points, gaussian_blur, scale_to_one, strongest_points
+from .methods.base import Hop, Method, Trail
+from .tape import Value
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from .backtrack import Plan
+    from .models import Network
+
+__all__ = ["Explanation", "Layer", "Node", "Path", "Sample"]
+
+#: So many points are kept of an image; evidence beyond them shows in the maps, not in the points.
+MOST_POINTS = 2000
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One image as the model saw it [channel, ...], and where it came from."""
+
+    input: Tensor
+    geometry: Geometry | None  # None where the input is no picture
+    image: Image | None = None  # the user's, where one was given
+    name: str | None = None
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Height and width of the image that was given, or whatever axes the input has."""
+        return self.geometry.image_size if self.geometry else tuple(self.input.shape[1:])
+
+
+@dataclass(frozen=True)
+class Node:
+    """A place in the network: one element of what a module made.
+
+    `position` counts from 0 along each spatial axis of that module's output (y, x for a picture) and
+    is empty where it has none. `share` is the part of the evidence at that output which it carries.
+    """
+
+    module: str
+    call: str
+    channel: int
+    position: tuple[int, ...]
+    share: float
+
+
+@dataclass(frozen=True)
+class Path:
+    """The strongest path from the class to one pixel; `nodes` starts at the class."""
+
+    point: Point
+    nodes: tuple[Node, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """What the network looks at in one module.
+
+    - `map` [height, width]: evidence by position, summed over channels, 0..1;
+    - `nodes`: the strongest nodes, strongest first.
+    """
+
+    module: str
+    shape: tuple[int, ...]
+    map: Tensor
+    nodes: tuple[Node, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Why a network gave an answer, for a batch of images.
+
+    >>> explanation = howyouseeme.explain("efficientnet-lite0", "photo.jpg")
+    >>> explanation.label[0], explanation.probability[0], explanation.coverage[0]
+    >>> explanation.points[0][0]          # the strongest pixel
+    >>> explanation.attention[0]          # where the network looked [height, width]
+    >>> explanation.save("out")
+
+    `explanation[i]` is the explanation of one image. All coordinates and maps are in pixels of the
+    image that was given, also where it was resized or cropped for the model.
+
+    Args:
+        evidence: at the pixels of the model's input, summed over channels [batch, ...], with sign.
+            In logits for 'evidence' and 'exact', in paths for 'seed'.
+        share: the same as a share of the evidence that the walk set out with.
+        target: the class of each image; None where a function was the target.
+        label: its name; empty where there is none.
+        probability: softmax of the model's scores, 0..1; None where a function was the target.
+    """
+
+    samples: tuple[Sample, ...]
+    evidence: Tensor
+    share: Tensor
+    target: tuple[int | None, ...]
+    label: tuple[str, ...]
+    probability: tuple[float | None, ...]
+    model: Network
+    method: Method
+    walk_again: tuple[Callable[[], tuple[Plan, Trail]], ...]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, i: int) -> Explanation:
+        i = range(len(self))[i]
+        return replace(
+            self,
+            samples=self.samples[i : i + 1],
+            evidence=self.evidence[i : i + 1],
+            share=self.share[i : i + 1],
+            target=self.target[i : i + 1],
+            label=self.label[i : i + 1],
+            probability=self.probability[i : i + 1],
+            walk_again=self.walk_again[i : i + 1],
+        )
+
+    @staticmethod
+    def join(parts: Sequence[Explanation]) -> Explanation:
+        """One batch from explanations by one model and method."""
+        return replace(
+            parts[0],
+            evidence=torch.cat([p.evidence for p in parts]),
+            share=torch.cat([p.share for p in parts]),
+            **{  # type: ignore[arg-type]
+                name: tuple(item for p in parts for item in getattr(p, name))
+                for name in ("samples", "target", "label", "probability", "walk_again")
+            },
+        )
+
+    def __repr__(self) -> str:
+        answers = [
+            f"{label or target} {'' if p is None else f'{p:.0%}'}".strip()
+            for label, target, p in zip(self.label, self.target, self.probability, strict=True)
+        ]
+        return f"Explanation({self.model.name}, {self.method.name}: {', '.join(answers)})"
+
+    # -- what is responsible ------------------------------------------------------------------------
+
+    @cached_property
+    def _strongest(self) -> list[tuple[Tensor, Tensor]]:
+        return [strongest_points(item, MOST_POINTS) for item in self.evidence]
+
+    @cached_property
+    def points(self) -> tuple[Points, ...]:
+        """For each image the pixels responsible, strongest first; at most 2,000."""
+        found = []
+        for sample, (place, strength) in zip(self.samples, self._strongest, strict=True):
+            position = place.cpu().numpy().astype(np.float32)
+            if sample.geometry is not None:
+                y, x = sample.geometry.points_to_image(position[:, 0], position[:, 1])
+                position = np.stack([y, x], 1)
+            found.append(Points(position, strength.float().cpu().numpy()))
+        return tuple(found)
+
+    @cached_property
+    def coverage(self) -> tuple[float, ...]:
+        """For each image the share of the evidence, 0..1, that the paths kept brought to the pixels.
+
+        The rest ended on the way: at nodes that nothing in the image excites (a bias made them what
+        they are), and at nodes that were not kept. Evidence for and against is netted where paths
+        meet, before it counts.
+        """
+        return tuple(float(item.clamp(min=0).sum()) for item in self.share)
+
+    @cached_property
+    def attention(self) -> Tensor:
+        """[batch, height, width], 0..1: where the network looked, the evidence blurred.
+
+        Raises:
+            InputError: the images differ in size; take `explanation[i].attention`.
+        """
+        return self._maps(
+            lambda item: gaussian_blur(item.clamp(min=0), self.method.blur * min(item.shape))
+        )
+
+    @cached_property
+    def saliency(self) -> Tensor:
+        """[batch, height, width], 0..1: the evidence for the answer, pixel by pixel.
+
+        Raises:
+            InputError: the images differ in size; take `explanation[i].saliency`.
+        """
+        return self._maps(lambda item: item)
+
+    def _maps(self, make: Callable[[Tensor], Tensor]) -> Tensor:
+        maps = []
+        for sample, item in zip(self.samples, self.evidence, strict=True):
+            made = scale_to_one(make(item.float())).cpu()
+            if sample.geometry is not None:
+                made = torch.from_numpy(sample.geometry.map_to_image(made.numpy()))
+                made = scale_to_one(made)
+            maps.append(made)
+        if len({item.shape for item in maps}) > 1:
+            raise InputError(
+                "The images differ in size, so their maps make no tensor: take them one by one, "
+                "explanation[i].attention."
+            )
+        return torch.stack(maps)
+
+    # -- by what way --------------------------------------------------------------------------------
+
+    @cached_property
+    def _trails(self) -> dict[int, tuple[Plan, Trail]]:
+        return {}
+
+    def _trail(self, i: int) -> tuple[Plan, Trail]:
+        if i not in self._trails:
+            self._trails[i] = self.walk_again[i]()
+        return self._trails[i]
+
+    @property
+    def paths(self) -> tuple[tuple[Path, ...], ...]:
+        """For each image the paths from the class to its 20 strongest points. See `path`."""
+        return tuple(self.path(i, range(min(20, len(p)))) for i, p in enumerate(self.points))
+
+    def path(self, image: int, points: Sequence[int]) -> tuple[Path, ...]:
+        """The strongest path from the class to each of some points of an image, call by call.
+
+        >>> for node in explanation.path(0, [0])[0].nodes:
+        ...     print(node.module, node.channel, node.position, node.share)
+
+        The pass is recorded once more, so that an explanation need not keep all activations.
+        """
+        way, trail = self._trail(image)
+        picture = way.inputs[0]
+        evidence = trail.evidence[picture][0]
+        place = self._strongest[image][0][list(points)]
+        pixel = torch.zeros(len(place), dtype=torch.long, device=place.device)
+        for axis, size in enumerate(evidence.shape[1:]):
+            pixel = pixel * size + place[:, axis]
+        plane = evidence[0].numel()
+        channel = evidence.reshape(len(evidence), -1)[:, pixel].argmax(0)
+        totals: dict[Value, float] = {}
+        found = trail.paths(picture, channel * plane + pixel)
+        return tuple(
+            Path(self.points[image][point], tuple(_node(hop, trail, totals) for hop in hops))
+            for point, hops in zip(points, found, strict=True)
+        )
+
+    def layers(self, image: int = 0) -> list[Layer]:
+        """What the network looks at in each module, from the pixels up to the class.
+
+        >>> [(layer.module, layer.nodes[0].channel) for layer in explanation.layers()]
+
+        Only modules whose output has the shape [batch, channel, ...] with places in it are listed.
+        """
+        way, trail = self._trail(image)
+        last: dict[str, Value] = {}
+        spatial = _spatial(way)
+        for value, _ in reversed(way.steps):
+            if value in trail.evidence and value in spatial and value.call is not None:
+                last.pop(value.call.module, None)
+                last[value.call.module] = value
+        values = [("", way.inputs[0]), *last.items()]
+        return [_layer(name, value, trail) for name, value in values]
+
+    # -- to look at ---------------------------------------------------------------------------------
+
+    def picture(self, i: int = 0, layers: bool = False) -> Image:
+        """The photo, its points, and attention over it, side by side; below them the layers."""
+        from . import draw  # noqa: PLC0415 - needs matplotlib
+
+        sample, one = self.samples[i], self[i]
+        image = sample.image or _displayed(sample.input, self.model)
+        points = one.points[0]
+        subject = draw.Subject(
+            image=image,
+            points_y=points.y,
+            points_x=points.x,
+            strength=points.strength,
+            attention=one.attention[0].numpy(),
+            label=self.label[i]
+            or ("the target" if self.target[i] is None else str(self.target[i])),
+            probability=self.probability[i],
+            method=self.method.name,
+            coverage=one.coverage[0],
+        )
+        picture = draw.explanation_picture(subject)
+        if not layers:
+            return picture
+        return draw.stack_pictures(picture, draw.layers_strip(image, self._views(i)))
+
+    def _views(self, i: int) -> list[Any]:
+        """One layer for each resolution, the last of its kind, for a strip of pictures."""
+        from . import draw  # noqa: PLC0415
+
+        stages: dict[tuple[int, ...], Layer] = {}
+        for layer in self.layers(i):
+            stages.pop(layer.shape[1:], None)
+            stages[layer.shape[1:]] = layer
+        geometry = self.samples[i].geometry
+        assert geometry is not None  # a picture is being drawn
+        (height, width), (down, across) = geometry.input_size, geometry.scale
+        top, left = geometry.offset
+        box = (left, top, left + width * across, top + height * down)
+        views = []
+        for layer in stages.values():
+            place = np.array([node.position for node in layer.nodes], dtype=np.float32)
+            scale = np.array([height, width]) / np.array(layer.shape[1:])
+            place = (place.reshape(-1, 2) + 0.5) * scale - 0.5
+            y, x = geometry.points_to_image(place[:, 0], place[:, 1])
+            strength = np.array([node.share for node in layer.nodes], dtype=np.float32)
+            name = layer.module or "pixels"
+            views.append(draw.LayerView(name, layer.map.numpy(), y, x, strength, box))
+        return views
+
+    def to_dict(self, i: int = 0) -> dict[str, Any]:
+        """All about one image, ready for JSON; the schema is in `data/explanation.schema.json`."""
+        sample, points = self.samples[i], self.points[i]
+        return {
+            "schema": SCHEMA_VERSION,
+            "image": {"name": sample.name, "size": list(sample.size)},
+            "target": {
+                "index": self.target[i],
+                "label": self.label[i] or None,
+                "probability": self.probability[i],
+            },
+            "coverage": self.coverage[i],
+            "points": [
+                [round(float(y), 2), round(float(x), 2), float(f"{strength:.6g}")]
+                for (y, x, strength) in points
+            ],
+            "provenance": self.provenance(i),
+        }
+
+    def provenance(self, i: int = 0) -> dict[str, Any]:
+        """What it takes to make this explanation again."""
+        from . import __version__  # noqa: PLC0415 - the package imports this module
+
+        return {
+            "howyouseeme": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "model": self.model.name,
+            "method": self.method.name,
+            "parameters": self.method.parameters,
+            "input_shape": list(self.samples[i].input.shape),
+            "preprocess": self.model.preprocess.describe() if self.model.preprocess else None,
+        }
+
+    def save(
+        self, folder: str | FilePath, name: str | None = None, layers: bool = False
+    ) -> list[FilePath]:
+        """Write a PNG and a JSON for each image, and return their paths.
+
+        >>> explanation.save("out")
+        [PosixPath('out/photo.png'), PosixPath('out/photo.json')]
+
+        The folder is made if it is missing. `name` is that of the files, without suffix; by default the
+        photo's. A batch gets the number of each image appended. Files of that name are replaced.
+        """
+        folder = FilePath(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        written = []
+        for i, sample in enumerate(self.samples):
+            stem = name or (FilePath(sample.name).stem if sample.name else "explanation")
+            if len(self) > 1:
+                stem = f"{stem}-{i}"
+            picture, data = folder / f"{stem}.png", folder / f"{stem}.json"
+            buffer = io.BytesIO()
+            self.picture(i, layers).save(buffer, "PNG")
+            _write(picture, buffer.getvalue())
+            _write(data, (json.dumps(self.to_dict(i), indent=1) + "\n").encode())
+            written += [picture, data]
+        return written
+
+    def show(self, layers: bool = False) -> None:
+        """Show the pictures: in a notebook under the cell, else in the system's image viewer."""
+        pictures = [self.picture(i, layers) for i in range(len(self))]
+        try:
+            from IPython import get_ipython  # noqa: PLC0415
+            from IPython.display import display  # noqa: PLC0415
+        except ImportError:
+            get_ipython = None
+        for picture in pictures:
+            if get_ipython is not None and get_ipython() is not None:
+                display(picture)
+            else:
+                picture.show()
+
+    def _repr_html_(self) -> str:
+        tags = []
+        for i in range(len(self)):
+            buffer = io.BytesIO()
+            self.picture(i).save(buffer, "PNG")
+            data = base64.b64encode(buffer.getvalue()).decode()
+            tags.append(f'<img style="max-width:100%" src="data:image/png;base64,{data}">')
+        return "\n".join(tags)
+
+
+def _write(path: FilePath, content: bytes) -> None:
+    """All of the file or, if interrupted, none of it."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _displayed(tensor: Tensor, model: Network) -> Image:
+    """A picture of the model's input, where no photo was given."""
+    from PIL import Image as Pictures  # noqa: PLC0415
+
+    if tensor.dim() != 3:
+        raise InputError(
+            f"An input of the shape {tuple(tensor.shape)} can't be drawn as a picture: use points "
+            "and maps."
+        )
+    if model.preprocess is not None and tensor.shape[0] == 3:
+        return model.preprocess.undo(tensor)
+    colours = tensor if tensor.shape[0] == 3 else tensor.mean(0, keepdim=True).expand(3, -1, -1)
+    low, high = colours.min(), colours.max()
+    scaled = (colours - low) / (high - low).clamp(min=1e-12)
+    return Pictures.fromarray((scaled.permute(1, 2, 0) * 255).byte().cpu().numpy())
+
+
+def _total(value: Value, trail: Trail, totals: dict[Value, float]) -> float:
+    if value not in totals:
+        totals[value] = float(trail.evidence[value].clamp(min=0).sum()) or 1.0
+    return totals[value]
+
+
+def _node(hop: Hop, trail: Trail, totals: dict[Value, float]) -> Node:
+    call = hop.value.call
+    index = torch.unravel_index(torch.tensor(hop.index), hop.value.shape)
+    _, *place = (int(item) for item in index) if index else (0,)
+    channel, *position = place or [0]
+    return Node(
+        module=call.module if call is not None else "",
+        call=call.name if call is not None else "input",
+        channel=channel,
+        position=tuple(position),
+        share=hop.evidence / _total(hop.value, trail, totals),
+    )
+
+
+def _layer(name: str, value: Value, trail: Trail, most: int = 20) -> Layer:
+    evidence = trail.evidence[value][0]
+    place, strength = strongest_points(evidence, most)
+    total = float(evidence.clamp(min=0).sum()) or 1.0
+    nodes = tuple(
+        Node(
+            name,
+            value.call.name if value.call is not None else "input",
+            channel,
+            tuple(position),
+            share / total,
+        )
+        for (channel, *position), share in zip(place.tolist(), strength.tolist(), strict=True)
+    )
+    return Layer(name, tuple(evidence.shape), scale_to_one(evidence.sum(0).float()).cpu(), nodes)
+
+
+#: Their output has other places than their input, or the same ones without a look at them.
+_REARRANGING = {
+    f"aten.{name}"
+    for name in (
+        "view _unsafe_view reshape flatten permute transpose t unfold unsqueeze squeeze select "
+        "pixel_shuffle pixel_unshuffle index gather as_strided constant_pad_nd mean sum"
+    ).split()
+}
+
+
+def _spatial(way: Plan) -> set[Value]:
+    """Values of the shape [batch, channel, ...]: made by convolutions and pools, or like their source."""
+    found = {value for value in way.inputs if value.data.dim() > 2}
+    for value, step in reversed(way.steps):
+        assert value.call is not None
+        if value.data.dim() < 3 or value.call.name in _REARRANGING:
+            continue
+        if value.call.name == "aten.convolution" or any(
+            source in found for source, _ in step.links
+        ):
+            found.add(value)
+    return found
