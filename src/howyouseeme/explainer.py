@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .backtrack import Plan, plan
-from .errors import InputError, ModelError
+from .errors import HowYouSeeMeError, InputError, ModelError
 from .explanation import Explanation, Sample
-from .images import Geometry, Preprocess, load_image
+from .images import Geometry, Preprocess, Source, load_image
 from .methods import Method, get_method
 from .methods.base import Trail
 from .models import Network, load_model
@@ -22,8 +23,11 @@ from .tape import Tape, Value, record
 
 __all__ = ["Explainer", "explain"]
 
+#: A batch ready for the model, or one picture or several.
+Images = Tensor | Source | Sequence[Source]
+
 #: What can be asked for: nothing (the top class), a class, one a sample, or a function of the output.
-Target = None | int | str | Sequence[int | str] | Callable[[Any], Any]
+Target = None | int | str | Sequence[int | str] | Tensor | np.ndarray | Callable[[Any], Any]
 
 
 class _Rank:
@@ -35,17 +39,19 @@ class _Rank:
 
 def explain(
     model: nn.Module | Network | str,
-    images: Any,
+    images: Images,
     target: Target = None,
     method: str = "evidence",
     **parameters: Any,
 ) -> Explanation:
-    """Explain one batch of images; `Explainer` does the same for many.
+    """Explain one batch of images.
 
     >>> explanation = explain("efficientnet-lite0", "photo.jpg")
     >>> explanation = explain(my_model, torch.rand(8, 3, 224, 224), target=281)
+    >>> explanation = explain(my_model, "photo.jpg", preprocess=Preprocess((64, 64)), method="seed", k=10)
 
-    Arguments, result and errors are those of `Explainer` and of its call.
+    To explain more than one batch, make an `Explainer`. Arguments, result and errors are those of
+    `Explainer` and of its call; `parameters` are all that `Explainer` takes by name.
     """
     return Explainer(model, method, **parameters)(images, target)
 
@@ -60,14 +66,18 @@ class Explainer:
 
     Args:
         model: an nn.Module, a `Network` (a module with its preprocessing and classes), or a name that
-            `load_model` takes.
+            `load_model` takes. What torch.compile or data parallelism wrapped is unwrapped.
         method: 'evidence' (default), 'seed' (How You See Me as published), or 'exact'.
         preprocess: how a photo becomes the model's input; that of the `Network` by default.
-        classes: names of the classes; those of the `Network` by default.
-        device: where to run; where the model is by default.
+        classes: names of the classes, one for each score; those of the `Network` by default.
+        device: where to run, the model being moved there; where the model is by default.
         parameters: of the method, such as `k` of the seed method.
 
-    The model is left as it was.
+    The model is left as it was: its mode, gradients, hooks and buffers.
+
+    Raises:
+        InputError: the model is none, or there is no such method, parameter or device.
+        ModelError, MissingExtraError: the model of that name can't be loaded.
     """
 
     def __init__(
@@ -84,71 +94,92 @@ class Explainer:
         if isinstance(model, str):
             model = load_model(model)
         if isinstance(model, nn.Module):
-            model = Network(type(model).__name__, _unwrapped(model), None, None)
+            model = Network(type(_unwrapped(model)).__name__, model, None, None)
         if not isinstance(model, Network):
             raise InputError(
-                f"A model is an nn.Module, a Network or a name, not a {type(model).__name__}."
+                "A model is an nn.Module, a Network or a name, not "
+                f"{f'the class {model.__name__}' if isinstance(model, type) else f'a {type(model).__name__}'}."
             )
+        module = _unwrapped(model.module)
         self.network = Network(
             model.name,
-            model.module if device is None else model.module.to(device),
+            module if device is None else _moved(module, device),
             preprocess or model.preprocess,
             tuple(classes) if classes is not None else model.classes,
         )
 
-    def __call__(self, images: Any, target: Target = None) -> Explanation:
+    def __call__(self, images: Images, target: Target = None) -> Explanation:
         """Explain the answer to `target` on each image.
 
-        >>> explanation = explainer(images, target=[281, 282])
+        >>> explanation = explainer(images)                        # each image's top class
+        >>> explanation = explainer(["cat.jpg", "dog.jpg"], target=["tabby", 207])
+        >>> explanation = explainer(images, target=lambda output: output["masks"][:, 3, 20, 20])
 
         Args:
-            images: a float tensor [batch, channel, ...], ready for the model; or, if the
-                preprocessing is known, an image or a list of images (path, bytes, PIL image, array).
-            target: None for each image's top class; a class (index or name) for all; one a sample;
-                or a function from the model's output to the element that is to be explained, in any
-                output structure: a scalar tensor, or one a sample.
+            images: a float tensor [batch, channel, height, width] ([batch, channel, ...] for networks
+                over other axes), ready for the model, on its device; or, if the preprocessing is
+                known, a picture or a list of pictures of any sizes (path, bytes, PIL image, array, or
+                tensor [3, height, width] of floats in 0..1 or of uint8).
+            target: None for each image's top class; a class (index or name) for all; a class for each
+                (list, array or tensor); or a function from the model's output, of any structure, to
+                the element that is to be explained: a tensor with one element a sample, or with one
+                alone, in which case the images are explained one by one. A function may also
+                return whole numbers: they are taken as classes.
 
         Raises:
             InputError, ImageError: the images or the target can't be used.
-            ModelError: the model is in training mode, or answers with NaN.
-            UnsupportedCallError: the model makes calls without a rule.
+            ModelError: the model is in training mode, or answers with NaN or infinity.
+            UnsupportedCallError: the model makes calls without a rule; the message names all of them.
+
+        A model that ends in a softmax or sigmoid is explained before it, in logits.
         """
         return self.many(images, [target])[0]
 
-    def top(self, images: Any, k: int = 3) -> list[Explanation]:
+    def top(self, images: Images, k: int = 3) -> list[Explanation]:
         """Explain the k most likely classes of each image, from one recorded pass.
 
         >>> for explanation in explainer.top("photo.jpg", k=3):
         ...     print(explanation.label[0], explanation.probability[0])
+
+        Returns k explanations of the whole batch, the likeliest classes first; ties go to the lower
+        index. Errors are those of a call; InputError also where there are fewer than k classes.
         """
         if k < 1:
             raise InputError(f"top {k} asks for nothing: give 1 or more.")
         return self.many(images, [_Rank(rank) for rank in range(k)])
 
-    def many(self, images: Any, targets: Sequence[Target | _Rank]) -> list[Explanation]:
+    def many(self, images: Images, targets: Sequence[Target | _Rank]) -> list[Explanation]:
         """Explain several targets of the same images, from one recorded pass.
 
         >>> cat, dog = explainer.many("photo.jpg", ["tabby", "golden retriever"])
+
+        Each of the `targets` is what a call takes; returned is one explanation for each. Errors are
+        those of a call.
+
+        Where the network mixes the samples of a batch, each sample gets a pass of its own.
         """
         inputs, samples = self._prepare(images)
-        readers = [target for target in targets if callable(target)]
+        readers = [_reader(target) for target in targets if callable(target)]
         tape = self._record(inputs, readers)
         if tape.separable(len(inputs)):
             return self._explain_all(tape, samples, targets)
         # Samples share an axis with something else: one pass for each keeps them apart.
         alone = [
-            self._explain_all(self._record(sample.input[None], readers), [sample], targets)
-            for sample in samples
+            self._explain_all(
+                self._record(sample.input[None], readers), [sample], _targets_of(targets, i, samples)
+            )
+            for i, sample in enumerate(samples)
         ]
         return [Explanation.join(parts) for parts in zip(*alone, strict=True)]
 
     # -- in ---------------------------------------------------------------------------------------
 
-    def _prepare(self, images: Any) -> tuple[Tensor, list[Sample]]:
-        if isinstance(images, Tensor) and images.is_floating_point() and images.dim() != 3:
-            return self._check_tensor(images)
-        if isinstance(images, Tensor) and images.dim() == 3 and self.network.preprocess is None:
-            return self._check_tensor(images)  # [batch, channel, length]: a 1-d network
+    def _prepare(self, images: Images) -> tuple[Tensor, list[Sample]]:
+        # Of three axes, a tensor is a picture where pictures can be used, else the input of a 1-d network.
+        known = self.network.preprocess is not None
+        if isinstance(images, Tensor) and images.is_floating_point():
+            if images.dim() != 3 or not known:
+                return self._check_tensor(images)
         if self.network.preprocess is None:
             raise InputError(
                 f"Explaining {_kind(images)} needs to know how the model wants its input: give "
@@ -158,37 +189,45 @@ class Explainer:
         if not many:
             raise InputError("There are no images to explain: the list is empty.")
         tensors, samples = [], []
+        like = self._like()
         for source in many:
             picture = load_image(source)
             tensor, geometry = self.network.preprocess(picture)
-            tensor = tensor.to(self._place())
+            tensor = tensor.to(like)
             tensors.append(tensor)
             name = str(source) if isinstance(source, (str, PurePath)) else None
             samples.append(Sample(tensor, geometry, picture, name))
         return torch.stack(tensors), samples
 
     def _check_tensor(self, images: Tensor) -> tuple[Tensor, list[Sample]]:
-        if images.dim() < 2 or not images.numel():
+        if images.dim() < 3 or not images.numel():
             raise InputError(
                 f"The input has the shape {tuple(images.shape)}: a batch has the shape "
                 "[batch, channel, height, width], none of them 0."
             )
-        if not bool(torch.isfinite(images).all()):
-            raise InputError("The input contains NaN or infinity: check how it was loaded.")
-        place = self._place()
-        if images.device != place:
+        device = self._like().device
+        if images.device != device:
             raise InputError(
-                f"The input is on {images.device} and the model on {place}: "
+                f"The input is on {images.device} and the model on {device}: "
                 "move one of them with .to(device)."
             )
-        height, width = images.shape[2:] if images.dim() == 4 else (0, 0)
-        geometry = Geometry.identity((height, width)) if images.dim() == 4 else None
+        if not bool(torch.isfinite(images).all()):
+            raise InputError("The input contains NaN or infinity: check how it was loaded.")
+        images = images.detach().clone()  # paths are looked up later, when the user's may have changed
+        geometry = Geometry.identity((images.shape[2], images.shape[3])) if images.dim() == 4 else None
         return images, [Sample(image, geometry) for image in images]
 
-    def _place(self) -> torch.device:
+    def _like(self) -> Tensor:
+        """A tensor of the type and on the device that the model's input must have."""
         module = self.network.module
-        tensors = (*module.parameters(), *module.buffers())
-        return tensors[0].device if tensors else torch.device("cpu")
+        tensors = (item for item in (*module.parameters(), *module.buffers()))
+        found = next((item for item in tensors if item.is_floating_point()), torch.empty(0))
+        if found.is_meta:
+            raise ModelError(
+                f"The model {self.network.name} is on the meta device, where tensors have no contents: "
+                "load its weights first."
+            )
+        return found
 
     # -- through ----------------------------------------------------------------------------------
 
@@ -196,12 +235,13 @@ class Explainer:
         module = self.network.module
         try:
             tape = record(module, [inputs], readers=readers)
-        except RuntimeError as error:
-            if isinstance(error, ModelError):
-                raise
+        except HowYouSeeMeError:
+            raise
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+            hint = "" if inputs.dim() != 3 else " A single image needs a batch axis: image[None]."
             raise InputError(
                 f"The model {self.network.name} can't run on an input of the shape "
-                f"{tuple(inputs.shape)} and type {inputs.dtype}: {str(error).splitlines()[0]}"
+                f"{tuple(inputs.shape)} and type {inputs.dtype}: {_first_line(error)}.{hint}"
             ) from error
         _check_finite(tape, module)
         return tape
@@ -212,28 +252,23 @@ class Explainer:
         reads = iter(tape.reads)
         explanations = []
         for target in targets:
-            if callable(target):
-                start, nodes = _element(next(reads), len(samples))
-                classes = None
-            else:
-                start, nodes, classes = self._classes(tape, target, len(samples))
+            asked = self._asked(tape, target, reads, len(samples))
             with torch.no_grad():
-                walked = self.method.walk(plan(tape, start), nodes)
+                walked = self.method.walk(plan(tape, asked.start), asked.nodes)
             picture = tape.inputs[0]
-            known = [None] * len(samples) if classes is None else classes.tolist()
             explanations.append(
                 Explanation(
                     samples=tuple(samples),
                     evidence=self.method.clean(walked.strength[picture].sum(1)),
                     share=walked.share[picture].sum(1),
-                    target=tuple(known),
-                    label=tuple("" if c is None else self.network.label(c) for c in known),
-                    probability=_probabilities(start, classes, len(samples)),
+                    target=asked.classes,
+                    label=tuple("" if c is None else self.network.label(c) for c in asked.classes),
+                    probability=asked.probability,
                     model=self.network,
                     method=self.method,
                     walk_again=tuple(
-                        partial(self._walk_again, sample, target if callable(target) else c)
-                        for sample, c in zip(samples, known, strict=True)
+                        partial(self._walk_again, sample, target if c is None else c)
+                        for sample, c in zip(samples, asked.classes, strict=True)
                     ),
                 )
             )
@@ -241,61 +276,154 @@ class Explainer:
 
     def _walk_again(self, sample: Sample, target: Any) -> tuple[Plan, Trail]:
         """The walk of one sample, with all that it passed; the tape is not kept in between."""
-        tape = self._record(sample.input[None], [target] if callable(target) else [])
-        if callable(target):
-            start, nodes = _element(tape.reads[0], 1)
-        else:
-            start, nodes, _ = self._classes(tape, target, 1)
+        readers = [_reader(target)] if callable(target) else []
+        tape = self._record(sample.input[None], readers)
+        asked = self._asked(tape, target, iter(tape.reads), 1)
         trail = Trail()
         with torch.no_grad():
-            way = plan(tape, start)
-            self.method.walk(way, nodes, trail)
+            way = plan(tape, asked.start)
+            self.method.walk(way, asked.nodes, trail)
         return way, trail
 
     # -- targets ----------------------------------------------------------------------------------
 
-    def _classes(self, tape: Tape, target: Any, batch: int) -> tuple[Value, Tensor, Tensor]:
-        """The scores, the flat index of each sample's class in them, and the classes."""
+    def _asked(self, tape: Tape, target: Any, reads: Iterator[Any], batch: int) -> _Asked:
+        """Where the walk sets out for a target; what a function made of the output is in `reads`."""
+        if callable(target):
+            target = next(reads)
+            if not _is_whole(target):
+                start, nodes = _element(target, batch)
+                return _Asked(start, nodes, (None,) * batch, (None,) * batch)
         scores = _scores(tape.output)
-        if scores.data.dim() != 2 or scores.shape[0] != batch:
+        if tuple(scores.shape[:1]) != (batch,) or scores.data.dim() > 2:
             raise InputError(
                 f"The model's output has the shape {tuple(scores.shape)} for {batch} image(s), not "
                 "[batch, classes]: is the input [batch, channel, height, width]? For another kind of "
                 "output, give a function as the target: target=lambda output: output[...]."
             )
-        if isinstance(target, _Rank):
-            if target.rank >= scores.shape[1]:
-                raise InputError(
-                    f"There is no class of rank {target.rank + 1}: the model has "
-                    f"{scores.shape[1]} classes."
-                )
-            order = scores.data.sort(dim=1, descending=True, stable=True).indices
-            classes = order[:, target.rank]
-        elif target is None:
-            classes = scores.data.argmax(1)
-        else:
-            many = isinstance(target, Sequence) and not isinstance(target, str)
-            if isinstance(target, Tensor):
-                target, many = target.tolist(), target.dim() > 0
-            names = list(target) if many else [target] * batch
-            if len(names) != batch:
-                raise InputError(f"There are {len(names)} targets for {batch} images.")
-            classes = torch.tensor(
-                [self._class_index(name, scores.shape[1]) for name in names],
-                device=scores.data.device,
-            )
-        rows = torch.arange(batch, device=scores.data.device)
-        return _before_softmax(scores), rows * scores.shape[1] + classes, classes
+        logits = _logits(scores)
+        table = logits.data.reshape(batch, -1)
+        classes = self._classes(table, target)
+        rows = torch.arange(batch, device=table.device)
+        return _Asked(
+            logits,
+            rows * table.shape[1] + classes,
+            tuple(classes.tolist()),
+            _probabilities(scores, table, classes),
+        )
 
-    def _class_index(self, name: Any, count: int) -> int:
+    def _classes(self, scores: Tensor, target: Any) -> Tensor:
+        """Each sample's class [batch], given its scores [batch, classes]."""
+        batch, count = scores.shape
+        names = self.network.classes
+        if names is not None and len(names) != count:
+            raise InputError(
+                f"{self.network.name} has {len(names)} class names and {count} scores: "
+                "give classes=[...] with one name for each."
+            )
+        if isinstance(target, _Rank):
+            if target.rank >= count:
+                raise InputError(
+                    f"There is no class of rank {target.rank + 1}: the model has {count} classes."
+                )
+            return scores.sort(dim=1, descending=True, stable=True).indices[:, target.rank]
+        if target is None:
+            return scores.argmax(1)
+        target = _plain(target)
+        several = isinstance(target, Sequence) and not isinstance(target, str)
+        wanted = list(target) if several else [target] * batch
+        if len(wanted) != batch:
+            raise InputError(
+                f"There are {len(wanted)} targets for {batch} image(s): give one for each, or one for all."
+            )
+        return torch.tensor([self._class(item, count) for item in wanted], device=scores.device)
+
+    def _class(self, name: Any, count: int) -> int:
+        name = _plain(name)
         if isinstance(name, bool) or not isinstance(name, (int, str)):
-            raise InputError(f"A target is a class index or name, not {name!r}.")
-        index = self.network.class_index(name)
+            raise InputError(
+                f"A target is None, a class (index or name), one for each image, or a function of the "
+                f"model's output, not {name!r}."
+            )
+        index = self.network.class_index(name) if isinstance(name, str) else name
         if not 0 <= index < count:
             raise InputError(
-                f"There is no class {index}: the model has {count} classes, 0 to {count - 1}."
+                f"There is no class {index}: {self.network.name} has {count} classes, 0 to {count - 1}."
             )
         return index
+
+
+class _Asked(NamedTuple):
+    """A target, found on a tape: where the walk sets out, and what is known about each sample's."""
+
+    start: Value
+    nodes: Tensor  # [batch], flat indices into the start
+    classes: tuple[int | None, ...]
+    probability: tuple[float | None, ...]
+
+
+def _targets_of(
+    targets: Sequence[Target | _Rank], i: int, samples: Sequence[Sample]
+) -> list[Target | _Rank]:
+    """What is asked of sample i alone: its own target, where a target has one for each."""
+    return [
+        target[i]
+        if isinstance(target, (Tensor, np.ndarray))
+        and target.ndim
+        or (isinstance(target, Sequence) and not isinstance(target, str))
+        else target
+        for target in targets
+    ]
+
+
+def _reader(target: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The target function, with an error that says what it was given."""
+
+    def read(output: Any) -> Any:
+        try:
+            return target(output)
+        except Exception as error:
+            raise InputError(
+                f"The target function failed with {type(error).__name__}: {_first_line(error)}. "
+                f"It was given the model's output: {_outline(output)}."
+            ) from error
+
+    return read
+
+
+def _outline(output: Any) -> str:
+    """The structure of an output: tensor [2, 10]"""
+    if isinstance(output, Tensor):
+        return f"tensor {list(output.shape)}"
+    if isinstance(output, Mapping):
+        inside = ", ".join(f"{name!r}: {_outline(item)}" for name, item in output.items())
+        return f"{type(output).__name__} {{{inside}}}"
+    if isinstance(output, (list, tuple)):
+        return f"{type(output).__name__} ({', '.join(map(_outline, output))})"
+    return type(output).__name__
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _is_whole(item: Any) -> bool:
+    """True for a class index or a tensor of them."""
+    if isinstance(item, Tensor):
+        return not (item.is_floating_point() or item.is_complex() or item.dtype == torch.bool)
+    return isinstance(item, int) and not isinstance(item, bool)
+
+
+def _plain(item: Any) -> Any:
+    """Python's numbers and lists instead of a tensor's or numpy's."""
+    return item.tolist() if isinstance(item, (Tensor, np.ndarray, np.generic)) else item
+
+
+def _moved(module: nn.Module, device: str | torch.device) -> nn.Module:
+    try:
+        return module.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch's ways to say that there is no such one
+        raise InputError(f"The device {device} can't be used: {_first_line(error)}.") from error
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -339,34 +467,36 @@ def _scores(output: Any) -> Value:
     )
 
 
-def _before_softmax(scores: Value) -> Value:
-    """The logits, where the model ends with a softmax: it would set every class against all others."""
-    while scores.call is not None and scores.call.name in {"aten._softmax", "aten._log_softmax"}:
+def _logits(scores: Value) -> Value:
+    """The scores before a softmax or sigmoid at the end.
+
+    A softmax sets every class against all others, and a sigmoid that is sure of itself is flat.
+    """
+    while scores.call is not None and scores.call.name in _SQUASHING:
         scores = scores.call.args[0]
     return scores
 
 
-def _probabilities(start: Value, classes: Tensor | None, batch: int) -> tuple[float | None, ...]:
-    if classes is None:
-        return (None,) * batch
-    scores = start.data.float()
-    if scores.shape[1] == 1:
-        return tuple(scores.sigmoid()[:, 0].tolist())
-    return tuple(scores.softmax(1).gather(1, classes[:, None])[:, 0].tolist())
+_SQUASHING = {"aten._softmax", "aten._log_softmax", "aten.sigmoid"}
+
+
+def _probabilities(scores: Value, logits: Tensor, classes: Tensor) -> tuple[float, ...]:
+    """Of each sample's class; independent of the others' where there are none, or for sigmoids."""
+    alone = logits.shape[1] == 1 or (scores.call is not None and scores.call.name == "aten.sigmoid")
+    table = logits.float()
+    table = table.sigmoid() if alone else table.softmax(1)
+    return tuple(table.gather(1, classes[:, None])[:, 0].tolist())
 
 
 def _element(value: Any, batch: int) -> tuple[Value, Tensor]:
     """What a target function returned, as a start and its nodes."""
-    if not isinstance(value, Value) or value.numel not in {1, batch}:
-        found = f"shape {tuple(value.shape)}" if isinstance(value, Value) else repr(value)
+    if not isinstance(value, Value) or value.numel != batch:
+        found = f"a tensor {list(value.shape)}" if isinstance(value, (Value, Tensor)) else repr(value)
+        constant = " that does not depend on the input" if isinstance(value, Tensor) else ""
         raise InputError(
-            "A target function returns an element of the model's output: a tensor with one element, "
-            f"or one a sample; this one returned {found}."
-        )
-    if value.numel != batch:
-        raise InputError(
-            f"The target function returned one element for {batch} images: return one a sample, or "
-            "explain one image at a time."
+            "A target function returns elements of the model's output, one for each image (or one for "
+            f"all): for {batch} image(s) this one returned {found}{constant}. "
+            "For example: target=lambda output: output[:, 281]."
         )
     return value, torch.arange(batch, device=value.data.device)
 

@@ -1,0 +1,99 @@
+"""Make every picture and table that the docs show, with the program itself."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from PIL import Image
+
+import howyouseeme as hysm
+from howyouseeme.explanation import Explanation
+from howyouseeme.rules import rules
+
+DOCS = Path(__file__).parent
+IMAGES = DOCS / "images"
+
+
+def save(picture: Image.Image, name: str, width: int = 1400) -> None:
+    """A picture small enough for a repository."""
+    height = round(picture.height * width / picture.width)
+    shrunk = picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+    shrunk.save(IMAGES / f"{name}.jpg", quality=88, optimize=True)
+
+
+def photos() -> None:
+    """The README's pictures, and one photo under each method."""
+    explainer = hysm.Explainer("efficientnet-lite0")
+    save(explainer(hysm.sample_photo("cat")).picture(), "cat")
+    save(explainer(hysm.sample_photo("rocket")).picture(layers=True), "rocket-layers")
+    for method in ("evidence", "seed", "exact"):
+        one = hysm.Explainer("efficientnet-lite0", method=method)
+        save(one(hysm.sample_photo("coffee")).picture(), f"coffee-{method}")
+
+
+def path_through_stages(explanation: Explanation) -> None:
+    """One path, from the class down to its pixel: where it is, and how many pixels a node stands for."""
+    path = explanation.path(0, [0])[0]
+    stages = {layer.module: layer for layer in explanation.layers()}
+    nodes = [node for node in path.nodes if node.module in stages and len(node.position) == 2]
+    shown = nodes[:: max(len(nodes) // 6, 1)][:7]
+    photo = explanation.samples[0].image
+    assert photo is not None
+    figure, axes = plt.subplots(1, len(shown), figsize=(2.4 * len(shown), 2.2))
+    for axis, node in zip(axes, shown, strict=True):
+        layer = stages[node.module]
+        axis.imshow(np.asarray(photo.convert("L")), cmap="gray", alpha=0.6)
+        height, width = layer.shape[1:]
+        step_y, step_x = photo.height / height, photo.width / width
+        y, x = node.position
+        axis.add_patch(
+            plt.Rectangle(
+                (x * step_x, y * step_y), step_x, step_y, facecolor="#ffb000", edgecolor="#dc267f"
+            )
+        )
+        axis.set_title(f"{node.module}\nchannel {node.channel}, {height}x{width}", fontsize=7)
+        axis.axis("off")
+    figure.tight_layout()
+    figure.savefig(IMAGES / "path.jpg", dpi=110, bbox_inches="tight")
+    plt.close(figure)
+
+
+def rules_page() -> None:
+    """The table of all rules, from the registry."""
+    families: dict[str, dict[str, list[str]]] = {}
+    for name, function in sorted(rules().items()):
+        family = function.__module__.rsplit(".", 1)[-1]
+        text = (inspect.getdoc(function) or "").splitlines()[0]
+        families.setdefault(family, {}).setdefault(text, []).append(name)
+    lines = [
+        "# The rules",
+        "",
+        "Every call that can be walked back through, by family. The in-place variant of a call",
+        "(`aten.relu_`) has the same rule, and so have its overloads. This page is written by",
+        "`make docs` from the registry.",
+        "",
+    ]
+    for family, texts in families.items():
+        module = inspect.getmodule(next(f for f in rules().values() if f.__module__.endswith(family)))
+        assert module is not None
+        intro = (inspect.getdoc(module) or "").replace("\n", " ").split("  ")[0]
+        lines += [f"## {family}", "", intro, "", "| calls | what they are, once frozen |", "| --- | --- |"]
+        for text, names in texts.items():
+            calls = ", ".join(f"`{name}`" for name in names)
+            lines.append(f"| {calls} | {text.replace('|', chr(92) + '|')} |")
+        lines.append("")
+    (DOCS / "rules.md").write_text("\n".join(lines))
+
+
+def main() -> None:
+    IMAGES.mkdir(exist_ok=True)
+    photos()
+    path_through_stages(hysm.explain("efficientnet-lite0", hysm.sample_photo("cat")))
+    rules_page()
+
+
+if __name__ == "__main__":
+    main()
