@@ -36,6 +36,7 @@ class Plan:
         return self._step_of.get(value)
 
 
+@torch.no_grad()
 def plan(tape: Tape, start: Value) -> Plan:
     """Freeze the calls that `start` depends on.
 
@@ -101,6 +102,7 @@ class Ledger:
         return self.inputs + sum(self.biases.values())
 
 
+@torch.no_grad()
 def multipliers(
     walk: Plan,
     seed: Tensor,

@@ -45,6 +45,7 @@ class Evidence(Method):
         if self.nodes is not None and self.nodes < 1:
             raise InputError(f"nodes={self.nodes} keeps nothing: give 1 or more, or None for all.")
 
+    @torch.no_grad()
     def walk(self, plan: Plan, nodes: Tensor, trail: Trail | None = None) -> Walked:
         batch = len(nodes)
         waiting: dict[Value, _Arrived] = {}

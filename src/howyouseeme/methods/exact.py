@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..backtrack import Ledger, Plan, multipliers
@@ -22,6 +23,7 @@ class Exact(Method):
     the reference for the methods that choose.
     """
 
+    @torch.no_grad()
     def walk(self, plan: Plan, nodes: Tensor, trail: Trail | None = None) -> Walked:
         evidence = {}
         for value, multiplier in multipliers(plan, one_hot(plan, nodes)):

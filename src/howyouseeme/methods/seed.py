@@ -69,6 +69,7 @@ class Seed(Method):
         """Drop outliers, if asked to."""
         return torch.stack([inliers(item) for item in evidence]) if self.outliers else evidence
 
+    @torch.no_grad()
     def walk(self, plan: Plan, nodes: Tensor, trail: Trail | None = None) -> Walked:
         waiting = {plan.start: [Nodes.start(nodes)]}
         for value, step in plan.steps:

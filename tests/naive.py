@@ -1,0 +1,459 @@
+"""A slow, obviously right reference: what each call is, as a matrix.
+
+Every function here is a plain loop written from the definition of the call, in float64, and shares
+no code with howyouseeme (nor with PyTorch's kernels). It returns a `Map`: the matrix J with one row
+for each output element and one column for each input element, both in row-major order, and the
+bias, so that `output = J @ input + bias`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+
+Shape = Sequence[int]
+Array = np.ndarray
+
+
+class Map(NamedTuple):
+    """`output = matrix @ input + bias`."""
+
+    matrix: Array
+    bias: Array
+
+
+def size(shape: Shape) -> int:
+    return math.prod(shape)
+
+
+def places(shape: Shape) -> list[tuple[int, ...]]:
+    """Every multi-index of a tensor, in row-major order."""
+    return list(product(*map(range, shape)))
+
+
+def flat(place: Shape, shape: Shape) -> int:
+    """The row-major position of a multi-index."""
+    position = 0
+    for at, length in zip(place, shape, strict=True):
+        assert 0 <= at < length
+        position = position * length + at
+    return position
+
+
+def empty(in_shape: Shape, out_shape: Shape) -> Map:
+    return Map(np.zeros((size(out_shape), size(in_shape))), np.zeros(size(out_shape)))
+
+
+def compose(last: Map, first: Map) -> Map:
+    """The map of `last` after `first`."""
+    return Map(last.matrix @ first.matrix, last.matrix @ first.bias + last.bias)
+
+
+# -- convolution ----------------------------------------------------------------------------------
+
+
+def convolution(
+    in_shape: Shape,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    stride: Shape,
+    padding: Shape,
+    dilation: Shape,
+    groups: int = 1,
+) -> Map:
+    """y[n, o, p] = b[o] + sum over i, t of w[o, i, t] x[n, first of the group + i, p s - pad + t d]
+
+    s is the stride and d the dilation.
+    """
+    samples, channels, *space = in_shape
+    outputs, group_in, *kernel = weight.shape
+    out_space = [
+        (n + 2 * pad - d * (k - 1) - 1) // s + 1
+        for n, k, s, pad, d in zip(space, kernel, stride, padding, dilation, strict=True)
+    ]
+    out_shape = (samples, outputs, *out_space)
+    result = empty(in_shape, out_shape)
+    for row, (n, o, *p) in enumerate(places(out_shape)):
+        first = o // (outputs // groups) * group_in
+        for i, *t in places((group_in, *kernel)):
+            q = [
+                at * s - pad + tap * d
+                for at, tap, s, pad, d in zip(p, t, stride, padding, dilation, strict=True)
+            ]
+            if all(0 <= at < length for at, length in zip(q, space, strict=True)):
+                result.matrix[row, flat((n, first + i, *q), in_shape)] += weight[(o, i, *t)]
+        result.bias[row] = 0 if bias is None else bias[o]
+    assert channels == group_in * groups
+    return result
+
+
+def transposed_convolution(
+    in_shape: Shape,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    stride: Shape,
+    padding: Shape,
+    dilation: Shape,
+    groups: int = 1,
+    output_padding: Shape = (0, 0, 0),
+) -> Map:
+    """Each input element stamps the kernel on the output: x[n, i, q] on y[n, o, q s - pad + t d]"""
+    samples, channels, *space = in_shape
+    _, group_out, *kernel = weight.shape
+    out_space = [
+        (n - 1) * s - 2 * pad + d * (k - 1) + extra + 1
+        for n, k, s, pad, d, extra in zip(
+            space, kernel, stride, padding, dilation, output_padding[: len(space)], strict=True
+        )
+    ]
+    out_shape = (samples, group_out * groups, *out_space)
+    result = empty(in_shape, out_shape)
+    for column, (n, i, *q) in enumerate(places(in_shape)):
+        first = i // (channels // groups) * group_out
+        for o, *t in places((group_out, *kernel)):
+            p = [
+                at * s - pad + tap * d
+                for at, tap, s, pad, d in zip(q, t, stride, padding, dilation, strict=True)
+            ]
+            if all(0 <= at < length for at, length in zip(p, out_space, strict=True)):
+                result.matrix[flat((n, first + o, *p), out_shape), column] += weight[(i, o, *t)]
+    if bias is not None:
+        for row, (_, o, *_rest) in enumerate(places(out_shape)):
+            result.bias[row] = bias[o]
+    return result
+
+
+# -- linear ---------------------------------------------------------------------------------------
+
+
+def linear(in_shape: Shape, weight: Array, bias: Array | None = None) -> Map:
+    """y[..., o] = b[o] + sum over i of w[o, i] x[..., i]"""
+    *lead, inputs = in_shape
+    outputs = weight.shape[0]
+    result = empty(in_shape, (*lead, outputs))
+    for row, (*n, o) in enumerate(places((*lead, outputs))):
+        for i in range(inputs):
+            result.matrix[row, flat((*n, i), in_shape)] = weight[o, i]
+        result.bias[row] = 0 if bias is None else bias[o]
+    return result
+
+
+def total(in_shape: Shape, axes: Sequence[int], mean: bool = False) -> Map:
+    """The sum, or the mean, over some axes."""
+    rest = [axis for axis in range(len(in_shape)) if axis not in axes]
+    out_shape = [in_shape[axis] for axis in rest]
+    share = 1 / size([in_shape[axis] for axis in axes]) if mean else 1
+    result = empty(in_shape, out_shape)
+    for column, place in enumerate(places(in_shape)):
+        result.matrix[flat([place[axis] for axis in rest], out_shape), column] = share
+    return result
+
+
+# -- pooling --------------------------------------------------------------------------------------
+
+
+def windows(length: int, kernel: int, stride: int, padding: int, ceil_mode: bool) -> list[int]:
+    """Where each window starts; in ceil mode none starts in the padding on the right."""
+    starts = []
+    count = (length + 2 * padding - kernel) / stride
+    for i in range((math.ceil(count) if ceil_mode else math.floor(count)) + 1):
+        start = i * stride - padding
+        if not ceil_mode or start < length:
+            starts.append(start)
+    return starts
+
+
+def average_pool(
+    in_shape: Shape,
+    kernel: Shape,
+    *,
+    stride: Shape,
+    padding: Shape,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Map:
+    """The sum over a window, by the number of its elements that count."""
+    dims = len(kernel)
+    lead, space = in_shape[:-dims], in_shape[-dims:]
+    starts = [
+        windows(*axis, ceil_mode) for axis in zip(space, kernel, stride, padding, strict=True)
+    ]
+    out_shape = (*lead, *map(len, starts))
+    result = empty(in_shape, out_shape)
+    for row, place in enumerate(places(out_shape)):
+        begin = [starts[axis][at] for axis, at in enumerate(place[-dims:])]
+        # A window may reach into the padding, but not past its end.
+        end = [min(b + k, n + p) for b, k, n, p in zip(begin, kernel, space, padding, strict=True)]
+        padded = size([e - b for b, e in zip(begin, end, strict=True)])
+        inside = [
+            q
+            for q in product(*map(range, begin, end))
+            if all(0 <= at < n for at, n in zip(q, space, strict=True))
+        ]
+        divisor = divisor_override or (padded if count_include_pad else len(inside))
+        for q in inside:
+            result.matrix[row, flat((*place[:-dims], *q), in_shape)] = 1 / divisor
+    return result
+
+
+def adaptive_windows(length: int, outputs: int) -> list[range]:
+    return [
+        range(math.floor(i * length / outputs), math.ceil((i + 1) * length / outputs))
+        for i in range(outputs)
+    ]
+
+
+def adaptive_average_pool(in_shape: Shape, out_space: Shape) -> Map:
+    dims = len(out_space)
+    lead, space = in_shape[:-dims], in_shape[-dims:]
+    out_shape = (*lead, *out_space)
+    result = empty(in_shape, out_shape)
+    for row, place in enumerate(places(out_shape)):
+        window = list(
+            product(
+                *(
+                    adaptive_windows(n, o)[at]
+                    for n, o, at in zip(space, out_space, place[-dims:], strict=True)
+                )
+            )
+        )
+        for q in window:
+            result.matrix[row, flat((*place[:-dims], *q), in_shape)] = 1 / len(window)
+    return result
+
+
+def strongest(x: Array, candidates: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The place of the largest element; the first of equals in row-major order."""
+    best = min(candidates)
+    for place in sorted(candidates):
+        if x[place] > x[best]:
+            best = place
+    return best
+
+
+def max_pool(
+    x: Array,
+    kernel: Shape,
+    *,
+    stride: Shape,
+    padding: Shape,
+    dilation: Shape,
+    ceil_mode: bool = False,
+) -> Map:
+    dims = len(kernel)
+    lead, space = x.shape[:-dims], x.shape[-dims:]
+    starts = [
+        windows(n, d * (k - 1) + 1, s, p, ceil_mode)
+        for n, k, s, p, d in zip(space, kernel, stride, padding, dilation, strict=True)
+    ]
+    out_shape = (*lead, *map(len, starts))
+    result = empty(x.shape, out_shape)
+    for row, place in enumerate(places(out_shape)):
+        window = [
+            tuple(
+                starts[axis][at] + tap * dilation[axis]
+                for axis, (at, tap) in enumerate(zip(place[-dims:], taps, strict=True))
+            )
+            for taps in places(kernel)
+        ]
+        inside = [q for q in window if all(0 <= a < n for a, n in zip(q, space, strict=True))]
+        best = strongest(x, [(*place[:-dims], *q) for q in inside])
+        result.matrix[row, flat(best, x.shape)] = 1
+    return result
+
+
+def adaptive_max_pool(x: Array, out_space: Shape) -> Map:
+    dims = len(out_space)
+    lead, space = x.shape[:-dims], x.shape[-dims:]
+    out_shape = (*lead, *out_space)
+    result = empty(x.shape, out_shape)
+    for row, place in enumerate(places(out_shape)):
+        window = product(
+            *(
+                adaptive_windows(n, o)[at]
+                for n, o, at in zip(space, out_space, place[-dims:], strict=True)
+            )
+        )
+        best = strongest(x, [(*place[:-dims], *q) for q in window])
+        result.matrix[row, flat(best, x.shape)] = 1
+    return result
+
+
+def maximum_over(x: Array, axes: Sequence[int]) -> Map:
+    """The maximum over some axes; the lowest index wins a tie."""
+    rest = [axis for axis in range(x.ndim) if axis not in axes]
+    out_shape = [x.shape[axis] for axis in rest]
+    result = empty(x.shape, out_shape)
+    for row, kept in enumerate(places(out_shape)):
+        window = [p for p in places(x.shape) if [p[axis] for axis in rest] == list(kept)]
+        result.matrix[row, flat(strongest(x, window), x.shape)] = 1
+    return result
+
+
+# -- interpolation --------------------------------------------------------------------------------
+
+
+def along_axes(in_shape: Shape, lines: Sequence[Array]) -> Map:
+    """A map whose weight is a product of one weight for each of the last axes."""
+    dims = len(lines)
+    lead = in_shape[:-dims]
+    out_shape = (*lead, *(line.shape[0] for line in lines))
+    result = empty(in_shape, out_shape)
+    for row, place in enumerate(places(out_shape)):
+        for q in places(in_shape[-dims:]):
+            weight = 1.0
+            for line, at, source in zip(lines, place[-dims:], q, strict=True):
+                weight *= line[at, source]
+            result.matrix[row, flat((*place[:-dims], *q), in_shape)] = weight
+    return result
+
+
+def linear_line(length: int, outputs: int, align_corners: bool, factor: float | None) -> Array:
+    """Linear interpolation along one axis: between the two nearest pixel centres."""
+    line = np.zeros((outputs, length))
+    for i in range(outputs):
+        if align_corners:
+            at = i * (length - 1) / (outputs - 1) if outputs > 1 else 0.0
+        else:
+            at = max((i + 0.5) * (1 / factor if factor else length / outputs) - 0.5, 0.0)
+        below = min(math.floor(at), length - 1)
+        above = min(below + 1, length - 1)
+        line[i, below] += 1 - (at - below)
+        line[i, above] += at - below
+    return line
+
+
+def interpolation(
+    in_shape: Shape,
+    out_space: Shape,
+    align_corners: bool = False,
+    factors: Sequence[float | None] = (None, None, None),
+) -> Map:
+    dims = len(out_space)
+    return along_axes(
+        in_shape,
+        [
+            linear_line(n, o, align_corners, f)
+            for n, o, f in zip(in_shape[-dims:], out_space, factors[:dims], strict=True)
+        ],
+    )
+
+
+def antialiased(in_shape: Shape, out_space: Shape) -> Map:
+    """Interpolation with a triangle as wide as an output pixel, as Pillow does."""
+    lines = []
+    for length, outputs in zip(in_shape[-2:], out_space, strict=True):
+        scale = length / outputs
+        width = max(scale, 1.0)
+        line = np.zeros((outputs, length))
+        for i in range(outputs):
+            centre = (i + 0.5) * scale
+            for j in range(length):
+                line[i, j] = max(0.0, 1 - abs(j + 0.5 - centre) / width)
+            line[i] /= line[i].sum()
+        lines.append(line)
+    return along_axes(in_shape, lines)
+
+
+def nearest(in_shape: Shape, out_space: Shape, exact: bool = False) -> Map:
+    dims = len(out_space)
+    lead, space = in_shape[:-dims], in_shape[-dims:]
+    out_shape = (*lead, *out_space)
+    result = empty(in_shape, out_shape)
+    for row, place in enumerate(places(out_shape)):
+        q = [
+            math.floor((at + (0.5 if exact else 0)) * n / o)
+            for at, n, o in zip(place[-dims:], space, out_space, strict=True)
+        ]
+        result.matrix[row, flat((*place[:-dims], *q), in_shape)] = 1
+    return result
+
+
+# -- element by element ---------------------------------------------------------------------------
+
+
+def elementwise(x: Array, function: Callable[[float], float]) -> Map:
+    """The line from (0, f(0)) to (x, f(x)), for each element; f(0) is 0 where f has no value."""
+    try:
+        zero = function(0.0)
+    except (ValueError, ZeroDivisionError):
+        zero = 0.0
+    slopes = [(function(v) - zero) / v if v else 0.0 for v in x.reshape(-1).tolist()]
+    return Map(np.diag(slopes), np.full(x.size, zero))
+
+
+def scaled(x: Array, scale: Array, shift: Array) -> Map:
+    """y = scale x + shift, where both broadcast against x."""
+    return Map(
+        np.diag(np.broadcast_to(scale, x.shape).reshape(-1)),
+        np.broadcast_to(shift, x.shape).reshape(-1).copy(),
+    )
+
+
+def normalised(
+    x: Array,
+    groups: dict[tuple[int, ...], list[tuple[int, ...]]],
+    weight: Callable[[tuple[int, ...]], float],
+    bias: Callable[[tuple[int, ...]], float],
+    eps: float,
+) -> Map:
+    """y = w (x - mean) / sqrt(var + eps) + b, mean and var of each group taken as constants."""
+    result = empty(x.shape, x.shape)
+    for members in groups.values():
+        values = [float(x[place]) for place in members]
+        mean = math.fsum(values) / len(values)
+        var = math.fsum((value - mean) ** 2 for value in values) / len(values)
+        for place in members:
+            at = flat(place, x.shape)
+            slope = weight(place) / math.sqrt(var + eps)
+            result.matrix[at, at] = slope
+            result.bias[at] = bias(place) - mean * slope
+    return result
+
+
+def group_norm(x: Array, count: int, weight: Array, bias: Array, eps: float) -> Map:
+    per_group = x.shape[1] // count
+    groups: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+    for place in places(x.shape):
+        groups.setdefault((place[0], place[1] // per_group), []).append(place)
+    return normalised(x, groups, lambda p: weight[p[1]], lambda p: bias[p[1]], eps)
+
+
+def layer_norm(x: Array, dims: int, weight: Array, bias: Array, eps: float) -> Map:
+    groups: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+    for place in places(x.shape):
+        groups.setdefault(place[:-dims], []).append(place)
+    return normalised(x, groups, lambda p: weight[p[-dims:]], lambda p: bias[p[-dims:]], eps)
+
+
+def batch_statistics_norm(x: Array, weight: Array, bias: Array, eps: float) -> Map:
+    """Batch norm with the statistics of this very batch."""
+    groups: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+    for place in places(x.shape):
+        groups.setdefault((place[1],), []).append(place)
+    return normalised(x, groups, lambda p: weight[p[1]], lambda p: bias[p[1]], eps)
+
+
+# -- movement -------------------------------------------------------------------------------------
+
+
+def probed(function: Callable[..., Array], inputs: Sequence[Array], varied: int = 0) -> Map:
+    """The map of a call that only moves elements: run it on a one-hot picture for each input.
+
+    Bias is what comes out when every input is zero.
+    """
+    zeros = [np.zeros_like(x) for x in inputs]
+    background = function(*zeros).reshape(-1)
+    matrix = np.zeros((background.size, inputs[varied].size))
+    for column, place in enumerate(places(inputs[varied].shape)):
+        hot = [zero.copy() for zero in zeros]
+        hot[varied][place] = 1
+        matrix[:, column] = function(*hot).reshape(-1) - background
+    return Map(matrix, background)

@@ -1,0 +1,527 @@
+from __future__ import annotations
+
+import io
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from howyouseeme.errors import ImageError, InputError
+from howyouseeme.images import Geometry, Preprocess, load_image, sample_photo
+
+RED, WHITE = (255, 0, 0), (255, 255, 255)
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def noise(height: int = 48, width: int = 64) -> Image.Image:
+    values = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def pixel(source: object, at: tuple[int, int] = (0, 0), **options: int) -> tuple[int, ...]:
+    image = load_image(source, **options)
+    assert image.mode == "RGB"
+    return image.getpixel(at)
+
+
+# --- where a picture may come from
+
+
+def test_every_source_of_the_same_file_gives_the_same_picture(tmp_path: Path) -> None:
+    image = noise()
+    path = tmp_path / "noise.png"
+    image.save(path)
+    data = path.read_bytes()
+    prefixed = io.BytesIO(b"skipped" + data)
+    prefixed.seek(len(b"skipped"))
+    with path.open("rb") as file:
+        for source in (path, str(path), data, file, prefixed, image):
+            assert load_image(source).tobytes() == image.tobytes()
+
+
+def test_an_opened_picture_is_neither_changed_nor_shared() -> None:
+    image = noise()
+    loaded = load_image(image)
+    loaded.putpixel((0, 0), RED)
+    assert image.getpixel((0, 0)) != RED
+
+
+# --- what a file may hold
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int) -> None:
+    upright = Image.new("RGB", (32, 16), WHITE)
+    upright.paste(RED, (0, 0, 8, 8))
+    back = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = upright.transpose(back[orientation]) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert load_image(encoded(stored, "PNG", exif=exif)).tobytes() == upright.tobytes()
+
+
+def test_a_photo_with_unreadable_exif_is_still_a_photo() -> None:
+    image = noise()
+    data = encoded(image, "PNG", exif=b"Exif\0\0II*\0\xff")
+    with pytest.warns(UserWarning, match="The given data has damaged EXIF data"):
+        assert load_image(data).tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("mode", "clear", "half"),
+    [
+        ("RGBA", (255, 0, 0, 0), (255, 0, 0, 51)),
+        ("RGBa", (0, 0, 0, 0), (51, 0, 0, 51)),
+        ("LA", (0, 0), (0, 51)),
+        ("La", (0, 0), (0, 51)),
+    ],
+)
+def test_transparency_lies_over_white(
+    mode: str, clear: tuple[int, ...], half: tuple[int, ...]
+) -> None:
+    image = Image.new(mode, (2, 1), clear)
+    image.putpixel((1, 0), half)
+    assert pixel(image) == WHITE
+    mixed = pixel(image, (1, 0))
+    assert mixed[1] == 204  # a fifth of black (green of red) over white
+    assert mixed[0] == (255 if mode.startswith("RGB") else 204)
+
+
+def test_palettes_and_transparent_palettes() -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putpixel((1, 0), 1)
+    plain, cut = encoded(image, "PNG"), encoded(image, "PNG", transparency=0)
+    assert pixel(plain) == RED
+    assert pixel(cut) == WHITE
+    assert pixel(cut, (1, 0)) == pixel(plain, (1, 0)) == (0, 0, 255)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB"])
+def test_a_transparent_colour_lies_over_white(mode: str) -> None:
+    black = (0, 0, 0) if mode == "RGB" else 0
+    data = encoded(Image.new(mode, (2, 2), black), "PNG", transparency=black)
+    assert pixel(data) == WHITE
+
+
+def test_one_bit_and_grey_and_cmyk() -> None:
+    checker = Image.new("1", (2, 1))
+    checker.putpixel((1, 0), 1)
+    assert [pixel(encoded(checker, "PNG"), (x, 0)) for x in (0, 1)] == [(0, 0, 0), WHITE]
+    assert pixel(encoded(Image.new("L", (2, 2), 77), "PNG")) == (77, 77, 77)
+    red, green, blue = pixel(encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG"))
+    assert red > 250
+    assert max(green, blue) < 5
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_sixteen_bits_are_scaled_and_not_clipped(kind: str) -> None:
+    deep = np.array([[0, 128, 129, 32896, 65407, 65535]], np.uint16)
+    image = load_image(encoded(Image.fromarray(deep), kind))
+    assert np.asarray(image)[0, :, 0].tolist() == [0, 0, 1, 128, 255, 255]
+
+
+def test_the_transparent_level_of_sixteen_bits() -> None:
+    deep = Image.fromarray(np.array([[5000, 65535 // 5]], np.uint16))
+    data = encoded(deep, "PNG", transparency=5000)
+    assert [pixel(data, (x, 0)) for x in (0, 1)] == [WHITE, (51, 51, 51)]
+
+
+def test_floating_point_pictures() -> None:
+    image = Image.fromarray(np.array([[0.0, 0.5, 1.0]], np.float32))
+    assert np.asarray(load_image(encoded(image, "TIFF")))[0, :, 0].tolist() == [0, 128, 255]
+    with pytest.raises(ImageError, match=r"0 to 255; scale them"):
+        load_image(encoded(Image.fromarray(np.array([[0, 255]], np.float32)), "TIFF"))
+
+
+def test_integers_without_a_known_white_are_refused() -> None:
+    with pytest.raises(ImageError, match="32-bit integers"):
+        load_image(encoded(Image.fromarray(np.array([[0, 255]], np.int32)), "TIFF"))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_an_animation_gives_its_first_frame(kind: str) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, (0, 255, 0), (0, 0, 255))]
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True)
+    assert Image.open(io.BytesIO(data)).n_frames == 3
+    assert pixel(data) == RED
+
+
+# --- files that hold no picture
+
+
+def test_missing_files_and_folders(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"no file .*gone\.png"):
+        load_image(tmp_path / "gone.png")
+    with pytest.raises(ImageError, match="is a folder"):
+        load_image(tmp_path)
+    with pytest.raises(ImageError, match="can't be opened"):
+        load_image("bad\0name.png")
+
+
+def test_empty_files(tmp_path: Path) -> None:
+    path = tmp_path / "empty.png"
+    path.touch()
+    with pytest.raises(ImageError, match=r"empty\.png is empty"):
+        load_image(path)
+    with pytest.raises(ImageError, match="The given data is empty"):
+        load_image(b"")
+
+
+def test_files_that_are_no_pictures(tmp_path: Path) -> None:
+    path = tmp_path / "notes.jpg"
+    path.write_text("Not a picture.")
+    with pytest.raises(ImageError, match=r"notes\.jpg is not a picture"):
+        load_image(path)
+    with path.open() as text, pytest.raises(ImageError, match=r"notes\.jpg is open in text mode"):
+        load_image(text)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"])
+@pytest.mark.parametrize("share", [0.5, 0.95])
+def test_files_cut_short(tmp_path: Path, kind: str, share: float) -> None:
+    data = encoded(noise(), kind)
+    path = tmp_path / "cut.img"
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(ImageError, match=r"cut\.img is damaged or cut short \("):
+        load_image(path)
+
+
+def test_too_many_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(Image.new("1", (100, 100)), "PNG")
+    with pytest.raises(ImageError, match="100 x 100 pixels, more than the limit of 9999"):
+        load_image(data, max_pixels=9999)
+    assert load_image(data, max_pixels=10_000).size == (100, 100)
+    # Pillow alone would only warn about the first of these limits.
+    for limit in (9999, 100):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(ImageError, match=f"the limit of {limit}"):
+            load_image(data)
+        assert load_image(data, max_pixels=10_000).size == (100, 100)
+        assert limit == Image.MAX_IMAGE_PIXELS
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert load_image(data).size == (100, 100)
+
+
+def test_a_bomb_is_refused_before_it_is_decoded() -> None:
+    header = bytearray(encoded(Image.new("1", (8, 8)), "BMP"))
+    header[18:26] = (60_000).to_bytes(4, "little") * 2
+    with pytest.raises(ImageError, match="60000 x 60000 pixels, more than the limit"):
+        load_image(bytes(header))
+
+
+def test_pillows_limit_survives_many_threads() -> None:
+    before = Image.MAX_IMAGE_PIXELS
+    data = encoded(noise(), "PNG")
+    threads = [
+        threading.Thread(target=lambda: [load_image(data) for _ in range(20)]) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+# --- arrays and tensors
+
+
+def test_arrays_of_every_shape() -> None:
+    rgb = np.asarray(noise())
+    grey = rgb[:, :, 0]
+    assert np.array_equal(load_image(rgb), rgb)
+    assert np.array_equal(load_image(np.moveaxis(rgb, 2, 0)), rgb)
+    for array in (grey, grey[:, :, None]):
+        assert np.array_equal(load_image(array), np.repeat(grey[:, :, None], 3, axis=2))
+    clear = np.dstack([rgb, np.zeros_like(grey)])
+    assert pixel(clear) == WHITE
+    assert np.array_equal(load_image(rgb[::-1, ::-2]), rgb[::-1, ::-2])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_float_arrays(dtype: type) -> None:
+    array = np.array([[0, 0.2, 0.5, 1]], dtype)
+    assert np.asarray(load_image(array))[0, :, 0].tolist() == [0, 51, 128, 255]
+
+
+def test_rounding_errors_at_the_ends_are_forgiven() -> None:
+    assert pixel(np.full((2, 2), 1 + 1e-6)) == WHITE
+    assert pixel(np.full((2, 2), -1e-6)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+def test_sixteen_bit_arrays(order: str) -> None:
+    array = np.array([[[0, 257, 65535]]], order)
+    assert pixel(array) == (0, 1, 255)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.full((2, 2), np.nan), "NaN or infinity"),
+        (np.full((2, 2), np.inf), "NaN or infinity"),
+        (np.full((2, 2), 1.1), "from 1.1 to 1.1; scale them"),
+        (np.full((2, 2), -0.1), "from -0.1 to -0.1"),
+        (np.zeros((2, 2), np.int64), "is of int64"),
+        (np.zeros((2, 2), bool), "is of bool"),
+        (np.zeros((2, 2), complex), "is of complex128"),
+        (np.zeros(4, np.uint8), r"shape \(4,\) is not one picture"),
+        (np.zeros((1, 4, 4, 3), np.uint8), "is not one picture"),
+        (np.zeros((4, 4, 2), np.uint8), "is not one picture"),
+        (np.zeros((1, 8, 8), np.uint8), "is not one picture"),
+        (np.zeros((3, 8, 3), np.uint8), "first or last"),
+        (np.zeros((3, 8, 4), np.uint8), "first or last"),
+        (np.zeros((3, 8, 1), np.uint8), "first or last"),
+        (np.zeros((0, 4, 3), np.uint8), "has no pixels"),
+        (np.zeros((0, 4)), "has no pixels"),
+    ],
+)
+def test_arrays_that_are_no_pictures(array: np.ndarray, message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        load_image(array)
+
+
+def test_tensors() -> None:
+    rgb = np.asarray(noise())
+    levels = torch.from_numpy(rgb.copy()).permute(2, 0, 1)
+    for tensor in (levels, levels / 255, (levels.double() / 255).requires_grad_()):
+        assert np.array_equal(load_image(tensor), rgb)
+    assert np.array_equal(np.asarray(load_image(levels[:1]))[..., 2], rgb[..., 0])
+    assert pixel(torch.full((1, 2, 2), 0.2, dtype=torch.bfloat16)) == (51, 51, 51)
+    assert load_image(torch.zeros(3, 3, 3)).size == (3, 3)  # a tensor's channels are first
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.zeros(1, 3, 8, 8), r"\(1, 3, 8, 8\) is not one picture"),
+        (torch.zeros(8, 8, 3), "is not one picture"),
+        (torch.zeros(8, 8), "is not one picture"),
+        (torch.zeros(3, 8, 8, dtype=torch.int64), r"torch\.int64 is not a picture"),
+        (torch.zeros(3, 8, 8, dtype=torch.bool), r"torch\.bool is not a picture"),
+        (torch.full((3, 8, 8), torch.nan), "NaN or infinity"),
+        (torch.full((3, 8, 8), 2.0), "from 2 to 2"),
+        (torch.zeros(3, 0, 8), "has no pixels"),
+    ],
+)
+def test_tensors_that_are_no_pictures(tensor: torch.Tensor, message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        load_image(tensor)
+
+
+def test_other_things_that_are_no_pictures() -> None:
+    with pytest.raises(ImageError, match="A list is not a picture"):
+        load_image([[0, 1], [1, 0]])
+    with pytest.raises(ImageError, match=r"no pixels \(0 x 5\)"):
+        load_image(Image.new("RGB", (0, 5)))
+
+
+# --- preprocessing
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(
+    ("size", "crop", "resize"),
+    [
+        ((300, 451), 224, 256),  # (height, width) of the picture
+        ((451, 300), 224, 232),
+        ((100, 133), 224, 256),  # enlarged
+        ((97, 301), 288, 200),  # padded above and below
+        ((301, 97), 299, 200),  # padded left and right, by an odd number
+        ((256, 256), 224, 256),
+    ],
+)
+def test_the_crop_is_torchvisions(
+    size: tuple[int, int], crop: int, resize: int, interpolation: str
+) -> None:
+    presets = pytest.importorskip("torchvision.transforms._presets")
+    modes = pytest.importorskip("torchvision.transforms").InterpolationMode
+    image = load_image(sample_photo("cat")).resize((size[1], size[0]))
+    theirs = presets.ImageClassification(
+        crop_size=crop, resize_size=resize, interpolation=modes(interpolation)
+    )(image)
+    ours, geometry = Preprocess(
+        (crop, crop),
+        "crop",
+        resize,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        interpolation=interpolation,
+    )(image)
+    assert ours.shape == theirs.shape == (3, crop, crop)
+    assert ours.dtype == torch.float32
+    # Pillow may run its two passes, and so round, in another order; a shift by a pixel would
+    # change this photo by several levels on average.
+    levels = (ours - theirs).abs() * 255 * 0.229
+    assert levels.max() < 2.1
+    assert levels.mean() < 0.2
+    assert geometry.image_size == size
+
+
+def test_squash_and_the_order_of_the_arithmetic() -> None:
+    image = Image.new("RGB", (30, 20), (255, 127, 0))
+    tensor, geometry = Preprocess((10, 40), mean=(127,) * 3, std=(128,) * 3, scale=1.0)(image)
+    assert tensor[:, 5, 5].tolist() == [1.0, 0.0, -127 / 128]
+    assert geometry == Geometry((20, 30), (10, 40), (2.0, 0.75), (0.0, 0.0))
+    tensor, _ = Preprocess((4, 4), mean=(1, 2, 3), std=(1, 2, 4), scale=1.0, channels="bgr")(image)
+    assert tensor[:, 0, 0].tolist() == [-1.0, 62.5, 63.0]
+    assert tensor.is_contiguous()
+
+
+def test_a_very_long_picture_needs_no_long_memory() -> None:
+    tensor, _ = Preprocess((224, 224), "crop", 256)(Image.new("RGB", (200_000, 1), RED))
+    assert tensor[0].min() == 1
+
+
+def test_only_rgb_is_taken() -> None:
+    with pytest.raises(ImageError, match="mode is L, not RGB; use load_image"):
+        Preprocess((4, 4))(Image.new("L", (4, 4)))
+
+
+@pytest.mark.parametrize("channels", ["rgb", "bgr"])
+def test_undo_gives_the_picture_back(channels: str) -> None:
+    image = noise(8, 12)
+    preprocess = Preprocess(
+        (8, 12), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), scale=1 / 255, channels=channels
+    )
+    tensor, _ = preprocess(image)
+    assert preprocess.undo(tensor.requires_grad_()).tobytes() == image.tobytes()
+    assert preprocess.undo(tensor * 1000).getextrema() == ((0, 255),) * 3
+    with pytest.raises(InputError, match=r"\(1, 3, 8, 12\) is not"):
+        preprocess.undo(tensor[None])
+
+
+def test_the_description_is_complete_and_fits_json() -> None:
+    described = json.loads(json.dumps(Preprocess((224, 200), "crop", 256).describe()))
+    assert described == {
+        "size": [224, 200],
+        "resize": "crop",
+        "crop_from": 256,
+        "mean": [0, 0, 0],
+        "std": [1, 1, 1],
+        "scale": 1 / 255,
+        "channels": "rgb",
+        "interpolation": "bilinear",
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"resize": "stretch"}, "resize can't be 'stretch'; choose from squash, crop"),
+        ({"channels": "hsv"}, "channels can't be"),
+        ({"interpolation": "magic"}, "interpolation can't be"),
+        ({"size": (0, 4)}, "from 1 up"),
+        ({"resize": "crop", "crop_from": 0}, "from 1 up"),
+        ({"resize": "crop"}, "goes with resize='crop'"),
+        ({"crop_from": 256}, "goes with resize='crop'"),
+        ({"std": (1, 0, 1)}, "can't be zero"),
+        ({"scale": 0}, "can't be zero"),
+    ],
+)
+def test_settings_that_make_no_sense(settings: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Preprocess(**{"size": (4, 4), **settings})
+
+
+# --- the way back
+
+
+@pytest.mark.parametrize(
+    "preprocess",
+    [
+        Preprocess((64, 48)),
+        Preprocess((48, 48), "crop", 60),
+        Preprocess((80, 50), "crop", 64),  # padded along y
+        Preprocess((500, 700), "crop", 800),  # enlarged
+    ],
+)
+def test_a_dot_is_found_where_it_was_drawn(preprocess: Preprocess) -> None:
+    height, width, at_y, at_x = 240, 320, 100, 180
+    y, x = np.mgrid[:height, :width]
+    dot = 255 * np.exp(-((y - at_y) ** 2 + (x - at_x) ** 2) / (2 * 12**2))
+    tensor, geometry = preprocess(load_image(dot.astype(np.uint8)))
+    map = tensor[0].numpy()
+    total = map.sum()
+    input_y = (map.sum(1) * np.arange(map.shape[0])).sum() / total
+    input_x = (map.sum(0) * np.arange(map.shape[1])).sum() / total
+    found_y, found_x = geometry.points_to_image(np.array([input_y]), np.array([input_x]))
+    assert found_y == pytest.approx(at_y, abs=0.1)
+    assert found_x == pytest.approx(at_x, abs=0.1)
+    back = geometry.map_to_image(map)
+    assert back.shape == (height, width)
+    assert back.dtype == np.float32
+    assert np.unravel_index(back.argmax(), back.shape) == pytest.approx((at_y, at_x), abs=4)
+
+
+def test_points_are_centres_and_stay_inside() -> None:
+    y, x = Geometry((20, 10), (10, 20), (2.0, 0.5), (0.0, 0.0)).points_to_image(
+        np.array([0, 9]), np.array([0, 19])
+    )
+    assert y.tolist() == [0.5, 18.5]
+    assert x.tolist() == [0.0, 9.0]  # -0.25 and 9.25 before they were clipped
+
+
+def test_a_constant_map_is_constant_in_the_crop_and_zero_outside() -> None:
+    _, geometry = Preprocess((50, 50), "crop", 100)(Image.new("RGB", (400, 200)))
+    back = geometry.map_to_image(np.ones((50, 50)))
+    expected = np.zeros((200, 400))
+    expected[50:150, 150:250] = 1
+    assert back == pytest.approx(expected, abs=1e-6)
+
+
+def test_maps_are_averaged_where_the_picture_is_smaller() -> None:
+    map = np.zeros((40, 40))
+    map[::2] = 1  # stripes, which plain sampling would turn into all or nothing
+    back = Geometry((10, 10), (40, 40), (0.25, 0.25), (0.0, 0.0)).map_to_image(map)
+    assert back == pytest.approx(np.full((10, 10), 0.5), abs=0.1)
+
+
+def test_maps_are_interpolated_where_the_picture_is_larger() -> None:
+    back = Geometry((8, 1), (2, 1), (4.0, 1.0), (0.0, 0.0)).map_to_image(np.array([[0], [1]]))
+    assert back[:, 0].tolist() == [0, 0, 0.125, 0.375, 0.625, 0.875, 1, 1]
+
+
+def test_identity() -> None:
+    geometry = Geometry.identity((3, 5))
+    map = np.arange(15, dtype=np.float32).reshape(3, 5)
+    assert np.array_equal(geometry.map_to_image(map), map)
+    y, x = geometry.points_to_image(np.array([2]), np.array([4]))
+    assert (y.item(), x.item()) == (2, 4)
+    with pytest.raises(InputError, match=r"map is \(5, 3\), but the model's input is \(3, 5\)"):
+        geometry.map_to_image(map.T)
+
+
+# --- the photos
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("cat", (451, 300)), ("coffee", (600, 400)), ("rocket", (640, 427))]
+)
+def test_sample_photos(name: str, size: tuple[int, int]) -> None:
+    path = sample_photo(name)
+    assert load_image(path).size == size
+    assert path.stat().st_size < 120_000
+
+
+def test_unknown_sample_photo() -> None:
+    assert sample_photo() == sample_photo("cat")
+    with pytest.raises(InputError, match="'dog'; choose from cat, coffee, rocket"):
+        sample_photo("dog")

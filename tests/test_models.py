@@ -1,0 +1,414 @@
+from __future__ import annotations
+
+import io
+import os
+import sys
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+from torch import nn
+
+import howyouseeme.models.torchvision as hub
+from howyouseeme.errors import InputError, MissingExtraError, ModelError
+from howyouseeme.images import Preprocess, load_image, sample_photo
+from howyouseeme.models import Network, available, load_model
+from howyouseeme.models.classes import imagenet_classes
+from howyouseeme.models.weights import fill, read_weights
+
+SMALL = "torchvision:squeezenet1_1"
+
+
+class Runs:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch it-ran",)
+
+
+def tiny() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+
+def not_a_module() -> dict:
+    return {}
+
+
+def needs_arguments(width: int) -> nn.Module:
+    return nn.Linear(width, width)
+
+
+def infinite() -> nn.Module:
+    module = tiny()
+    nn.init.constant_(module[0].bias, torch.inf)
+    return module
+
+
+def named(*classes: str) -> Network:
+    return Network("pets", nn.Identity(), None, classes)
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Network:
+    return load_model()
+
+
+@pytest.fixture(scope="module")
+def squeezenet() -> nn.Module:
+    models = pytest.importorskip("torchvision").models
+    torch.manual_seed(0)
+    return models.squeezenet1_1(weights=None)
+
+
+def saved(path: Path, state: object) -> Path:
+    torch.save(state, path)
+    return path
+
+
+# --- the embedded network
+
+
+@pytest.mark.parametrize(
+    ("photo", "label"),
+    [("cat", "Egyptian cat"), ("coffee", "espresso"), ("rocket", "drilling platform")],
+)
+def test_the_embedded_network_names_the_photos(embedded: Network, photo: str, label: str) -> None:
+    tensor, _ = embedded.preprocess(load_image(sample_photo(photo)))
+    with torch.no_grad():
+        scores = embedded.module(tensor[None])[0].softmax(0)
+    assert embedded.label(int(scores.argmax())) == label
+    assert scores.max() > 0.5
+
+
+def test_the_embedded_network_is_quiet_and_ready(capfd: pytest.CaptureFixture[str]) -> None:
+    network = load_model("efficientnet-lite0")
+    network.module(torch.zeros(1, 3, 224, 224))
+    assert capfd.readouterr() == ("", "")
+    assert not network.module.training
+    assert network.name == "efficientnet-lite0"
+    assert network.classes == imagenet_classes()
+
+
+def test_loading_the_package_loads_neither_torchvision_nor_the_architecture() -> None:
+    code = (
+        "import sys, howyouseeme.models;"
+        "sys.exit(bool({'torchvision', 'efficientnet_lite_pytorch', 'safetensors'} & {*sys.modules}))"
+    )
+    assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", code]) == 0
+
+
+def test_imagenet_classes_are_torchvisions_and_all_different() -> None:
+    theirs = pytest.importorskip("torchvision.models._meta")._IMAGENET_CATEGORIES
+    ours = imagenet_classes()
+    assert len({name.casefold() for name in ours}) == len(ours) == 1000
+    renamed = {
+        index for index, pair in enumerate(zip(ours, theirs, strict=True)) if len({*pair}) > 1
+    }
+    assert renamed == {134, 264, 474, 517, 638, 639}
+    assert (ours[134], ours[517]) == ("crane (bird)", "crane (machine)")
+
+
+# --- classes by name
+
+
+@pytest.mark.parametrize("asked", ["tabby", " TABBY ", "281", 281])
+def test_class_index(embedded: Network, asked: str | int) -> None:
+    assert embedded.class_index(asked) == 281
+    assert embedded.label(281) == "tabby"
+
+
+def test_every_label_finds_its_class(embedded: Network) -> None:
+    assert [embedded.class_index(embedded.label(i)) for i in range(1000)] == [*range(1000)]
+
+
+def test_a_part_of_a_name_is_enough_if_no_other_has_it(embedded: Network) -> None:
+    assert embedded.label(embedded.class_index("egyptian")) == "Egyptian cat"
+
+
+def test_an_exact_name_wins_over_longer_names_and_indices() -> None:
+    network = named("cat", "tiger cat", "0", "Cat")
+    assert network.class_index("cat") == 0
+    assert network.class_index("Cat") == 3
+    assert network.class_index("0") == 2
+    assert network.class_index("1") == 1
+    with pytest.raises(InputError, match=r"'CAT' may be cat \(0\), Cat \(3\); give"):
+        network.class_index("CAT")
+
+
+def test_ambiguous_names_list_the_candidates(embedded: Network) -> None:
+    with pytest.raises(InputError, match=r"may be crane \(bird\) \(134\), crane \(machine\) \(517"):
+        embedded.class_index("crane")
+    with pytest.raises(InputError, match=r"\(\d+\) and \d+ more; give the whole name"):
+        embedded.class_index("dog")
+
+
+def test_unknown_names_get_suggestions(embedded: Network) -> None:
+    with pytest.raises(InputError, match=r"no class 'tabbi'; did you mean tabby \(281\)\?$"):
+        embedded.class_index("tabbi")
+    for unknown in ("qqqqqq", "", "-1"):
+        with pytest.raises(InputError, match=f"no class '{unknown}'\\.$"):
+            embedded.class_index(unknown)
+
+
+@pytest.mark.parametrize("index", [-1, 1000, "1000"])
+def test_indices_out_of_range(embedded: Network, index: int | str) -> None:
+    with pytest.raises(InputError, match=r"no class -?\d+; indices go from 0 to 999"):
+        embedded.class_index(index)
+    with pytest.raises(InputError, match="indices go from 0 to 999"):
+        embedded.label(int(index))
+
+
+def test_a_network_without_names() -> None:
+    network = Network("mine", nn.Identity(), None, None)
+    assert network.class_index("7") == 7
+    assert network.label(7) == "class 7"
+    with pytest.raises(InputError, match="mine has no class names to look 'cat' up in"):
+        network.class_index("cat")
+    with pytest.raises(InputError, match=r"indices go from 0\.$"):
+        network.class_index(-1)
+
+
+# --- names of models
+
+
+def test_available() -> None:
+    names = available()
+    assert names[0] == "efficientnet-lite0"
+    assert {"torchvision:vgg16", "torchvision:resnet50", SMALL} <= {*names}
+    assert "torchvision:fcn_resnet50" not in names
+
+
+def test_available_without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "find_spec", lambda name: None)
+    assert available() == ["efficientnet-lite0"]
+
+
+def test_missing_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision.models", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'howyouseeme\[torchvision\]'"):
+        load_model("torchvision:resnet50")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet50", r"no model 'resnet50' \(did you mean torchvision:resnet50, "),
+        ("efficientnet-lite", r"did you mean efficientnet-lite0"),
+        ("qqqqqq", r"no model 'qqqqqq'; take a name from available\(\)"),
+        (
+            "torchvision:resnet5O",
+            "no image classifier 'resnet5O'; did you mean torchvision:resnet50",
+        ),
+        ("torchvision:qqqqqq", r"no image classifier 'qqqqqq'\.$"),
+        ("no_such_package:factory", "No module named 'no_such_package'"),
+        ("math:no_such_name", "no attribute 'no_such_name'"),
+        (":factory", "can't be imported"),
+        (f"{__name__}:not_a_module", "gave a dict, not a torch.nn.Module"),
+        (f"{__name__}:needs_arguments", "failed with TypeError: .*without arguments"),
+        (f"{__name__}:infinite", r"can't be explained: 0\.bias holds NaN or infinity"),
+    ],
+)
+def test_models_that_cannot_be_had(name: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        load_model(name)
+
+
+def test_a_factory(tmp_path: Path) -> None:
+    source = tiny()
+    network = load_model(f"{__name__}:tiny", saved(tmp_path / "tiny.pth", source.state_dict()))
+    assert torch.equal(network.module[0].weight, source[0].weight)
+    assert not network.module.training
+    assert (network.preprocess, network.classes) == (None, None)
+
+
+def test_preprocess_can_be_replaced() -> None:
+    mine = Preprocess((64, 64))
+    assert load_model(f"{__name__}:tiny", preprocess=mine).preprocess is mine
+
+
+# --- torchvision's models
+
+
+@pytest.mark.parametrize(
+    "error", [URLError("no route"), TimeoutError("slow"), RuntimeError("hash")]
+)
+def test_an_unreachable_hub(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(
+        pytest.importorskip("torchvision").models._api, "load_state_dict_from_url", unreachable
+    )
+    with pytest.raises(ModelError, match=r"hub \(.*pth elsewhere and pass --weights FILE"):
+        load_model(SMALL)
+
+
+@pytest.mark.parametrize("kind", ["pth", "safetensors"])
+def test_torchvision_with_weights_from_a_file(
+    squeezenet: nn.Module, tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / f"squeezenet.{kind}"
+    if kind == "pth":
+        torch.save(squeezenet.state_dict(), path)
+    else:
+        pytest.importorskip("safetensors.torch").save_file(squeezenet.state_dict(), path)
+    network = load_model(SMALL, path)
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(network.module(x), squeezenet.eval()(x))
+    assert network.name == SMALL
+    assert network.classes == imagenet_classes()
+    assert network.preprocess == Preprocess(
+        (224, 224), "crop", 256, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    )
+
+
+def test_a_file_of_the_hub_gets_the_preprocessing_of_its_own_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "read_weights", lambda path: {})
+    monkeypatch.setattr(hub, "fill", lambda module, state, source: None)
+    name = "mobilenet_v2"
+    for file, crop_from in (("mobilenet_v2-b0353104.pth", 256), ("any.pth", 232)):
+        assert hub.load_torchvision(name, tmp_path / file).preprocess.crop_from == crop_from
+
+
+def test_weights_trained_on_shifted_inputs_keep_the_shift(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "read_weights", lambda path: {})
+    monkeypatch.setattr(hub, "fill", lambda module, state, source: None)
+    assert hub.load_torchvision("googlenet", tmp_path / "any.pth").module.transform_input
+
+
+def test_the_hubs_old_names_in_densenets() -> None:
+    models = pytest.importorskip("torchvision").models
+    today = models.densenet121(weights=None).state_dict()
+    old = {
+        key.replace(".norm1.", ".norm.1.").replace(".conv2.", ".conv.2."): value
+        for key, value in today.items()
+    }
+    assert old.keys() != today.keys()
+    assert hub._renamed("densenet121", old).keys() == today.keys()
+    assert hub._renamed("resnet50", old).keys() == old.keys()
+
+
+def test_the_preprocessing_of_every_published_weight() -> None:
+    models = pytest.importorskip("torchvision").models
+    for name in hub.torchvision_names():
+        for weights in models.get_model_weights(name.removeprefix(hub.PREFIX)):
+            ours = hub._preprocess(weights).describe()
+            theirs = weights.transforms()
+            assert ours["size"] == theirs.crop_size * 2
+            assert ours["mean"] == theirs.mean
+            assert ours["std"] == theirs.std
+            assert ours["interpolation"] == theirs.interpolation.value
+
+
+# --- files of weights
+
+
+def test_weights_with_code_are_refused_and_do_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = saved(tmp_path / "evil.pth", {"weight": Runs()})
+    with pytest.raises(ModelError, match=r"evil\.pth is a pickle that could run code \(.*system\)"):
+        load_model(weights=path)
+    assert not Path("it-ran").exists()
+
+
+def test_a_whole_pickled_model_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "model.pth", tiny())
+    with pytest.raises(ModelError, match=r"asks for torch\.nn\S+\), .*save model\.state_dict\(\)"):
+        load_model(weights=path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torchscript_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "script.pt"
+    torch.jit.save(torch.jit.trace(tiny().eval(), torch.zeros(1, 3, 8, 8)), path)
+    with pytest.raises(ModelError, match="is a TorchScript program"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("name", ["garbage.pth", "garbage.safetensors"])
+@pytest.mark.parametrize("data", [b"", b"garbage, no weights", b"PK\3\4 cut short"])
+def test_files_that_hold_no_weights(tmp_path: Path, name: str, data: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(ModelError, match=r"garbage\.\w+ can't be read as weights \(.+\); copy"):
+        read_weights(path)
+
+
+def test_weights_cut_short(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save(tiny().state_dict(), buffer)
+    path = tmp_path / "cut.pth"
+    path.write_bytes(buffer.getvalue()[:1000])
+    with pytest.raises(ModelError, match=r"cut\.pth can't be read as weights"):
+        read_weights(path)
+
+
+def test_missing_weights(tmp_path: Path) -> None:
+    for path in (tmp_path / "gone.pth", tmp_path):
+        with pytest.raises(ModelError, match=f"no weights file {path}"):
+            load_model(weights=str(path))
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ([torch.zeros(1)], "holds no state dict"),
+        ({}, "holds no state dict"),
+        ({"epoch": 3, "state_dict": {}}, "it also holds epoch, state_dict; save only"),
+    ],
+)
+def test_files_of_something_else(tmp_path: Path, state: object, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        read_weights(saved(tmp_path / "other.pth", state))
+
+
+def test_missing_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    path = tmp_path / "tiny.safetensors"
+    path.touch()
+    with pytest.raises(MissingExtraError, match="pip install safetensors"):
+        read_weights(path)
+
+
+def test_weights_that_do_not_fit_name_a_few() -> None:
+    state = tiny().state_dict()
+    state["0.weight"] = torch.zeros(4, 3, 5, 5)
+    state["extra"] = state.pop("0.bias")
+    with pytest.raises(ModelError) as caught:
+        fill(tiny(), state, "some.pth")
+    assert str(caught.value) == (
+        "The weights in some.pth don't fit the model; missing: 0.bias; unknown: extra; "
+        "of another shape: 0.weight (4 x 3 x 5 x 5, not 4 x 3 x 3 x 3)."
+    )
+    with pytest.raises(ModelError, match=r"missing: 0\.weight, 0\.bias, 1\.weight and 3 more; unk"):
+        fill(tiny(), {"extra": torch.zeros(1)}, "some.pth")
+
+
+def test_weights_without_the_counters_of_batch_norm_fit() -> None:
+    source, module = tiny(), tiny()
+    state = {k: v for k, v in source.state_dict().items() if not k.endswith("batches_tracked")}
+    fill(module, state, "old.pth")
+    assert torch.equal(module[0].weight, source[0].weight)
+
+
+def test_modules_that_ask_for_a_version_get_it() -> None:
+    models = pytest.importorskip("torchvision").models
+    source, module = models.mnasnet0_5(weights=None), models.mnasnet0_5(weights=None)
+    fill(module, dict(source.state_dict()), "mnasnet.safetensors")
+    assert torch.equal(module.layers[0].weight, source.layers[0].weight)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite(tmp_path: Path, value: float) -> None:
+    state = tiny().state_dict()
+    state["1.running_var"][2] = value
+    with pytest.raises(ModelError, match=r"1\.running_var holds NaN or infinity"):
+        load_model(f"{__name__}:tiny", saved(tmp_path / "nan.pth", state))

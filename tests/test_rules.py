@@ -1,0 +1,1236 @@
+"""Every rule against a slow reference in matrix form, in float64 (see naive.py)."""
+# ruff: noqa: E731 - a table of lambdas is what this is
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import naive
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from naive import Map
+from torch import Tensor, nn
+
+from howyouseeme import rules
+from howyouseeme.backtrack import plan
+from howyouseeme.errors import ModelError, UnsupportedCallError
+from howyouseeme.links import Link, Matrix
+from howyouseeme.rules import Step, rule
+from howyouseeme.tape import Call, Tape, Value, record
+
+aten = torch.ops.aten
+EXACT = {"rtol": 1e-12, "atol": 1e-12}
+
+
+# -- the cases ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way of making a call, and the maps from each input to the output that it must have.
+
+    `run` is recorded as the forward of a model. Where a device never makes the call as such (on the
+    CPU, `aten.linear` becomes `aten.addmm`), `run` is an `Alone`: a tape with this one call on it.
+    """
+
+    name: str
+    label: str
+    run: Callable[..., Any]
+    inputs: tuple[Tensor, ...]
+    want: Callable[[], Sequence[Map | None]]  # None: nothing is walked back to that input
+
+    def __repr__(self) -> str:
+        return f"{self.name.removeprefix('aten.')}-{self.label}"
+
+    def tape(self) -> Tape:
+        if isinstance(self.run, Alone):
+            return self.run.tape(self.name, self.inputs)
+        return record(Made(self.run), self.inputs)
+
+
+class Made(nn.Module):
+    """A model whose forward is a function."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+        self.eval()
+
+    def forward(self, *args: Any) -> Any:
+        return self.function(*args)
+
+
+class Alone:
+    """A tape with a single call on it, under whatever name."""
+
+    def __init__(self, op: Any, *args: Any, pick: int = 0, **kwargs: Any) -> None:
+        self.op, self.args, self.kwargs, self.pick = op, args, kwargs, pick
+
+    def tape(self, name: str, inputs: tuple[Tensor, ...]) -> Tape:
+        values = [Value(x, i) for i, x in enumerate(inputs)]
+
+        def lift(item: Any) -> Any:
+            if isinstance(item, (list, tuple)):
+                return [lift(part) for part in item]
+            return next((v for v in values if v.data is item), item)
+
+        result = self.op(*self.args, **self.kwargs)
+        call = Call(name, self.op, tuple(map(lift, self.args)), self.kwargs, 0)
+        results = result if isinstance(result, (list, tuple)) else [result]
+        call.outputs = tuple(Value(item, 9, call, i) for i, item in enumerate(results))
+        return Tape(values, [call], call.outputs[self.pick])
+
+
+CASES: list[Case] = []
+
+
+def case(
+    name: str,
+    label: str,
+    run: Callable[..., Any],
+    inputs: Tensor | tuple[Tensor, ...],
+    want: Callable[[], Map | Sequence[Map | None]],
+) -> None:
+    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+
+    def maps() -> Sequence[Map | None]:
+        found = want()
+        return [found] if isinstance(found, Map) else found
+
+    CASES.append(Case(f"aten.{name}" if "." not in name else name, label, run, inputs, maps))
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    """Float64 numbers of both signs, with zeros and with ties."""
+    generator = torch.Generator().manual_seed(seed + 7 * sum(shape))
+    return (torch.randn(shape, generator=generator, dtype=torch.float64) * 2).round(decimals=0) / 2
+
+
+def weights(*shape: int, seed: int = 0) -> Tensor:
+    """Float64 numbers of both signs, all different, with one zero."""
+    generator = torch.Generator().manual_seed(seed + 11 * sum(shape))
+    result = torch.randn(shape, generator=generator, dtype=torch.float64)
+    result.view(-1)[0] = 0
+    return result
+
+
+def probed(function: Callable[..., Tensor], *inputs: Tensor) -> Callable[[], list[Map]]:
+    """The maps of a call that moves elements, from running it on one-hot pictures."""
+
+    def run(*arrays: np.ndarray) -> np.ndarray:
+        return function(*(torch.from_numpy(a.copy()) for a in arrays)).contiguous().numpy()
+
+    def maps() -> list[Map]:
+        arrays = [x.contiguous().numpy() for x in inputs]
+        found = [naive.probed(run, arrays, i) for i in range(len(arrays))]
+        return [found[0], *(Map(m.matrix, 0 * m.bias) for m in found[1:])]  # one bias for all
+
+    return maps
+
+
+LAST = torch.channels_last
+
+# Convolutions: dims, channels in and out, kernel, stride, padding, dilation, groups.
+for number, (space, channels, outputs, kernel, stride, padding, dilation, groups) in enumerate(
+    [
+        ((5,), 2, 3, (3,), (1,), (0,), (1,), 1),
+        ((7,), 2, 4, (3,), (2,), (2,), (2,), 2),
+        ((6,), 3, 3, (2,), (3,), (1,), (1,), 3),
+        ((4, 5), 2, 3, (1, 1), (1, 1), (0, 0), (1, 1), 1),
+        ((4, 5), 2, 3, (3, 3), (1, 1), (1, 1), (1, 1), 1),
+        ((5, 4), 2, 3, (3, 2), (2, 1), (1, 0), (1, 2), 1),
+        ((5, 6), 4, 4, (2, 3), (2, 3), (0, 1), (2, 1), 2),
+        ((4, 4), 3, 6, (3, 3), (2, 2), (1, 1), (1, 1), 3),
+        ((3, 3), 2, 2, (3, 3), (1, 1), (2, 2), (1, 1), 1),
+        ((6, 5), 1, 2, (2, 2), (4, 3), (0, 0), (1, 1), 1),
+        ((3, 4, 2), 2, 2, (2, 3, 1), (1, 2, 1), (1, 1, 0), (1, 1, 2), 1),
+        ((3, 3, 4), 2, 2, (2, 2, 2), (2, 1, 2), (0, 1, 1), (1, 1, 1), 2),
+    ]
+):
+    dims = len(space)
+    x = numbers(2, channels, *space)
+    w, b = weights(outputs, channels // groups, *kernel), weights(outputs)
+    bias = b if number % 2 else None
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    run = [F.conv1d, F.conv2d, F.conv3d][dims - 1]
+    for form in ["plain", *(["channels_last"] if dims == 2 else [])]:
+        case(
+            "convolution",
+            f"{dims}d-{number}-{form}",
+            lambda x, run=run, w=w, bias=bias, options=options: run(x, w, bias, **options),
+            x.to(memory_format=LAST) if form == "channels_last" else x,
+            lambda x=x, w=w, bias=bias, options=options: naive.convolution(
+                x.shape, w.numpy(), None if bias is None else bias.numpy(), **options
+            ),
+        )
+
+# Transposed convolutions; the last of each line is the output padding.
+for number, (
+    space,
+    channels,
+    outputs,
+    kernel,
+    stride,
+    padding,
+    dilation,
+    groups,
+    extra,
+) in enumerate(
+    [
+        ((4,), 2, 3, (3,), (2,), (1,), (1,), 1, (1,)),
+        ((4,), 4, 2, (2,), (3,), (0,), (2,), 2, (2,)),
+        ((4,), 2, 2, (3,), (1,), (0,), (2,), 1, (1,)),
+        ((3, 4), 2, 3, (3, 3), (1, 1), (0, 0), (1, 1), 1, (0, 0)),
+        ((3, 4), 2, 3, (3, 2), (2, 3), (1, 0), (1, 2), 1, (1, 2)),
+        ((3, 3), 4, 4, (3, 3), (2, 2), (1, 1), (1, 1), 4, (1, 0)),
+        ((2, 3), 4, 6, (2, 2), (2, 2), (0, 0), (1, 1), 2, (0, 0)),
+        ((2, 3, 2), 2, 2, (2, 1, 3), (2, 1, 1), (0, 0, 1), (1, 1, 1), 1, (1, 0, 0)),
+    ]
+):
+    dims = len(space)
+    x = numbers(2, channels, *space)
+    w, b = weights(channels, outputs // groups, *kernel), weights(outputs)
+    bias = b if number % 2 else None
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    options["output_padding"] = extra
+    run = [F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d][dims - 1]
+    case(
+        "convolution",
+        f"transposed-{dims}d-{number}",
+        lambda x, run=run, w=w, bias=bias, options=options: run(x, w, bias, **options),
+        x,
+        lambda x=x, w=w, bias=bias, options=options: naive.transposed_convolution(
+            x.shape, w.numpy(), None if bias is None else bias.numpy(), **options
+        ),
+    )
+
+# Linear layers.
+W, B = weights(4, 3), weights(4)
+for shape in [(2, 3), (1, 3), (2, 2, 3)]:
+    x = numbers(*shape)
+    case(
+        "addmm",
+        f"{len(shape)}d",
+        lambda x: F.linear(x, W, B),
+        x,
+        lambda shape=shape: naive.linear(shape, W.numpy(), B.numpy()),
+    )
+    case(
+        "mm",
+        f"{len(shape)}d",
+        lambda x: F.linear(x, W),
+        x,
+        lambda shape=shape: naive.linear(shape, W.numpy()),
+    )
+    for bias, bias_label in [(B, "bias"), (None, "no-bias")]:
+        case(
+            "linear",
+            f"{len(shape)}d-{bias_label}",
+            Alone(aten.linear.default, x, W, bias),
+            x,
+            lambda shape=shape, bias=bias: naive.linear(
+                shape, W.numpy(), None if bias is None else bias.numpy()
+            ),
+        )
+x = numbers(2, 3)
+case(
+    "addmm",
+    "alpha-beta",
+    lambda x: torch.addmm(B, x, W.T, beta=0.5, alpha=-3),
+    x,
+    lambda: naive.linear((2, 3), -3 * W.numpy(), B.numpy() / 2),
+)
+x = numbers(2, 3, 4)
+case(
+    "bmm",
+    "transposed input",
+    lambda x: F.linear(x.transpose(1, 2), W),
+    x,
+    lambda: naive.compose(
+        naive.linear((2, 4, 3), W.numpy()),
+        probed(lambda x: x.transpose(1, 2), numbers(2, 3, 4))()[0],
+    ),
+)
+for name, call, mean in [("mean", torch.mean, True), ("sum", torch.sum, False)]:
+    x = numbers(2, 2, 3, 4)
+    for axes in [(2, 3), (-1,), (1,), (0, 1, 2, 3), (3, 1)]:
+        for keep in (False, True):
+            case(
+                name,
+                f"{axes}-{keep}",
+                lambda x, call=call, axes=axes, keep=keep: call(x, axes, keepdim=keep),
+                x.to(memory_format=LAST) if keep else x,
+                lambda x=x, axes=axes, mean=mean: naive.total(x.shape, [a % 4 for a in axes], mean),
+            )
+    case(name, "all", call, x, lambda x=x, mean=mean: naive.total(x.shape, range(4), mean))
+
+# Average pooling: kernel, stride, padding, ceil_mode, count_include_pad, divisor_override.
+POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+for number, (space, kernel, stride, padding, ceil_mode, include, divisor) in enumerate(
+    [
+        ((4, 6), (2, 2), (2, 2), (0, 0), False, True, None),
+        ((5, 6), (3, 2), (2, 1), (1, 0), False, True, None),
+        ((5, 6), (3, 3), (2, 2), (1, 1), False, False, None),
+        ((5, 6), (3, 3), (2, 3), (1, 1), True, True, None),
+        ((6, 5), (3, 2), (2, 2), (0, 1), True, False, None),
+        ((4, 4), (4, 3), (3, 3), (2, 1), True, True, None),
+        ((5, 5), (3, 2), (1, 2), (1, 1), False, True, 5),
+        ((5, 6), (2, 3), (2, 2), (1, 1), True, False, 7),
+        ((3, 4, 3), (2, 2, 3), (1, 2, 2), (1, 0, 1), True, False, None),
+        ((3, 4, 3), (2, 2, 2), (2, 2, 2), (1, 1, 1), False, True, 3),
+    ]
+):
+    dims = len(space)
+    x = numbers(2, 2, *space)
+    arguments = (kernel, stride, padding, ceil_mode, include, divisor)
+    for form in ["plain", *(["channels_last"] if dims == 2 else [])]:
+        case(
+            f"avg_pool{dims}d",
+            f"{number}-{form}",
+            lambda x, dims=dims, arguments=arguments: POOL[dims](x, *arguments),
+            x.to(memory_format=LAST) if form == "channels_last" else x,
+            lambda x=x, a=arguments: naive.average_pool(
+                x.shape,
+                a[0],
+                stride=a[1],
+                padding=a[2],
+                ceil_mode=a[3],
+                count_include_pad=a[4],
+                divisor_override=a[5],
+            ),
+        )
+x = numbers(2, 4, 5)
+case(
+    "avg_pool2d",
+    "without a batch",
+    lambda x: F.avg_pool2d(x, 2),
+    x,
+    lambda: naive.average_pool((2, 4, 5), (2, 2), stride=(2, 2), padding=(0, 0)),
+)
+x = numbers(2, 2, 7)
+for number, (ceil_mode, include) in enumerate([(False, True), (True, True), (True, False)]):
+    arguments = ([3], [2], [1], ceil_mode, include)
+    want = lambda x=x, c=ceil_mode, i=include: naive.average_pool(
+        x.shape, (3,), stride=(2,), padding=(1,), ceil_mode=c, count_include_pad=i
+    )
+    case("avg_pool1d", f"{number}", Alone(aten.avg_pool1d.default, x, *arguments), x, want)
+    case("avg_pool2d", f"of 1d-{number}", lambda x, a=arguments: F.avg_pool1d(x, *a), x, want)
+for space, outputs in [((5, 7), (2, 3)), ((4, 6), (2, 2)), ((2, 3), (3, 4)), ((3, 4), (3, 1))]:
+    x = numbers(2, 2, *space)
+    want = lambda x=x, o=outputs: naive.adaptive_average_pool(x.shape, o)
+    pool = lambda x, o=outputs: F.adaptive_avg_pool2d(x, o)
+    case("_adaptive_avg_pool2d", f"{space}-{outputs}", pool, x, want)
+    case("_adaptive_avg_pool2d", f"{space}-{outputs}-last", pool, x.to(memory_format=LAST), want)
+    alone = Alone(aten.adaptive_avg_pool2d.default, x, list(outputs))
+    case("adaptive_avg_pool2d", f"{space}-{outputs}", alone, x, want)
+x = numbers(2, 2, 7)
+case(
+    "adaptive_avg_pool1d",
+    "7-3",
+    Alone(aten.adaptive_avg_pool1d.default, x, [3]),
+    x,
+    lambda: naive.adaptive_average_pool((2, 2, 7), (3,)),
+)
+case(
+    "_adaptive_avg_pool3d",
+    "3d",
+    lambda x: F.adaptive_avg_pool3d(x, (2, 3, 2)),
+    numbers(2, 1, 3, 4, 4),
+    lambda: naive.adaptive_average_pool((2, 1, 3, 4, 4), (2, 3, 2)),
+)
+
+# Max pooling: kernel, stride, padding, dilation, ceil_mode. The numbers have ties.
+MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+for number, (space, kernel, stride, padding, dilation, ceil_mode) in enumerate(
+    [
+        ((4, 6), (2, 2), (2, 2), (0, 0), (1, 1), False),
+        ((5, 6), (3, 3), (2, 2), (1, 1), (1, 1), False),
+        ((5, 6), (3, 2), (2, 3), (1, 0), (1, 1), True),
+        ((6, 6), (2, 3), (1, 2), (1, 1), (2, 2), False),
+        ((3, 4, 4), (2, 2, 3), (1, 2, 2), (1, 0, 1), (1, 1, 1), True),
+        ((4, 3, 4), (2, 2, 2), (2, 1, 2), (0, 1, 0), (2, 1, 1), False),
+    ]
+):
+    dims = len(space)
+    arguments = (kernel, stride, padding, dilation, ceil_mode)
+    for form in ["random", "constant", *(["channels_last"] if dims == 2 else [])]:
+        x = numbers(2, 2, *space)
+        x = torch.full_like(x, -1.5) if form == "constant" else x
+        case(
+            f"max_pool{dims}d_with_indices",
+            f"{number}-{form}",
+            lambda x, dims=dims, arguments=arguments: MAX_POOL[dims](x, *arguments),
+            x.to(memory_format=LAST) if form == "channels_last" else x,
+            lambda x=x, a=arguments: naive.max_pool(
+                x.numpy(), a[0], stride=a[1], padding=a[2], dilation=a[3], ceil_mode=a[4]
+            ),
+        )
+for number, (kernel, stride, padding, dilation) in enumerate([(2, 2, 0, 1), (3, 2, 1, 2)]):
+    x = numbers(2, 2, 7)
+    want = lambda x=x, a=(kernel, stride, padding, dilation): naive.max_pool(
+        x.numpy(), a[:1], stride=a[1:2], padding=a[2:3], dilation=a[3:4]
+    )
+    arguments = ([kernel], [stride], [padding], [dilation])
+    case("max_pool1d", f"{number}", Alone(aten.max_pool1d.default, x, *arguments), x, want)
+    pool = lambda x, a=(kernel, stride, padding, dilation): F.max_pool1d(x, *a)
+    case("max_pool2d_with_indices", f"of 1d-{number}", pool, x, want)
+for name, pool, shape, outputs in [
+    ("adaptive_max_pool2d", F.adaptive_max_pool2d, (2, 2, 5, 7), (2, 3)),
+    ("adaptive_max_pool2d", F.adaptive_max_pool2d, (2, 2, 4, 3), (1, 1)),
+    ("adaptive_max_pool3d", F.adaptive_max_pool3d, (2, 1, 3, 4, 5), (2, 2, 3)),
+]:
+    x = numbers(*shape)
+    case(
+        name,
+        f"{outputs}",
+        lambda x, pool=pool, o=outputs: pool(x, o),
+        x,
+        lambda x=x, o=outputs: naive.adaptive_max_pool(x.numpy(), o),
+    )
+for name, label, run, axes in [
+    ("amax", "space", lambda x: x.amax((2, 3)), (2, 3)),
+    ("amax", "keep", lambda x: x.amax((-1, 1), keepdim=True), (1, 3)),
+    ("amax", "all", lambda x: x.amax(), (0, 1, 2, 3)),
+    ("max", "all", lambda x: x.max(), (0, 1, 2, 3)),
+    ("max", "dim", lambda x: x.max(2).values, (2,)),
+    ("max", "keep", lambda x: x.max(-1, keepdim=True)[0], (3,)),
+]:
+    x = numbers(2, 2, 3, 4)
+    case(name, label, run, x, lambda x=x, axes=axes: naive.maximum_over(x.numpy(), axes))
+
+# Interpolation.
+for space, outputs, align, factors in [
+    ((3, 4), (6, 8), False, (None, None)),
+    ((3, 4), (5, 7), True, (None, None)),
+    ((5, 6), (2, 4), False, (None, None)),
+    ((5, 6), (3, 1), True, (None, None)),
+    ((3, 4), (7, 6), False, (2.5, 1.7)),
+]:
+    x = numbers(2, 2, *space)
+    if factors[0]:
+        run = lambda x, f=factors: F.interpolate(
+            x, scale_factor=f, mode="bilinear", recompute_scale_factor=False
+        )
+    else:
+        run = lambda x, o=outputs, a=align: F.interpolate(x, o, mode="bilinear", align_corners=a)
+    want = lambda x=x, o=outputs, a=align, f=factors: naive.interpolation(x.shape, o, a, f)
+    case("upsample_bilinear2d", f"{space}-{outputs}-{align}", run, x, want)
+    case("upsample_bilinear2d", f"{space}-{outputs}-last", run, x.to(memory_format=LAST), want)
+for space, outputs in [((3, 4), (6, 5)), ((7, 6), (3, 2))]:
+    case(
+        "_upsample_bilinear2d_aa",
+        f"{space}-{outputs}",
+        lambda x, o=outputs: F.interpolate(x, o, mode="bilinear", antialias=True),
+        numbers(2, 2, *space),
+        lambda s=space, o=outputs: naive.antialiased((2, 2, *s), o),
+    )
+for align in (False, True):
+    case(
+        "upsample_linear1d",
+        f"{align}",
+        lambda x, a=align: F.interpolate(x, 7, mode="linear", align_corners=a),
+        numbers(2, 2, 4),
+        lambda a=align: naive.interpolation((2, 2, 4), (7,), a),
+    )
+    case(
+        "upsample_trilinear3d",
+        f"{align}",
+        lambda x, a=align: F.interpolate(x, (3, 2, 4), mode="trilinear", align_corners=a),
+        numbers(2, 1, 2, 3, 2),
+        lambda a=align: naive.interpolation((2, 1, 2, 3, 2), (3, 2, 4), a),
+    )
+for exact, mode in [(False, "nearest"), (True, "nearest-exact")]:
+    for space, outputs in [
+        ((3,), (7,)),
+        ((3, 4), (6, 5)),
+        ((5, 4), (2, 3)),
+        ((2, 3, 2), (3, 2, 4)),
+    ]:
+        prefix = "_upsample_nearest_exact" if exact else "upsample_nearest"
+        case(
+            f"{prefix}{len(space)}d",
+            f"{space}-{outputs}",
+            lambda x, o=outputs, mode=mode: F.interpolate(x, o, mode=mode),
+            numbers(2, 2, *space),
+            lambda s=space, o=outputs, e=exact: naive.nearest((2, 2, *s), o, e),
+        )
+
+
+# Element by element: the arguments of the call, and f as Python writes it.
+def _sigmoid(v: float) -> float:
+    return 1 / (1 + math.exp(-v))
+
+
+def _softplus(v: float) -> float:
+    return math.log1p(math.exp(v))
+
+
+def _clip(v: float, low: float, high: float) -> float:
+    return min(max(v, low), high)
+
+
+def _gelu_tanh(v: float) -> float:
+    return v / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3)))
+
+
+ANY = torch.tensor([[-2.5, -1, -0.5, 0], [0.3, 0.5, 0.5, 3.7]], dtype=torch.float64)
+SMALL = ANY / 4
+ABOVE = ANY.abs() + 0.25
+BEYOND = ANY.abs() + 1.25
+ELEMENTWISE: list[tuple[str, Tensor, tuple[Any, ...], Callable[[float], float]]] = [
+    ("abs", ANY, (), abs),
+    ("acos", SMALL, (), math.acos),
+    ("acosh", BEYOND, (), math.acosh),
+    ("asin", SMALL, (), math.asin),
+    ("asinh", ANY, (), math.asinh),
+    ("atan", ANY, (), math.atan),
+    ("atanh", SMALL, (), math.atanh),
+    ("ceil", ANY, (), math.ceil),
+    ("celu", ANY, (1.3,), lambda v: v if v > 0 else 1.3 * math.expm1(v / 1.3)),
+    ("clamp", ANY, (-0.5, 0.7), lambda v: _clip(v, -0.5, 0.7)),
+    ("clamp", ANY, (0.4, 2), lambda v: _clip(v, 0.4, 2)),
+    ("clamp", ANY, (torch.tensor(-0.5), torch.tensor(2.0)), lambda v: _clip(v, -0.5, 2)),
+    ("clamp_max", ANY, (0.4,), lambda v: min(v, 0.4)),
+    ("clamp_min", ANY, (0.4,), lambda v: max(v, 0.4)),
+    ("cos", ANY, (), math.cos),
+    ("cosh", ANY, (), math.cosh),
+    ("elu", ANY, (1.5,), lambda v: v if v > 0 else 1.5 * math.expm1(v)),
+    ("erf", ANY, (), math.erf),
+    ("exp", ANY, (), math.exp),
+    ("expm1", ANY, (), math.expm1),
+    ("floor", ANY, (), math.floor),
+    ("gelu", ANY, (), lambda v: v / 2 * (1 + math.erf(v / math.sqrt(2)))),
+    ("hardshrink", ANY, (0.5,), lambda v: v if abs(v) > 0.5 else 0),
+    ("hardsigmoid", ANY, (), lambda v: _clip(v + 3, 0, 6) / 6),
+    ("hardswish", ANY, (), lambda v: v * _clip(v + 3, 0, 6) / 6),
+    ("hardtanh", ANY, (-1, 2), lambda v: _clip(v, -1, 2)),
+    ("leaky_relu", ANY, (0.1,), lambda v: v if v > 0 else 0.1 * v),
+    ("log", ABOVE, (), math.log),
+    ("log10", ABOVE, (), math.log10),
+    ("log1p", ABOVE, (), math.log1p),
+    ("log2", ABOVE, (), math.log2),
+    ("log_sigmoid_forward", ANY, (), lambda v: -_softplus(-v)),
+    ("mish", ANY, (), lambda v: v * math.tanh(_softplus(v))),
+    ("pow", ANY, (3,), lambda v: v**3),
+    ("pow", ABOVE, (-0.5,), lambda v: v**-0.5),
+    ("reciprocal", ANY + 0.1, (), lambda v: 1 / v),
+    ("relu", ANY, (), lambda v: max(v, 0)),
+    ("relu6", ANY, (), lambda v: _clip(v, 0, 6)),
+    ("round", ANY, (), round),
+    ("rsqrt", ABOVE, (), lambda v: v**-0.5),
+    ("sigmoid", ANY, (), _sigmoid),
+    ("sign", ANY, (), lambda v: (v > 0) - (v < 0)),
+    ("silu", ANY, (), lambda v: v * _sigmoid(v)),
+    ("sin", ANY, (), math.sin),
+    ("sinh", ANY, (), math.sinh),
+    ("softplus", ANY, (2,), lambda v: _softplus(2 * v) / 2),
+    ("softshrink", ANY, (0.5,), lambda v: math.copysign(max(abs(v) - 0.5, 0), v)),
+    ("sqrt", ABOVE, (), math.sqrt),
+    ("square", ANY, (), lambda v: v * v),
+    ("tan", ANY, (), math.tan),
+    ("tanh", ANY, (), math.tanh),
+    ("threshold", ANY, (0.4, -2), lambda v: v if v > 0.4 else -2),
+    ("trunc", ANY, (), math.trunc),
+]
+for number, (name, x, arguments, function) in enumerate(ELEMENTWISE):
+    want = lambda x=x, f=function: naive.elementwise(x.numpy(), f)
+    op = getattr(aten, name)
+    if name == "relu6":  # PyTorch makes it a hardtanh
+        case(name, "alone", Alone(op.default, x), x, want)
+        continue
+    if name == "square":  # PyTorch makes it a power
+        case(name, "alone", Alone(op.default, x), x, want)
+        continue
+    case(
+        name,
+        f"{number}",
+        lambda x, op=op, a=arguments: r if isinstance(r := op(x, *a), Tensor) else r[0],
+        x,
+        want,
+    )
+    if hasattr(aten, f"{name}_"):
+        in_place = getattr(aten, f"{name}_")
+        run = lambda x, op=in_place, a=arguments: op(x, *a)
+        case(name, f"{number}-in place", run, x, want)
+    one = x[1, 3]
+    want = lambda one=one, f=function: naive.elementwise(one.numpy(), f)
+    case(name, f"{number}-scalar", CASES[-1].run, one, want)
+case(
+    "gelu",
+    "tanh",
+    lambda x: F.gelu(x, approximate="tanh"),
+    ANY,
+    lambda: naive.elementwise(ANY.numpy(), _gelu_tanh),
+)
+case(
+    "pow",
+    "of a number",
+    lambda x: 2**x,
+    ANY,
+    lambda: naive.elementwise(ANY.numpy(), lambda v: 2**v),
+)
+SLOPES = torch.tensor([0.5, -2.0], dtype=torch.float64)
+for name, run in [
+    ("_prelu_kernel", lambda x: F.prelu(x, SLOPES)),
+    ("prelu", Alone(aten.prelu.default, PRELU := numbers(2, 2, 3), SLOPES)),
+]:
+    case(
+        name,
+        "two channels",
+        run,
+        PRELU,
+        lambda: naive.scaled(
+            PRELU.numpy(),
+            np.where(PRELU.numpy() > 0, 1, SLOPES.numpy()[:, None]) * (PRELU.numpy() != 0),
+            np.zeros(()),
+        ),
+    )
+case(
+    "rrelu_with_noise",
+    "eval",
+    lambda x: F.rrelu(x, 0.1, 0.3),
+    ANY,
+    lambda: naive.elementwise(ANY.numpy(), lambda v: v if v > 0 else 0.2 * v),
+)
+
+# Normalisation.
+MEAN, VAR = weights(3), weights(3, seed=1).abs() + 0.5
+SCALE, SHIFT = weights(3, seed=2), weights(3, seed=3)
+
+
+def batch_norm_map(shape: Sequence[int], scale: Tensor, shift: Tensor) -> Map:
+    def column(t: Tensor) -> np.ndarray:
+        return t.numpy().reshape(-1, *[1] * (len(shape) - 2))
+
+    slope = column(scale) / np.sqrt(column(VAR) + 1e-3)
+    return naive.scaled(np.zeros(shape), slope, column(shift) - column(MEAN) * slope)
+
+
+ONE, NOUGHT = torch.ones(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+for shape in [(2, 3), (2, 3, 4), (2, 3, 2, 4), (1, 3, 2, 2, 2)]:
+    for scale, shift in [(SCALE, SHIFT), (None, None)]:
+        form = {"memory_format": LAST} if len(shape) == 4 and scale is None else {}
+        case(
+            "native_batch_norm",
+            f"{len(shape)}d-{scale is not None}",
+            lambda x, w=scale, b=shift: F.batch_norm(x, MEAN, VAR, w, b, eps=1e-3),
+            numbers(*shape).to(**form) if form else numbers(*shape),
+            lambda s=shape, w=scale, b=shift: batch_norm_map(
+                s, ONE if w is None else w, NOUGHT if b is None else b
+            ),
+        )
+NORM = numbers(2, 3, 2, 2)
+for name, op, mode in [
+    ("cudnn_batch_norm", aten.native_batch_norm.default, (False,)),
+    ("miopen_batch_norm", aten.native_batch_norm.default, (False,)),
+    ("_native_batch_norm_legit", aten._native_batch_norm_legit.default, (False,)),
+    ("_native_batch_norm_legit_no_training", aten._native_batch_norm_legit_no_training.default, ()),
+    ("_batch_norm_no_update", aten._batch_norm_no_update.default, ()),
+]:
+    case(
+        name,
+        "alone",
+        Alone(op, NORM, SCALE, SHIFT, MEAN, VAR, *mode, 0.1, 1e-3),
+        NORM,
+        lambda: batch_norm_map(NORM.shape, SCALE, SHIFT),
+    )
+case(
+    "native_batch_norm",
+    "statistics of the batch",
+    lambda x: F.batch_norm(x, None, None, SCALE, SHIFT, training=True, eps=1e-3),
+    NORM,
+    lambda: naive.batch_statistics_norm(NORM.numpy(), SCALE.numpy(), SHIFT.numpy(), 1e-3),
+)
+case(
+    "native_batch_norm",
+    "instance norm",
+    lambda x: F.instance_norm(x, weight=SCALE, bias=SHIFT, eps=1e-3),
+    NORM,
+    lambda: naive.group_norm(NORM.numpy(), 3, SCALE.numpy(), SHIFT.numpy(), 1e-3),
+)
+for groups, shape in [(1, (2, 4, 3)), (2, (2, 4, 2, 3)), (4, (1, 4, 2, 2))]:
+    w, b, x = weights(4), weights(4, seed=1), numbers(*shape)
+    for form in ["plain", *(["channels_last"] if len(shape) == 4 else [])]:
+        case(
+            "native_group_norm",
+            f"{groups}-{shape}-{form}",
+            lambda x, g=groups, w=w, b=b: F.group_norm(x, g, w, b, eps=1e-3),
+            x.to(memory_format=LAST) if form == "channels_last" else x,
+            lambda x=x, g=groups, w=w, b=b: naive.group_norm(
+                x.numpy(), g, w.numpy(), b.numpy(), 1e-3
+            ),
+        )
+case(
+    "native_group_norm",
+    "no weight",
+    lambda x: F.group_norm(x, 2, eps=1e-3),
+    numbers(2, 4, 3),
+    lambda: naive.group_norm(numbers(2, 4, 3).numpy(), 2, np.ones(4), np.zeros(4), 1e-3),
+)
+for dims in (1, 2):
+    shape = (3, 4)[-dims:]
+    w, b, x = weights(*shape), weights(*shape, seed=1), numbers(2, 2, 3, 4)
+    case(
+        "native_layer_norm",
+        f"{dims}",
+        lambda x, s=shape, w=w, b=b: F.layer_norm(x, s, w, b, eps=1e-3),
+        x,
+        lambda x=x, d=dims, w=w, b=b: naive.layer_norm(x.numpy(), d, w.numpy(), b.numpy(), 1e-3),
+    )
+    case(
+        "native_layer_norm",
+        f"{dims}-no weight",
+        lambda x, s=shape: F.layer_norm(x, s, eps=1e-3),
+        x,
+        lambda x=x, d=dims, s=shape: naive.layer_norm(x.numpy(), d, np.ones(s), np.zeros(s), 1e-3),
+    )
+
+# Where paths meet.
+P, Q = numbers(2, 2, 3), numbers(2, 2, 3, seed=1)
+ROW = numbers(2, 1)
+C = weights(2, 3)
+
+
+def times(x: Tensor, factor: Any, shift: Any = 0.0) -> Map:
+    """y = factor x + shift, where x is broadcast to the shape of all."""
+    factor, shift = np.asarray(factor, dtype=float), np.asarray(shift, dtype=float)
+    shape = np.broadcast_shapes(x.shape, factor.shape, shift.shape)
+    spread = naive.probed(lambda a: np.broadcast_to(a, shape), [x.numpy()])
+    return naive.compose(naive.scaled(np.zeros(shape), factor, shift), spread)
+
+
+def whole(array: Tensor | np.ndarray) -> np.ndarray:
+    """An array of zeros that gives `times` the shape of the result."""
+    return np.zeros(array.shape)
+
+
+case("add", "two", lambda a, b: a + b, (P, Q), lambda: [times(P, 1), times(Q, 1)])
+case("add", "itself", lambda a: a + a, P, lambda: times(P, 2))
+case("add", "a number", lambda a: a + 2, P, lambda: times(P, 1, 2))
+case("add", "a constant", lambda a: a + C, P, lambda: times(P, 1, C.numpy()))
+case("add", "to a constant", lambda a: C + a, P, lambda: times(P, 1, C.numpy()))
+case("add", "whole numbers", lambda a: a + torch.arange(3), P, lambda: times(P, 1, [0, 1, 2]))
+case("add", "a mask", lambda a: a + (a > 0), P, lambda: times(P, 1, P.numpy() > 0))
+case(
+    "add",
+    "alpha",
+    lambda a, b: torch.add(a, b, alpha=-3),
+    (P, Q),
+    lambda: [times(P, 1), times(Q, -3)],
+)
+case("add", "in place", lambda a, b: a.add_(b, alpha=2), (P, Q), lambda: [times(P, 1), times(Q, 2)])
+case(
+    "add", "broadcast", lambda a, b: a + b, (P, ROW), lambda: [times(P, 1), times(ROW, 1, whole(P))]
+)
+case(
+    "add",
+    "outer",
+    lambda a, b: a + b,
+    (numbers(2, 1), numbers(3)),
+    lambda: [times(numbers(2, 1), 1, np.zeros((2, 3))), times(numbers(3), 1, np.zeros((2, 3)))],
+)
+case("sub", "two", lambda a, b: a - b, (P, Q), lambda: [times(P, 1), times(Q, -1)])
+case(
+    "sub",
+    "alpha",
+    lambda a, b: torch.sub(a, b, alpha=2),
+    (P, Q),
+    lambda: [times(P, 1), times(Q, -2)],
+)
+case("sub", "a constant", lambda a: a - C, P, lambda: times(P, 1, -C.numpy()))
+case("sub", "from a constant", lambda a: C - a, P, lambda: times(P, -1, C.numpy()))
+case(
+    "sub",
+    "broadcast",
+    lambda a, b: b - a,
+    (P, ROW),
+    lambda: [times(P, -1), times(ROW, 1, whole(P))],
+)
+case("sub", "in place", lambda a, b: a.sub_(b), (P, Q), lambda: [times(P, 1), times(Q, -1)])
+case("rsub", "a number", lambda a: 3 - a, P, lambda: times(P, -1, 3))
+case(
+    "rsub",
+    "alpha",
+    lambda a, b: torch.rsub(a, b, alpha=2),
+    (P, Q),
+    lambda: [times(P, -2), times(Q, 1)],
+)
+case("mul", "a number", lambda a: a * -3, P, lambda: times(P, -3))
+case("mul", "a constant", lambda a: C * a, P, lambda: times(P, C.numpy()))
+case("mul", "outer constant", lambda a: a * C, ROW, lambda: times(ROW, C.numpy()))
+case("mul", "a mask", lambda a: a * (a > 0), P, lambda: times(P, P.numpy() > 0))
+case("mul", "a float mask", lambda a: a * (a > 0).double(), P, lambda: times(P, P.numpy() > 0))
+case("mul", "itself", lambda a: a * a, P, lambda: times(P, P.numpy()))
+case(
+    "mul",
+    "equals",
+    lambda a, b: a * b,
+    (P, Q),
+    lambda: [times(P, Q.numpy() / 2), times(Q, P.numpy() / 2)],
+)
+case("mul", "smaller gate", lambda a, b: a * b, (P, ROW), lambda: [times(P, ROW.numpy()), None])
+case(
+    "mul", "smaller gate first", lambda a, b: b * a, (P, ROW), lambda: [times(P, ROW.numpy()), None]
+)
+case(
+    "mul",
+    "sigmoid gate",
+    lambda a, b: a * b.sigmoid(),
+    (P, Q),
+    lambda: [times(P, 1 / (1 + np.exp(-Q.numpy()))), None],
+)
+case(
+    "mul",
+    "scaled sigmoid gate",
+    lambda a, b: (b.sigmoid() * 2).view(2, 2, 3) * a,
+    (P, Q),
+    lambda: [times(P, 2 / (1 + np.exp(-Q.numpy()))), None],
+)
+case(
+    "mul",
+    "clamp gate",
+    lambda a: a * (F.relu6(a + 3) / 6),
+    P,
+    lambda: times(P, np.clip(P.numpy() + 3, 0, 6) / 6),
+)
+case("mul", "in place", lambda a, b: a.mul_(b), (P, ROW), lambda: [times(P, ROW.numpy()), None])
+case("div", "a number", lambda a: a / -4, P, lambda: times(P, -0.25))
+case(
+    "div",
+    "a gate",
+    lambda a, b: a / b,
+    (P, Q.abs() + 1),
+    lambda: [times(P, 1 / (Q.abs() + 1).numpy()), None],
+)
+case(
+    "div",
+    "of a constant",
+    lambda a: C / (a + 5),
+    P,
+    lambda: naive.compose(times(P, C.numpy() / (P.numpy() + 5) ** 2), times(P, 1, 5)),
+)
+case("neg", "plain", lambda a: -a, P, lambda: times(P, -1))
+case("neg", "in place", lambda a: a.neg_(), P, lambda: times(P, -1))
+case(
+    "div", "in place", lambda a: a.div_(C.abs() + 1), P, lambda: times(P, 1 / (C.abs() + 1).numpy())
+)
+for name, better in [("maximum", np.greater_equal), ("minimum", np.less_equal)]:
+    op = getattr(torch, name)
+    first = better(P.numpy(), Q.numpy())  # the first wins a tie
+    case(name, "two", op, (P, Q), lambda first=first: [times(P, first), times(Q, ~first)])
+    against = better(P.numpy(), C.numpy())
+    case(
+        name,
+        "a constant",
+        lambda a, op=op: op(a, C),
+        P,
+        lambda g=against: times(P, g, np.where(g, 0, C.numpy())),
+    )
+    case(name, "itself", lambda a, op=op: op(a, a), P, lambda: times(P, 1))
+case(
+    "max",
+    "other",
+    Alone(aten.max.other, P, Q),
+    (P, Q),
+    lambda: [times(P, P.numpy() >= Q.numpy()), times(Q, P.numpy() < Q.numpy())],
+)
+
+# Calls that only pass values on, and calls that move them.
+X = numbers(2, 4, 2, 3)
+IDX = torch.tensor([[1, 0, 2], [2, 2, 0]])
+MASK = numbers(2, 4, 2, 3, seed=5) > 0
+MOVES: list[tuple[str, str, Callable[[Tensor], Tensor]]] = [
+    ("view", "flat", lambda x: x.view(2, -1)),
+    ("_unsafe_view", "flat", lambda x: aten._unsafe_view(x, [2, -1])),
+    ("squeeze", "axis", lambda x: x[:, :1].squeeze(1)),
+    ("squeeze", "in place", lambda x: x[:, :1].squeeze_(1)),
+    ("unsqueeze", "axis", lambda x: x.unsqueeze(2)),
+    ("unsqueeze", "in place", lambda x: (x * 1).unsqueeze_(0)),
+    ("clone", "plain", lambda x: x.clone()),
+    ("clone", "other strides", lambda x: (x + 0).permute(2, 1, 0, 3).contiguous()),
+    ("detach", "plain", lambda x: x.detach()),
+    ("alias", "plain", aten.alias),
+    ("lift_fresh", "plain", aten.lift_fresh),
+    ("_reshape_alias", "plain", lambda x: aten._reshape_alias(x, [8, 6], [6, 1])),
+    ("_to_copy", "wider", lambda x: x.float().double()),
+    ("permute", "axes", lambda x: x.permute(3, 1, 0, 2)),
+    ("transpose", "axes", lambda x: x.transpose(1, -1)),
+    ("transpose", "in place", lambda x: (x * 1).transpose_(0, 3)),
+    ("t", "matrix", lambda x: x[0, 0].t()),
+    ("slice", "steps", lambda x: x[:, 1::2, :, :2]),
+    ("select", "row", lambda x: x[:, -1]),
+    ("index", "list", lambda x: x[:, [2, 0, 0]]),
+    ("index", "two lists", lambda x: x[[0, 1, 1], :, [1, 0, 1]]),
+    ("index", "mask", lambda x: x[MASK]),
+    ("index_select", "axis", lambda x: x.index_select(1, torch.tensor([3, 1, 1]))),
+    ("gather", "axis", lambda x: x[0, 0].gather(1, IDX)),
+    ("split", "second", lambda x: x.split(3, 1)[1]),
+    ("split", "all", lambda x: torch.cat([part * 2 for part in x.split(3, 1)][::-1], 1)),
+    ("split_with_sizes", "sizes", lambda x: x.split([1, 2, 1], 1)[1]),
+    ("unsafe_split", "first", lambda x: x.unsafe_split(3, 1)[0]),
+    ("unbind", "last", lambda x: x.unbind(3)[2]),
+    ("cat", "itself", lambda x: torch.cat([x, x[:, :1], x], 1)),
+    ("cat", "constant", lambda x: torch.cat([x, weights(2, 1, 2, 3)], 1)),
+    ("cat", "whole numbers", lambda x: torch.cat([torch.full((2, 1, 2, 3), 5), x], 1)),
+    ("stack", "itself", lambda x: torch.stack([x, x * 2], 2)),
+    ("expand", "axis", lambda x: x[:, :1].expand(2, 3, 2, 3)),
+    ("repeat", "axes", lambda x: x.repeat(1, 2, 1, 2)),
+    ("roll", "axes", lambda x: x.roll((1, -1), (2, 3))),
+    ("flip", "axes", lambda x: x.flip(1, 3)),
+    ("rot90", "quarter", lambda x: x.rot90(1, (2, 3))),
+    ("unfold", "windows", lambda x: x.unfold(3, 2, 1)),
+    ("constant_pad_nd", "zeros", lambda x: F.pad(x, (1, 0, 2, 1))),
+    ("constant_pad_nd", "value", lambda x: F.pad(x, (1, 1), value=-3.5)),
+    ("constant_pad_nd", "crop", lambda x: F.pad(x, (-1, 1))),
+    ("reflection_pad1d", "pad", lambda x: F.pad(x[0], (2, 1), mode="reflect")),
+    ("reflection_pad2d", "pad", lambda x: F.pad(x, (2, 1, 1, 0), mode="reflect")),
+    ("reflection_pad3d", "pad", lambda x: F.pad(x[None], (1, 2, 0, 1, 3, 1), mode="reflect")),
+    ("replication_pad1d", "pad", lambda x: F.pad(x[0], (2, 1), mode="replicate")),
+    ("replication_pad2d", "pad", lambda x: F.pad(x, (2, 1, 1, 0), mode="replicate")),
+    ("replication_pad3d", "pad", lambda x: F.pad(x[None], (1, 2, 0, 1, 2, 1), mode="replicate")),
+    ("hysm.reread", "circular pad", lambda x: F.pad(x, (1, 2, 0, 1), mode="circular")),
+    ("pixel_shuffle", "2", lambda x: F.pixel_shuffle(x, 2)),
+    ("pixel_unshuffle", "2", lambda x: F.pixel_unshuffle(x.repeat(1, 1, 1, 2), 2)),
+    ("channel_shuffle", "2", lambda x: F.channel_shuffle(x, 2)),
+    ("native_channel_shuffle", "2", lambda x: aten.native_channel_shuffle(x, 2)),
+    ("where", "two", lambda x: torch.where(MASK, x, x.flip(1))),
+    ("where", "number", lambda x: torch.where(MASK, 3, x)),
+    ("where", "constant", lambda x: torch.where(MASK, x, torch.tensor(2.5))),
+    ("masked_fill", "number", lambda x: x.masked_fill(MASK, -7)),
+    ("masked_fill", "in place", lambda x: x.masked_fill_(MASK, 7)),
+    ("masked_fill", "tensor", lambda x: x.masked_fill(MASK, torch.tensor(2.0))),
+    (
+        "copy",
+        "in place",
+        lambda x: torch.zeros(4, 2, 2, 3).double().copy_(x.transpose(0, 1)[:, :1]),
+    ),
+    ("copy", "whole numbers", lambda x: [x := x * 1, x[:, 1].copy_(torch.arange(3)), x][2]),
+    ("slice_scatter", "rows", lambda x: x.slice_scatter(x[:, :1] * 2, 1, 2, 3)),
+    ("select_scatter", "row", lambda x: x.select_scatter(weights(2, 2, 3), 1, 2)),
+    ("index_put", "list", lambda x: [x := x * 1, x.__setitem__((0, [2, 1]), x[1, :2] * 3), x][2]),
+    ("index_put", "mask", lambda x: [x := x * 1, x.__setitem__(MASK, 4), x][2]),
+    ("diagonal", "axes", lambda x: x.diagonal(0, 2, 3)),
+    ("diagonal", "below", lambda x: x.diagonal(-1, 0, 1)),
+    ("fill", "part", lambda x: [x := x * 1, x[:, 1].fill_(3), x][2]),
+    ("fill", "computed", lambda x: [x := x * 1, x[:, 1].fill_(x[0, 0, 0, 1]), x][2]),
+    ("zero", "part", lambda x: [x := x * 1, x[:, 1].zero_(), x][2]),
+    ("im2col", "plain", lambda x: F.unfold(x, 2)),
+    ("im2col", "padded", lambda x: F.unfold(x, (2, 3), padding=1, stride=2)),
+    ("as_strided", "windows", lambda x: (x * 1).as_strided((2, 3, 2), (24, 6, 2))),
+    ("as_strided", "offset", lambda x: (x * 1).as_strided((3, 2), (2, 1), 5)),
+    ("as_strided", "of a view", lambda x: (x * 1)[1].as_strided((3, 2), (2, 1))),
+]
+# What PyTorch takes apart before the tape sees it, on the CPU and in eval mode.
+ALONE: list[tuple[str, Any, tuple[Any, ...], int]] = [
+    ("reshape", aten.reshape.default, ([4, -1],), 0),
+    ("flatten", aten.flatten.using_ints, (1, 2), 0),
+    ("unflatten", aten.unflatten.int, (1, [2, 2]), 0),
+    ("contiguous", aten.contiguous.default, (), 0),
+    ("dropout", aten.dropout.default, (0.5, False), 0),
+    ("to", aten.to.dtype, (torch.float64,), 0),
+    ("movedim", aten.movedim.int, (1, 3), 0),
+    ("swapaxes", aten.swapaxes.default, (0, 2), 0),
+    ("narrow", aten.narrow.default, (1, 1, 2), 0),
+    ("numpy_T", aten.numpy_T.default, (), 0),
+    ("take_along_dim", aten.take_along_dim.default, (X.argsort(1), 1), 0),
+    ("chunk", aten.chunk.default, (3, 1), 1),
+    ("tensor_split", aten.tensor_split.sections, (3, 1), 2),
+    ("tensor_split", aten.tensor_split.indices, ([1, 3], 1), 1),
+]
+for name, label, run in MOVES:
+    for form, x in [("plain", X), ("last", X.to(memory_format=LAST))]:
+        if form == "plain" or name not in {"view", "_unsafe_view", "_reshape_alias", "as_strided"}:
+            case(name, f"{label}-{form}", run, x, probed(run, X))
+for number, (name, op, arguments, pick) in enumerate(ALONE):
+
+    def picked(x: Tensor, op: Any = op, a: tuple = arguments, pick: int = pick) -> Tensor:
+        result = op(x, *a)
+        return result if isinstance(result, Tensor) else result[pick]
+
+    case(name, f"alone-{number}", Alone(op, X, *arguments, pick=pick), X, probed(picked, X))
+case(
+    "cat",
+    "two",
+    lambda a, b: torch.cat([a, b], 1),
+    (P, Q),
+    probed(lambda a, b: torch.cat([a, b], 1), P, Q),
+)
+case(
+    "where",
+    "two inputs",
+    lambda a, b: torch.where(torch.tensor([True, False, True]), a, b),
+    (P, Q),
+    probed(lambda a, b: torch.where(torch.tensor([True, False, True]), a, b), P, Q),
+)
+
+
+# -- what is held against them --------------------------------------------------------------------
+
+
+def by_forward(link: Link) -> np.ndarray:
+    """J, column by column: the image of every basis vector."""
+    inputs = math.prod(link.in_shape)
+    columns = []
+    for basis in torch.eye(inputs, dtype=torch.float64):
+        y = link.forward(basis.reshape(link.in_shape))
+        assert y.shape == link.out_shape
+        columns.append(y.reshape(-1))
+    return torch.stack(columns, 1).numpy()
+
+
+def by_edges(link: Link) -> np.ndarray:
+    """J, row by row: the edges of every element of the output."""
+    outputs, inputs = math.prod(link.out_shape), math.prod(link.in_shape)
+    nodes = torch.arange(outputs)
+    edges = link.edges(nodes)
+    index, weight = edges.index, edges.weight
+    assert index.shape == weight.shape
+    assert len(index) == outputs
+    matrix = np.zeros((outputs, inputs))
+    most = 0
+    rows = zip(
+        index.reshape(outputs, -1).tolist(), weight.reshape(outputs, -1).tolist(), strict=True
+    )
+    for row, (columns, values) in enumerate(rows):
+        real = [column for column in columns if column >= 0]
+        assert len(real) == len(set(real)), "two edges to the same element"
+        most = max(most, len(real))
+        for column, value in zip(columns, values, strict=True):
+            if column == -1:
+                assert value == 0, "a hole has weight 0"
+            else:
+                matrix[row, column] = value
+    assert link.fan_in() >= most
+    if link.one_to_one:
+        assert most <= 1
+
+    some = nodes.flip(0)[::2]  # a few of them, in another order
+    partly = link.edges(some)
+    assert sorted_rows(partly, len(some)) == sorted_rows(link.edges(nodes), outputs)[::-1][::2]
+    assert link.edges(nodes[:0]).index.numel() == 0
+    return matrix
+
+
+def sorted_rows(edges: Any, count: int) -> list[list[tuple[int, float]]]:
+    rows = zip(
+        edges.index.reshape(count, -1).tolist(),
+        edges.weight.reshape(count, -1).tolist(),
+        strict=True,
+    )
+    return [sorted(e for e in zip(i, w, strict=True) if e[0] >= 0) for i, w in rows]
+
+
+def checked(link: Link) -> np.ndarray:
+    """J, after making sure that every way to see it agrees."""
+    matrix = by_forward(link)
+    np.testing.assert_allclose(by_edges(link), matrix, err_msg="edges", **EXACT)
+    back = link.transposed()
+    assert (back.in_shape, back.out_shape) == (link.out_shape, link.in_shape)
+    np.testing.assert_allclose(by_forward(back), matrix.T, err_msg="transposed", **EXACT)
+    np.testing.assert_allclose(by_edges(back), matrix.T, err_msg="transposed edges", **EXACT)
+    np.testing.assert_allclose(by_forward(back.transposed()), matrix, err_msg="twice", **EXACT)
+    for part, want in [
+        (link.positive(), matrix.clip(min=0)),
+        (link.negative(), matrix.clip(max=0)),
+        (back.positive(), matrix.T.clip(min=0)),
+        (back.negative(), matrix.T.clip(max=0)),
+    ]:
+        if part is None:
+            assert not want.any(), "None stands for zero"
+            continue
+        np.testing.assert_allclose(by_forward(part), want, err_msg="one sign", **EXACT)
+        np.testing.assert_allclose(by_edges(part), want, err_msg="edges of one sign", **EXACT)
+    return matrix
+
+
+def check_identity(value: Value, step: Step) -> None:
+    """output = sum of link.forward(source) + bias"""
+    total = step.bias_like(value.data).clone()
+    for source, link in step.links:
+        total += link.forward(source.data)
+    torch.testing.assert_close(total, value.data, **EXACT)
+
+
+@pytest.mark.parametrize("case", CASES, ids=repr)
+def test_rule_is_the_map_of_its_call(case: Case) -> None:
+    untouched = [x.clone() for x in case.inputs]
+    tape = case.tape()
+    output = tape.output
+    walk = plan(tape, output)
+    assert case.name in {value.call.name for value, _ in walk.steps}
+
+    # The maps from each value to the output, link by link, and the bias that gathers on the way.
+    outputs = output.numel
+    maps = {output: np.eye(outputs)}
+    bias = np.zeros(outputs)
+    for value, step in walk.steps:
+        check_identity(value, step)
+        through = maps[value]
+        bias += through @ step.bias_like(value.data).reshape(-1).numpy()
+        for source, link in step.links:
+            assert link.in_shape == source.shape
+            assert link.out_shape == value.shape
+            maps[source] = maps.get(source, 0) + through @ checked(link)
+
+    wanted = case.want()
+    assert len(wanted) == len(tape.inputs)
+    for source, want in zip(tape.inputs, wanted, strict=True):
+        if want is None:
+            assert source not in maps
+        else:
+            np.testing.assert_allclose(maps[source], want.matrix, **EXACT)
+    total_bias = sum(want.bias for want in wanted if want is not None)
+    np.testing.assert_allclose(bias, total_bias, **EXACT)
+    for x, before in zip(case.inputs, untouched, strict=True):
+        assert torch.equal(x, before)
+
+
+def test_every_rule_has_a_case() -> None:
+    assert set(rules.rules()) == {case.name for case in CASES}
+
+
+def test_float32_weights_stay_float32() -> None:
+    """What the rules make must not drag a float32 model to float64, nor off its device."""
+    x = torch.randn(1, 2, 4, 4)
+    model = Made(lambda x: F.avg_pool2d(F.interpolate(F.pad(x, (1, 1)).relu(), scale_factor=2), 2))
+    tape = record(model, [x])
+    for value, step in plan(tape, tape.output).steps:
+        assert step.bias_like(value.data).dtype == torch.float32
+        for source, link in step.links:
+            assert link.forward(source.data).dtype == torch.float32
+            assert link.edges(torch.arange(3)).weight.dtype == torch.float32
+
+
+# -- what is refused ------------------------------------------------------------------------------
+
+SQUARE = numbers(3, 3)
+REFUSED = [
+    ("computed kernel", lambda x: F.conv2d(x[None, None], x[None, None]), "aten.convolution"),
+    ("computed matrix", lambda x: x @ x.T, "aten.mm"),
+    ("computed batch of matrices", lambda x: x[None] @ x[None], "aten.bmm"),
+    (
+        "a matrix for each of the batch",
+        lambda x: x[None].repeat(2, 1, 1) @ weights(2, 3, 3),
+        "aten.bmm",
+    ),
+    ("a constant times a computed matrix", lambda x: weights(3, 3) @ x, "aten.mm"),
+    ("computed bias of a product", lambda x: torch.addmm(x, x, weights(3, 3)), "aten.addmm"),
+    ("two computed operands", lambda x: x.abs() ** (x + 1), "aten.pow"),
+    ("computed slope", lambda x: F.prelu(x, x[0]), "aten._prelu_kernel"),
+    ("rounded division", lambda x: torch.div(x, 2, rounding_mode="floor"), "aten.div"),
+    (
+        "adding at an index",
+        lambda x: x.index_put((torch.tensor([0, 0]),), x[:1], accumulate=True),
+        "aten.index_put",
+    ),
+    ("broadcast bounds", lambda x: x.clamp(min=torch.zeros(2, 3, 3)), "aten.clamp"),
+    ("memory of others", lambda x: (x * 1)[1:].as_strided((2,), (1,), 0), "aten.as_strided"),
+    ("no rule", lambda x: x.cumsum(0), "aten.cumsum"),
+]
+
+
+@pytest.mark.parametrize(("run", "name"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED])
+def test_refused(run: Callable[[Tensor], Tensor], name: str) -> None:
+    tape = record(Made(run), [SQUARE])
+    with pytest.raises(UnsupportedCallError, match=rf"\n  {name}\(.*\) in .*: \w+"):
+        plan(tape, tape.output)
+
+
+def test_statistics_that_a_device_does_not_keep_are_refused() -> None:
+    args = (NORM, SCALE, SHIFT, MEAN.clone(), VAR.clone(), True, 0.1, 1e-3)
+    tape = Alone(aten.native_batch_norm.default, *args).tape("aten.cudnn_batch_norm", (NORM,))
+    with pytest.raises(UnsupportedCallError, match="keeps none on this device"):
+        plan(tape, tape.output)
+
+
+def test_all_missing_calls_are_named_at_once() -> None:
+    class Part(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.cumsum(1).sort(1).values
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Sequential(nn.ReLU(), Part())
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return (x[:, :, None] @ x[:, None]).cumprod(0).sum()
+
+    tape = record(Whole().eval(), [torch.rand(2, 3)])
+    with pytest.raises(UnsupportedCallError) as caught:
+        plan(tape, tape.output)
+    assert isinstance(caught.value, ModelError)
+    message = str(caught.value)
+    assert "4 call(s)" in message
+    lines = message.splitlines()
+    for line, start in zip(
+        lines[1:-1],
+        [
+            "  aten.cumsum(2x3) in stem.1: no rule",
+            "  aten.sort(2x3) in stem.1: no rule",
+            "  aten.bmm(2x3x1, 2x1x3) in the model itself: only a computed input",
+            "  aten.cumprod(2x3x3) in the model itself: no rule",
+        ],
+        strict=True,
+    ):
+        assert line.startswith(start)
+    assert "howyouseeme.rules.rule" in lines[-1]
+    assert all(n in lines[-1] for n in ("aten.bmm", "aten.cumprod", "aten.cumsum", "aten.sort"))
+
+
+def test_a_call_beside_the_way_needs_no_rule() -> None:
+    tape = record(Made(lambda x: (x * 2, x.cumsum(0))), [SQUARE])
+    doubled, summed = tape.output
+    assert [value.call.name for value, _ in plan(tape, doubled).steps] == ["aten.mul"]
+    with pytest.raises(UnsupportedCallError):
+        plan(tape, summed)
+
+
+def test_a_target_that_does_not_depend_on_the_input() -> None:
+    def overwritten(x: Tensor) -> Tensor:
+        y = x * 2
+        return y.fill_(3)
+
+    tape = record(Made(overwritten), [SQUARE])
+    with pytest.raises(ModelError, match="does not depend on the model's input"):
+        plan(tape, tape.output)
+
+
+# -- the registry ---------------------------------------------------------------------------------
+
+
+def test_a_duplicate_raises() -> None:
+    before = rules.rules()["aten.relu"]
+    with pytest.raises(ValueError, match=r"aten\.relu has a rule already \(.*secant\)"):
+        rule("aten.relu")(lambda call, output: Step([]))
+    assert rules.rules()["aten.relu"] is before
+
+
+def test_a_rule_of_the_user() -> None:
+    x = numbers(3, 4)
+    tape = record(Made(lambda x: x.cumsum(1)), [x])
+    with pytest.raises(UnsupportedCallError, match=r"aten\.cumsum"):
+        plan(tape, tape.output)
+    try:
+
+        @rule("aten.cumsum")
+        def cumsum(call: Call, output: Value) -> Step:
+            (source,) = call.inputs
+            lower = torch.ones(source.shape[-1], source.shape[-1]).tril().to(source.data)
+            return Step([(source, Matrix(source.shape, output.shape, lower))])
+
+        assert rules.find_rule("aten.cumsum") is cumsum
+        ((value, step),) = plan(tape, tape.output).steps
+        check_identity(value, step)
+        want = probed(lambda x: x.cumsum(1), x)()[0]
+        np.testing.assert_allclose(checked(step.links[0][1]), want.matrix, **EXACT)
+    finally:
+        rules.rules().pop("aten.cumsum", None)
+    with pytest.raises(UnsupportedCallError):
+        plan(tape, tape.output)

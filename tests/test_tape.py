@@ -1,0 +1,855 @@
+"""What the tape says about a forward pass, and what it leaves untouched."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules import module as nn_module
+
+from howyouseeme.backtrack import multipliers, plan
+from howyouseeme.errors import ModelError
+from howyouseeme.tape import Tape, Value, record
+
+
+class Made(nn.Module):
+    """A model whose forward is a function of the model and its inputs."""
+
+    def __init__(self, function: Callable[..., Any], **buffers: Tensor) -> None:
+        super().__init__()
+        self.function = function
+        for name, buffer in buffers.items():
+            self.register_buffer(name, buffer)
+        self.eval()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(self, *args, **kwargs)
+
+
+def made(function: Callable[..., Any]) -> Made:
+    return Made(lambda _, *args, **kwargs: function(*args, **kwargs))
+
+
+def picture(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape or (2, 4, 3, 3), generator=generator, dtype=torch.float64)
+
+
+def names(tape: Tape) -> list[str]:
+    return [call.name for call in tape.calls]
+
+
+def modules(tape: Tape) -> list[str]:
+    return [call.module for call in tape.calls]
+
+
+# -- the output, bit by bit -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_output_is_that_of_the_plain_forward(name: str, form: torch.memory_format) -> None:
+    torchvision = pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(name, weights=None).eval()
+    x = torch.randn(2, 3, 64, 64).to(memory_format=form)
+    with torch.no_grad():
+        want = model(x)
+    tape = record(model, [x])
+    assert torch.equal(tape.output.data, want)
+    assert tape.separable(2)
+
+
+def test_outputs_of_any_structure() -> None:
+    def forward(x: Tensor) -> Any:
+        return {"twice": x * 2, "parts": (x.relu(), [x[0], 5, None]), "constant": torch.ones(2)}
+
+    x = picture()
+    output = record(made(forward), [x]).output
+    assert torch.equal(output["twice"].data, x * 2)
+    assert isinstance(output["parts"], tuple)
+    assert torch.equal(output["parts"][0].data, x.relu())
+    assert torch.equal(output["parts"][1][0].data, x[0])
+    assert output["parts"][1][1:] == [5, None]
+    assert torch.equal(output["constant"], torch.ones(2))
+    assert not isinstance(output["constant"], Value)
+
+
+def test_the_input_itself_as_output() -> None:
+    tape = record(made(lambda x: x), [picture()])
+    assert tape.output is tape.inputs[0]
+    assert tape.calls == []
+
+
+# -- inputs ---------------------------------------------------------------------------------------
+
+
+def test_several_inputs_wherever_they_are() -> None:
+    def forward(first: Tensor, rest: dict, index: Tensor, *, scale: Tensor, name: str) -> Tensor:
+        assert name == "kept"
+        return first[:, index] * scale + rest["inner"][0] * rest["inner"][1]
+
+    a, b, c, d = (picture(seed=i) for i in range(4))
+    index = torch.tensor([3, 2, 1, 0])
+    tape = record(made(forward), [a, {"inner": [b, c]}, index], {"scale": d, "name": "kept"})
+    assert len(tape.inputs) == 4  # whole numbers carry no evidence
+    for value, tensor in zip(tape.inputs, [a, b, c, d], strict=True):
+        assert value.call is None
+        assert torch.equal(value.data, tensor)
+    assert torch.equal(tape.output.data, a[:, index] * d + b * c)
+
+
+def test_the_same_tensor_twice_is_two_inputs() -> None:
+    x = picture()
+    tape = record(made(lambda a, b: a * 2 + b), [x, x])
+    first, second = tape.inputs
+    assert first is not second
+    shares = dict(multipliers(plan(tape, tape.output), torch.ones_like(x)))
+    assert torch.equal(shares[first], torch.full_like(x, 2))
+    assert torch.equal(shares[second], torch.full_like(x, 1))
+
+
+def test_one_of_two_inputs_that_share_memory_is_written() -> None:
+    x = picture()
+    before = x.clone()
+    tape = record(made(lambda a, b: a.mul_(2) + b), [x, x])
+    assert torch.equal(x, before)
+    assert torch.equal(tape.output.data, before * 4)
+
+
+# -- in-place: each program does the same as its twin, which writes nothing ------------------------
+
+
+def _piecewise(buffer: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        y = buffer(x)
+        y[:, :2] = x[:, 2:] * 3
+        y[:, 2:3] = x[:, :1]
+        y[:, 3] = -x[:, 1]
+        return y * 2
+
+    return forward
+
+
+def _pieces(x: Tensor) -> Tensor:
+    return torch.cat([x[:, 2:] * 3, x[:, :1], -x[:, 1:2]], 1) * 2
+
+
+def _half_filled(x: Tensor) -> Tensor:
+    y = torch.zeros(2, 6, 3, 3, dtype=x.dtype)
+    y[:, 1:3] = x[:, :2]
+    return y + 1
+
+
+def _in_place_view(x: Tensor) -> Tensor:
+    y = x * 1
+    y[0].mul_(3)
+    return y
+
+
+def _slice_assignment(x: Tensor) -> Tensor:
+    y = x * 1
+    y[:, 0] = x[:, 1] * 2
+    return y
+
+
+def _older_view(x: Tensor) -> Tensor:
+    y = x + 1
+    view = y[0]
+    y.relu_()
+    y.mul_(2)
+    return view * 3
+
+
+def _older_views_of_views(x: Tensor) -> Tensor:
+    y = x * 1
+    outer = y[:, 1:]
+    inner = outer.transpose(2, 3)[..., ::2]
+    y.mul_(2)
+    inner.relu_()
+    outer[:, 0].sub_(x[:, 0])
+    return torch.cat([y.sum(3), outer.sum(3), inner.sum(2)[..., [0, 1, 1]]], 1)
+
+
+def _views_of_views_twin(x: Tensor) -> Tensor:
+    y = x * 2
+    tail = y[:, 1:]
+    tail = torch.stack([tail[:, :, 0].relu(), tail[:, :, 1], tail[:, :, 2].relu()], 2)
+    outer = torch.cat([tail[:, :1] - x[:, :1], tail[:, 1:]], 1)
+    inner = outer.transpose(2, 3)[..., ::2]
+    y = torch.cat([y[:, :1], outer], 1)
+    return torch.cat([y.sum(3), outer.sum(3), inner.sum(2)[..., [0, 1, 1]]], 1)
+
+
+def _before_and_after(x: Tensor) -> Tensor:
+    y = x * 2
+    early = y * 3
+    y.relu_()
+    middle = y * 5
+    y.add_(x)
+    return early + middle + y
+
+
+def _through_data(x: Tensor) -> Tensor:
+    y = x * 2
+    y.data.relu_()
+    y.data[0] = x[1] * 4
+    return y + 1
+
+
+def _through_detach(x: Tensor) -> Tensor:
+    y = x * 2
+    y.detach().relu_()
+    return y + 1
+
+
+def _other_data(x: Tensor) -> Tensor:
+    y = x * 2
+    y.data = x * 3
+    return y + x
+
+
+def _own_input(x: Tensor) -> Tensor:
+    x.relu_()
+    x[:, 0] = 1
+    return x.mul_(2)
+
+
+def _new_shapes(x: Tensor) -> Tensor:
+    y = x * 2
+    view = y.flatten(1)
+    y.unsqueeze_(1)
+    y.transpose_(1, 2).squeeze_(2)
+    y.relu_()
+    return y.flatten(1) + view
+
+
+def _transposed_then_written(x: Tensor) -> Tensor:
+    y = x * 2
+    first = y * 1
+    y.transpose_(2, 3)
+    y[:, :, 0].mul_(5)
+    return y.transpose(2, 3) + first
+
+
+def _out(x: Tensor) -> Tensor:
+    y = torch.empty(2, 4, 3, 3, dtype=x.dtype)
+    torch.clamp(x, min=0, out=y)
+    first = y * 1
+    torch.add(x, y, alpha=2, out=y)
+    return first * y.sign() + y
+
+
+def _out_in_a_slice(x: Tensor) -> Tensor:
+    y = x * 1
+    torch.mul(x[0], 5, out=y[1])
+    return y
+
+
+def _swap(x: Tensor) -> Tensor:
+    y = x * 1
+    y[:, :2], y[:, 2:] = y[:, 2:].clone(), y[:, :2].clone()
+    return y
+
+
+def _chunks(x: Tensor) -> Tensor:
+    y = x * 1
+    first, second = y.chunk(2, 1)
+    first.relu_()
+    second.mul_(-1)
+    return torch.cat([second, first, y], 1)
+
+
+def _constant_written(x: Tensor) -> Tensor:
+    y = torch.full((2, 4, 3, 3), 2.0, dtype=x.dtype)
+    y.mul_(x)
+    return y.add_(1)
+
+
+def _constant_changed_after_use(x: Tensor) -> Tensor:
+    scale = torch.full((4, 1, 1), 3.0, dtype=x.dtype)
+    y = x * scale
+    scale.mul_(2)
+    return y + x * scale
+
+
+def _mask_changed_after_use(x: Tensor) -> Tensor:
+    mask = x > 0
+    y = x * mask
+    mask.logical_not_()
+    return y - x * mask
+
+
+def _index_changed_after_use(x: Tensor) -> Tensor:
+    index = torch.tensor([0, 1])
+    y = x[:, index]
+    index.add_(2)
+    return y - x[:, index]
+
+
+def _masked(x: Tensor) -> Tensor:
+    y = x * 2
+    y[:, 1].masked_fill_(x[:, 1] > 0, -1)
+    y[x < -1] = 5
+    return y
+
+
+def _overlapping_writes(x: Tensor) -> Tensor:
+    y = x * 1
+    y[:, :3].add_(1)
+    y[:, 1:].mul_(2)
+    y[:, 2] = x[:, 0]
+    return y
+
+
+def _empty_view(x: Tensor) -> Tensor:
+    y = x * 2
+    nothing = y[:0]
+    y.relu_()
+    return torch.cat([nothing, y])
+
+
+def _conv(x: Tensor) -> Tensor:
+    return F.conv2d(x, picture(3, 4, 2, 2, seed=3), picture(3, seed=4), padding=1)
+
+
+PROGRAMS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "relu_": (lambda x: (x * 2).relu_() + 1, lambda x: (x * 2).relu() + 1),
+    "add_": (lambda x: (x * 2).add_(x), lambda x: x * 2 + x),
+    "hardtanh_": (lambda x: F.hardtanh_(_conv(x)), lambda x: F.hardtanh(_conv(x))),
+    "two in a row": (lambda x: _conv(x).relu_().mul_(2), lambda x: _conv(x).relu() * 2),
+    "on a view": (_in_place_view, lambda x: torch.cat([x[:1] * 3, x[1:]])),
+    "slice assignment": (_slice_assignment, lambda x: torch.cat([x[:, 1:2] * 2, x[:, 1:]], 1)),
+    "zeros": (_piecewise(lambda x: torch.zeros(2, 4, 3, 3).to(x)), _pieces),
+    "zeros_like": (_piecewise(torch.zeros_like), _pieces),
+    "empty_like": (_piecewise(torch.empty_like), _pieces),
+    "new_zeros": (_piecewise(lambda x: x.new_zeros(2, 4, 3, 3)), _pieces),
+    "clone": (_piecewise(torch.clone), _pieces),
+    "filled in part": (_half_filled, lambda x: F.pad(x[:, :2], (0, 0, 0, 0, 1, 3)) + 1),
+    "older view": (_older_view, lambda x: (x + 1)[0].relu() * 2 * 3),
+    "older views of views": (_older_views_of_views, _views_of_views_twin),
+    "before and after": (
+        _before_and_after,
+        lambda x: x * 6 + (x * 2).relu() * 5 + ((x * 2).relu() + x),
+    ),
+    ".data": (_through_data, lambda x: torch.stack([x[1] * 4, (x[1] * 2).relu()]) + 1),
+    ".detach()": (_through_detach, lambda x: (x * 2).relu() + 1),
+    ".data = other": (_other_data, lambda x: x * 3 + x),
+    "own input": (
+        _own_input,
+        lambda x: torch.cat([torch.ones_like(x[:, :1]), x[:, 1:].relu()], 1) * 2,
+    ),
+    "size and strides": (_new_shapes, lambda x: (x * 2).relu().flatten(1) * 2),
+    "transposed, then written": (
+        _transposed_then_written,
+        lambda x: torch.cat([x[..., :1] * 2 * 5, x[..., 1:] * 2], 3) + x * 2,
+    ),
+    "out=": (
+        _out,
+        lambda x: x.clamp(min=0) * (x + x.clamp(min=0) * 2).sign() + (x + x.clamp(min=0) * 2),
+    ),
+    "out= in a slice": (_out_in_a_slice, lambda x: torch.stack([x[0], x[0] * 5])),
+    "swap": (_swap, lambda x: torch.cat([x[:, 2:], x[:, :2]], 1)),
+    "chunks": (
+        _chunks,
+        lambda x: torch.cat([-x[:, 2:], x[:, :2].relu(), x[:, :2].relu(), -x[:, 2:]], 1),
+    ),
+    "constant written": (_constant_written, lambda x: x * 2 + 1),
+    "constant changed after use": (_constant_changed_after_use, lambda x: x * 3 + x * 6),
+    "mask changed after use": (_mask_changed_after_use, torch.abs),
+    "index changed after use": (_index_changed_after_use, lambda x: x[:, :2] - x[:, 2:]),
+    "masked": (
+        _masked,
+        lambda x: torch.cat(
+            [(x * 2)[:, :1], (x * 2)[:, 1:2].masked_fill(x[:, 1:2] > 0, -1), (x * 2)[:, 2:]], 1
+        ).masked_fill(x < -1, 5),
+    ),
+    "overlapping writes": (
+        _overlapping_writes,
+        lambda x: torch.cat([x[:, :1] + 1, (x[:, 1:2] + 1) * 2, x[:, :1], x[:, 3:] * 2], 1),
+    ),
+    "circular pad": (
+        lambda x: F.pad(x, (1, 2, 0, 0), mode="circular"),
+        lambda x: torch.cat([x[..., 2:], x, x[..., :2]], 3),
+    ),
+    "empty view": (_empty_view, lambda x: (x * 2).relu()),
+}
+
+
+def evidence(forward: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The output, its exact multiplier at the input, and the share of the biases.
+
+    Every step on the way must explain its value by the values that it came from.
+    """
+    tape = record(made(forward), [x])
+    walk = plan(tape, tape.output)
+    for value, step in walk.steps:
+        total = step.bias_like(value.data).clone()
+        for source, link in step.links:
+            total += link.forward(source.data)
+        torch.testing.assert_close(total, value.data, rtol=1e-12, atol=1e-12)
+    biases: list[Tensor] = []
+    seed = picture(*tape.output.shape, seed=9)
+    arrived = dict(multipliers(walk, seed, on_bias=lambda call, share: biases.append(share.sum())))
+    assert torch.equal(tape.inputs[0].data, x)
+    return tape.output.data, arrived[tape.inputs[0]], sum(biases, x.new_zeros(()))
+
+
+@pytest.fixture
+def nan_in_fresh_memory() -> Iterator[None]:
+    """What `torch.empty` returns is full of NaN, as it may be by chance."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("nan_in_fresh_memory")
+@pytest.mark.parametrize("program", ["empty_like", "out=", "circular pad"])
+def test_memory_that_was_never_written_is_no_evidence(program: str) -> None:
+    assert torch.empty(1).isnan().all()
+    output, multiplier, bias = evidence(PROGRAMS[program][0], picture())
+    for tensor in (output, multiplier, bias):
+        assert tensor.isfinite().all()
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_in_place_is_the_same_as_its_twin(program: str) -> None:
+    in_place, twin = PROGRAMS[program]
+    x = picture()
+    before = x.clone()
+    want = in_place(x.clone())
+    torch.testing.assert_close(twin(x.clone()), want, rtol=1e-12, atol=1e-12)  # a twin it is
+
+    output, multiplier, bias = evidence(in_place, x)
+    assert torch.equal(output, want)
+    assert torch.equal(x, before)
+    _, twin_multiplier, twin_bias = evidence(twin, x)
+    torch.testing.assert_close(multiplier, twin_multiplier, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(bias, twin_bias, rtol=1e-12, atol=1e-11)
+
+
+def test_an_in_place_call_has_its_value_before_and_after() -> None:
+    x = picture()
+    tape = record(made(lambda x: x.mul(2).relu_().add_(1)), [x])
+    assert names(tape) == ["aten.mul", "aten.relu", "aten.add"]
+    doubled, clipped, shifted = (call.output for call in tape.calls)
+    assert torch.equal(doubled.data, x * 2)
+    assert torch.equal(clipped.data, (x * 2).relu())
+    assert torch.equal(shifted.data, (x * 2).relu() + 1)
+    assert tape.calls[1].args[0] is doubled
+    assert tape.calls[2].args[0] is clipped
+    assert tape.output is shifted
+    # The calls on the tape write nothing, so that a rule may make them again.
+    assert [call.op for call in tape.calls[1:]] == [
+        torch.ops.aten.relu.default,
+        torch.ops.aten.add.Tensor,
+    ]
+
+
+def test_a_write_is_read_anew_only_where_it_has_to_be() -> None:
+    def forward(x: Tensor) -> Tensor:
+        y = x * 2
+        y.relu_()
+        return y.view(-1) + 1
+
+    assert "hysm.reread" not in names(record(made(forward), [picture()]))
+
+
+def test_outs_are_no_arguments() -> None:
+    def forward(x: Tensor) -> Tensor:
+        y = x * 2
+        torch.exp(x, out=y)
+        return y
+
+    tape = record(made(forward), [picture()])
+    assert names(tape) == ["aten.mul", "aten.exp"]
+    assert tape.calls[1].inputs == tape.inputs
+    assert tape.calls[1].kwargs == {}
+    assert tape.calls[1].op is torch.ops.aten.exp.default
+
+
+def test_a_call_that_writes_and_returns() -> None:
+    """rrelu fills its noise in place and returns its output as well."""
+    x = picture()
+    tape = record(made(lambda x: F.rrelu(x, 0.1, 0.3)), [x])
+    assert torch.equal(tape.output.data, F.leaky_relu(x, 0.2))
+    assert tape.output is tape.calls[0].output
+
+
+def test_the_shape_of_the_input_is_no_dependence() -> None:
+    tape = record(made(lambda x: torch.zeros_like(x) + x.new_full((3,), 2.0)), [picture()])
+    assert tape.calls == []
+    assert not isinstance(tape.output, Value)
+
+
+# -- modules --------------------------------------------------------------------------------------
+
+
+class Shared(nn.Module):
+    """Module names of every sort: nested, reused, called twice, called as a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.ReLU()
+        self.block = nn.Sequential(nn.Conv2d(4, 4, 1), self.act)
+        self.twice = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(x)
+        x = self.block(x)
+        x = self.twice(self.twice(x))
+        return F.relu(x) * 2
+
+
+def test_module_names() -> None:
+    model = Shared().double().eval()
+    tape = record(model, [picture()])
+    assert list(zip(names(tape), modules(tape), strict=True)) == [
+        ("aten.relu", "act"),
+        ("aten.convolution", "block.0"),
+        ("aten.relu", "act"),  # the same module as block.1, under its first name
+        ("aten.convolution", "twice"),
+        ("aten.convolution", "twice"),
+        ("aten.relu", ""),
+        ("aten.mul", ""),
+    ]
+    assert [call.index for call in tape.calls] == list(range(7))
+    assert tape.calls[1].owner is model.block[0]
+    assert tape.calls[5].owner is model
+    assert tape.module_names[model.block[0]] == "block.0"
+    assert tape.calls[1].describe() == "aten.convolution(2x4x3x3) in block.0"
+    assert tape.calls[6].describe() == "aten.mul(2x4x3x3) in the model itself"
+
+
+def test_a_module_that_is_made_in_forward_has_no_name() -> None:
+    tape = record(made(lambda x: nn.ReLU().eval()(x) * 2), [picture()])
+    assert modules(tape) == ["", ""]
+    assert isinstance(tape.calls[0].owner, nn.ReLU)
+
+
+def test_module_names_after_an_exception_inside() -> None:
+    class Fails(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise KeyError("tried and failed")
+
+    class Tries(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fails = Fails()
+            self.act = nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            try:
+                x = self.fails(x)
+            except KeyError:
+                x = x * 2
+            return self.act(x)
+
+    tape = record(Tries().eval(), [picture()])
+    assert list(zip(names(tape), modules(tape), strict=True)) == [
+        ("aten.mul", ""),
+        ("aten.relu", "act"),
+    ]
+
+
+def test_control_flow_that_depends_on_the_data() -> None:
+    def forward(x: Tensor) -> Tensor:
+        while x.abs().max() > 1:
+            x = x / 2
+        return x.relu() if x.sum() > 0 else -x
+
+    model = made(forward)
+    small, large = torch.full((1, 2), 0.5), torch.tensor([[-5.0, 3.0]])
+    first, second = record(model, [small]), record(model, [large])
+    assert names(first).count("aten.div") == 0
+    assert names(second).count("aten.div") == 3
+    assert first.output.call.name == "aten.relu"
+    assert second.output.call.name == "aten.neg"
+    assert torch.equal(second.output.data, -large / 8)
+
+
+# -- nothing is changed ---------------------------------------------------------------------------
+
+
+def test_buffers_are_restored() -> None:
+    def forward(model: Made, x: Tensor) -> Tensor:
+        model.written.add_(x.mean())  # in place, by something that depends on the input
+        model.count += 1  # in place
+        model.assigned = model.assigned * 2  # another tensor
+        y = x * model.written + model.assigned
+        model.written.zero_()
+        return y + model.written
+
+    buffers = {
+        "written": torch.ones(3, dtype=torch.float64),
+        "count": torch.tensor(4),
+        "assigned": torch.full((3,), 2.0, dtype=torch.float64),
+    }
+    model = Made(forward, **buffers)
+    before = {name: buffer.clone() for name, buffer in buffers.items()}
+    x = picture()
+    for _ in range(2):
+        tape = record(model, [x])
+        assert dict(model.named_buffers()).keys() == before.keys()
+        for name, buffer in model.named_buffers():
+            assert buffer is buffers[name]
+            assert torch.equal(buffer, before[name])
+    torch.testing.assert_close(tape.output.data, x * (1 + x.mean()) + 4)
+    for value, step in plan(tape, tape.output).steps:  # what was written is still on the tape
+        total = step.bias_like(value.data).clone()
+        for source, link in step.links:
+            total += link.forward(source.data)
+        torch.testing.assert_close(total, value.data, rtol=1e-12, atol=1e-12)
+
+
+def test_a_buffer_as_output_has_the_contents_that_forward_gave_it() -> None:
+    def forward(model: Made, x: Tensor) -> tuple[Tensor, Tensor]:
+        model.calls += 1
+        model.seen += x.sum()
+        return model.calls, model.seen
+
+    model = Made(forward, calls=torch.tensor(4), seen=torch.zeros((), dtype=torch.float64))
+    x = picture()
+    calls, seen = record(model, [x]).output
+    assert int(calls) == 5
+    assert float(seen.data) == float(x.sum())
+    assert int(model.calls) == 4
+    assert float(model.seen) == 0
+
+
+def test_running_statistics_are_restored() -> None:
+    """Batch norm in training writes to them without its schema saying so."""
+    norm = nn.BatchNorm2d(4).double().eval()
+
+    def forward(x: Tensor) -> Tensor:
+        return F.batch_norm(x, norm.running_mean, norm.running_var, training=True)
+
+    model = made(forward)
+    model.norm = norm
+    x = picture() + 3
+    tape = record(model, [x])
+    assert torch.equal(norm.running_mean, torch.zeros(4).double())
+    assert torch.equal(norm.running_var, torch.ones(4).double())
+    torch.testing.assert_close(tape.output.data, F.batch_norm(x, None, None, training=True))
+
+
+def test_the_tensors_of_the_caller_are_restored() -> None:
+    def forward(x: Tensor, mask: Tensor, nested: dict) -> Tensor:
+        mask.logical_not_()
+        nested["inner"][0].fill_(7)
+        x[0].zero_()
+        return x * mask + nested["inner"][0]
+
+    x, other = picture(), picture(seed=1)
+    mask = x > 0
+    kept = [item.clone() for item in (x, mask, other)]
+    want = forward(*[x.clone(), mask.clone(), {"inner": [other.clone()]}])
+    tape = record(made(forward), [x, mask, {"inner": [other]}])
+    assert torch.equal(tape.output.data, want)
+    for item, before in zip((x, mask, other), kept, strict=True):
+        assert torch.equal(item, before)
+    assert torch.equal(tape.inputs[0].data, kept[0])
+    assert torch.equal(tape.inputs[1].data, kept[2])
+
+
+def test_gradients_hooks_and_flags_are_unchanged() -> None:
+    model = Shared().double().eval()
+    model.twice.weight.requires_grad_(False)
+    model.block[0].weight.grad = torch.ones_like(model.block[0].weight)
+    handle = model.act.register_forward_hook(lambda *_: None)
+    x = picture().requires_grad_()
+
+    def state() -> list[Any]:
+        return [
+            [(n, p.requires_grad, p.grad is None, p._version) for n, p in model.named_parameters()],
+            [(n, m.training, len(m._forward_hooks)) for n, m in model.named_modules()],
+            [(len(m._forward_pre_hooks), len(m._backward_hooks)) for m in model.modules()],
+            [{k: v.clone() for k, v in model.state_dict().items()}.keys()],
+            [x.requires_grad, x.grad, x.is_leaf, x._version, torch.is_grad_enabled()],
+        ]
+
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = state()
+    tape = record(model, [x])
+    assert state() == before
+    assert torch.equal(model.block[0].weight.grad, torch.ones_like(model.block[0].weight))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, weights[name])
+    assert all(not value.data.requires_grad for value in tape.values)
+    model(x).sum().backward()  # and the model can still be trained
+    assert x.grad is not None
+    handle.remove()
+
+
+def global_hooks() -> tuple[int, ...]:
+    return tuple(
+        len(hooks)
+        for hooks in (
+            nn_module._global_forward_hooks,
+            nn_module._global_forward_pre_hooks,
+            nn_module._global_forward_hooks_always_called,
+        )
+    )
+
+
+def test_nothing_is_left_after_an_exception() -> None:
+    class Fails(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("count", torch.zeros(3))
+            self.register_buffer("other", torch.ones(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x.mul_(0)
+            self.count.add_(1)
+            self.other = self.other + 1
+            raise RuntimeError("out of luck")
+
+    model = nn.Sequential(nn.ReLU(inplace=True), Fails()).eval()
+    hooks = global_hooks()
+    x = torch.randn(2, 3)
+    before = x.clone()
+    with pytest.raises(RuntimeError, match="out of luck"):
+        record(model, [x])
+    assert global_hooks() == hooks == (0, 0, 0)
+    assert torch.equal(x, before)
+    assert torch.equal(model[1].count, torch.zeros(3))
+    assert torch.equal(model[1].other, torch.ones(3))
+    assert torch.utils._python_dispatch._len_torch_dispatch_stack() == 0
+    assert torch.is_grad_enabled()
+    assert names(record(model[0], [x])) == ["aten.relu"]
+
+
+def test_the_hooks_of_the_user_still_run() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()).double().eval()
+    seen: list[str] = []
+    model[0].register_forward_pre_hook(lambda module, inputs: seen.append("before"))
+    model[0].register_forward_hook(lambda module, inputs, output: output * 2)
+    everywhere = nn_module.register_module_forward_hook(
+        lambda module, inputs, output: seen.append(type(module).__name__)
+    )
+    try:
+        x = picture()
+        want = model(x).detach()
+        seen.clear()
+        tape = record(model, [x])
+        assert global_hooks()[0] == 1
+    finally:
+        everywhere.remove()
+    assert seen == ["before", "Conv2d", "ReLU", "Sequential"]
+    assert torch.equal(tape.output.data, want)
+    assert names(tape) == ["aten.convolution", "aten.mul", "aten.relu"]
+
+
+def test_training_mode_is_refused() -> None:
+    model = nn.Sequential(
+        nn.Sequential(nn.Conv2d(4, 4, 1), nn.Dropout()), nn.BatchNorm2d(4), nn.ReLU()
+    ).eval()
+    model[0][1].train()
+    with pytest.raises(ModelError, match=r"training mode \(0\.1\)"):
+        record(model, [torch.rand(1, 4, 2, 2)])
+    model.train()
+    with pytest.raises(ModelError, match=r"training mode \(Sequential, 0, 0\.0, \.\.\.\)"):
+        record(model, [torch.rand(1, 4, 2, 2)])
+    assert model.training
+    assert torch.equal(model[1].running_mean, torch.zeros(4))
+    assert global_hooks() == (0, 0, 0)
+
+
+# -- threads --------------------------------------------------------------------------------------
+
+
+class Waits(nn.Module):
+    """Meets the other thread in the middle of its forward."""
+
+    def __init__(self, barrier: threading.Barrier, layer: nn.Module) -> None:
+        super().__init__()
+        self.barrier, self.layer = barrier, layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.barrier.wait(timeout=10)
+        x = self.layer(x)
+        self.barrier.wait(timeout=10)
+        return x
+
+
+def test_two_threads_record_two_models() -> None:
+    barrier = threading.Barrier(2)
+    left = nn.Sequential()
+    right = nn.Sequential()
+    for i in range(4):
+        left.add_module(f"left{i}", Waits(barrier, nn.ReLU(inplace=bool(i % 2))))
+        right.add_module(f"right{i}", Waits(barrier, nn.Sequential(nn.Conv2d(4, 4, 1))))
+    tapes: dict[str, Tape] = {}
+    failures: list[BaseException] = []
+
+    def work(name: str, model: nn.Module) -> None:
+        try:
+            tapes[name] = record(model.double().eval(), [picture()])
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [
+        threading.Thread(target=work, args=("left", left)),
+        threading.Thread(target=work, args=("right", right)),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert not failures
+    assert names(tapes["left"]) == ["aten.relu"] * 4
+    assert modules(tapes["left"]) == [f"left{i}.layer" for i in range(4)]
+    assert names(tapes["right"]) == ["aten.convolution"] * 4
+    assert modules(tapes["right"]) == [f"right{i}.layer.0" for i in range(4)]
+    assert global_hooks() == (0, 0, 0)
+
+
+def test_a_thread_that_does_not_record_is_not_on_the_tape() -> None:
+    barrier = threading.Barrier(2)
+    recorded = nn.Sequential(Waits(barrier, nn.ReLU())).eval()
+    other = nn.Sequential(Waits(barrier, nn.Sigmoid())).eval()
+    thread = threading.Thread(target=other, args=(torch.rand(2),))
+    thread.start()
+    tape = record(recorded, [torch.rand(3)])
+    thread.join(timeout=30)
+    assert names(tape) == ["aten.relu"]
+    assert modules(tape) == ["0.layer"]
+
+
+# -- small things that rules rely on --------------------------------------------------------------
+
+
+def test_flat_is_row_major_whatever_the_strides() -> None:
+    x = picture().to(memory_format=torch.channels_last)
+    tape = record(made(lambda x: x.permute(0, 2, 3, 1)), [x])
+    assert torch.equal(tape.inputs[0].flat, x.contiguous().view(-1))
+    assert torch.equal(tape.output.flat, x.permute(0, 2, 3, 1).contiguous().view(-1))
+
+
+def test_masks_and_indices_are_constants() -> None:
+    x = picture(2, 4)
+    tape = record(made(lambda x: x * (x > 0) + x.gather(1, x.argsort(1)).long()), [x])
+    for call in tape.calls:
+        assert all(value.data.is_floating_point() for value in call.inputs)
+
+
+def test_the_arguments_of_a_call_by_position_or_name() -> None:
+    tape = record(made(lambda x: torch.add(x, x, alpha=3)), [picture()])
+    (call,) = tape.calls
+    assert call.argument(1, "other") is tape.inputs[0]
+    assert call.argument(2, "alpha", 1) == 3
+    assert call.argument(3, "missing", "default") == "default"
+
+
+def test_samples_that_mix_are_not_separable() -> None:
+    x = picture()
+    assert record(made(lambda x: x.relu().flatten(1)), [x]).separable(2)
+    assert not record(made(lambda x: x.flatten()), [x]).separable(2)
+    assert not record(made(lambda x: x - x.mean()), [x]).separable(2)
+    assert record(made(lambda x: x - x.mean()), [x[:1]]).separable(1)
