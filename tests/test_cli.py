@@ -1,0 +1,344 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+import howyouseeme
+from howyouseeme import cli
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.chdir(tmp_path)
+    return lambda *words: CliRunner().invoke(cli.main, [str(word) for word in words])
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    from howyouseeme.images import sample_photo  # noqa: PLC0415
+
+    source = Path(sample_photo())
+    return Path(shutil.copy(source, tmp_path / f"photo{source.suffix}"))
+
+
+def python(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *words],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        **options,
+    )
+
+
+# Without a network
+
+
+@pytest.mark.parametrize("words", [["--help"], ["-h"], ["--version"], ["explain", "--help"]])
+def test_help_and_version_import_nothing_heavy(words: list[str]) -> None:
+    code = f"""
+import sys
+from howyouseeme.cli import main
+try:
+    main({words!r})
+finally:
+    heavy = {{"torch", "numpy", "PIL", "matplotlib"}} & set(sys.modules)
+    print("heavy:", sorted(heavy), file=sys.stderr)
+"""
+    done = python("-c", code)
+    assert done.returncode == 0
+    assert done.stdout
+    assert done.stderr == "heavy: []\n"
+
+
+def test_version(run: Run) -> None:
+    assert howyouseeme.__version__ in run("--version").output
+
+
+def test_no_photo_suggests_the_demo(run: Run) -> None:
+    result = run("explain")
+    assert result.exit_code == 2
+    assert "howyouseeme demo" in result.stderr
+
+
+def test_empty_folder_is_a_usage_error(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("no photo")
+    result = run("explain", "empty")
+    assert result.exit_code == 2
+    assert "no photo in the folder empty" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["explain", "x.jpg", "--k", "3"],
+        ["explain", "x.jpg", "--method", "seed", "--k", "0"],
+        ["explain", "x.jpg", "--method", "magic"],
+        ["explain", "x.jpg", "--weights", "missing.pth"],
+        ["explain", "x.jpg", "--no-such-option"],
+        ["no-such-command"],
+    ],
+)
+def test_wrong_options_are_usage_errors(run: Run, words: list[str]) -> None:
+    result = run(*words)
+    assert result.exit_code == 2
+    assert "Usage:" in result.stderr
+    assert not Path("howyouseeme-out").exists()
+
+
+def test_a_folder_stands_for_its_photos(tmp_path: Path) -> None:
+    for name in ("b.JPG", "a.png", "c.txt", ".hidden.png", "d.webp"):
+        (tmp_path / name).touch()
+    (tmp_path / "deeper").mkdir()
+    (tmp_path / "deeper" / "e.png").touch()
+    again = tmp_path / "deeper" / ".." / "a.png"
+    found = cli._find_photos([tmp_path / "d.webp", tmp_path, again])
+    assert [path.name for path in found] == ["d.webp", "a.png", "b.JPG"]  # each of them once
+
+
+def test_names_never_collide() -> None:
+    files = [Path(p) for p in ("a/x.jpg", "b/x.jpg", "b/X.png", "c/y.v2.jpg", "a-x.png", "a/x.gif")]
+    names = cli._output_names(files)
+    assert names == ["a-x-2", "b-x", "b-X-2", "y.v2", "a-x", "a-x-3"]
+    assert len({name.casefold() for name in names}) == len(files)
+
+
+@pytest.mark.parametrize(
+    ("label", "slug"),
+    [
+        ("tabby", "tabby"),
+        ("Egyptian cat, a/b\\c", "egyptian-cat-a-b-c"),
+        ("../..", "class"),
+        ("x" * 99, "x" * 40),
+    ],
+)
+def test_slug_is_fit_for_a_file_name(label: str, slug: str) -> None:
+    assert cli._slug(label) == slug
+
+
+@pytest.mark.parametrize("word", ["--help", "models"])
+def test_a_closed_pipe_is_silent(word: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "howyouseeme.cli", word],
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+    finally:
+        os.close(writing)
+    assert "Traceback" not in done.stderr
+    assert "rror" not in done.stderr
+    assert done.returncode == 1
+
+
+# With the real network
+
+
+def test_models(run: Run) -> None:
+    result = run("models")
+    assert result.exit_code == 0
+    assert cli.DEFAULT_MODEL in result.output.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--model", "no-such-model"], "no-such-model"),
+        (["--target", "no such class"], "no such class"),
+        (["--target", "100000"], "100000"),
+        (["--target", "top0"], "N goes from 1 to 1000"),
+        (["--target", "top1001"], "N goes from 1 to 1000"),
+        (["--device", "toaster"], "toaster"),
+        (["--weights", "broken.pth"], "broken.pth"),
+    ],
+)
+def test_what_cannot_work_stops_before_the_first_photo(
+    run: Run, photo: Path, words: list[str], sentence: str
+) -> None:
+    Path("broken.pth").write_bytes(b"not weights")
+    result = run("explain", photo, *words)
+    assert result.exit_code == 2
+    assert sentence in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "unexpected" not in result.stderr
+    assert not result.stdout
+    assert not Path("howyouseeme-out").exists()
+
+
+def test_explain_writes_a_picture_and_numbers(run: Run, photo: Path) -> None:
+    result = run("explain", photo)
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    folder = Path("howyouseeme-out")
+    assert sorted(path.name for path in folder.iterdir()) == ["photo.json", "photo.png"]
+    with Image.open(folder / "photo.png") as picture:
+        assert picture.width > 600
+    json.loads((folder / "photo.json").read_text("utf-8"))
+    (line,) = result.stdout.splitlines()
+    path, answer, picture_path = line.split(" → ")
+    assert path == str(photo)
+    assert 0 < float(answer.split()[-1].strip("%<>")) <= 100
+    assert Path(picture_path) == folder / "photo.png"
+
+
+def test_broken_photos_do_not_stop_the_others(run: Run, photo: Path) -> None:
+    Path("broken.jpg").write_bytes(b"not a photo")
+    result = run("explain", "broken.jpg", photo, "missing.jpg", "--out", "out")
+    assert result.exit_code == 1
+    broken, missing, end = result.stderr.splitlines()
+    assert "broken.jpg" in broken
+    assert "missing.jpg" in missing
+    assert "unexpected" not in result.stderr
+    assert end == "2 of 3 failed"
+    assert Path("out/photo.png").exists()
+    assert len(result.stdout.splitlines()) == 1
+
+
+def test_same_names_from_two_folders(run: Run, photo: Path) -> None:
+    for folder in ("a", "b"):
+        Path(folder).mkdir()
+        shutil.copy(photo, f"{folder}/{photo.name}")
+    result = run("explain", "a", "b", "--out", "out/deep")
+    assert result.exit_code == 0, result.output
+    written = sorted(path.name for path in Path("out/deep").glob("*.png"))
+    assert written == ["a-photo.png", "b-photo.png"]
+
+
+def test_top_classes_and_one_class(run: Run, photo: Path) -> None:
+    result = run("explain", photo, "--target", "top2", "--out", "out")
+    assert result.exit_code == 0, result.output
+    lines = [line.split(" → ") for line in result.stdout.splitlines()]
+    labels = [answer.rsplit(" ", 1)[0] for _, answer, _ in lines]
+    first, second = labels
+    assert first != second
+    expected = [f"photo.{i}-{cli._slug(label)}" for i, label in enumerate(labels, start=1)]
+    assert [Path(path).name for *_, path in lines] == [f"{name}.png" for name in expected]
+    on_disk = sorted(path.name for path in Path("out").iterdir())
+    assert on_disk == sorted(name + end for name in expected for end in (".json", ".png"))
+
+    result = run("explain", photo, "--target", second, "--out", "out")
+    assert result.exit_code == 0, result.output
+    assert f" → {second} " in result.stdout
+
+
+def test_seed_takes_k_and_layers_make_the_picture_taller(run: Run, photo: Path) -> None:
+    plain = run("explain", photo, "--method", "seed", "--k", "2", "--out", "plain")
+    layers = run("explain", photo, "--method", "seed", "--k", "2", "--layers", "--out", "layers")
+    assert plain.exit_code == layers.exit_code == 0, plain.output + layers.output
+    with Image.open("plain/photo.png") as less, Image.open("layers/photo.png") as more:
+        assert less.width == more.width
+        assert less.height < more.height
+
+
+def test_demo(run: Run) -> None:
+    result = run("demo", "--out", "shown")
+    assert result.exit_code == 0, result.output
+    pictures = sorted(str(path) for path in Path("shown").glob("*.png"))
+    assert pictures
+    assert [line.split(" → ")[-1] for line in result.stdout.splitlines()] == pictures
+
+
+# When something goes wrong that nobody planned
+
+
+def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException, after: int = 0) -> None:
+    """Let the explainer raise the error, after some photos that work."""
+    from howyouseeme.explainer import Explainer  # noqa: PLC0415
+
+    work, calls = Explainer.__call__, []
+
+    def explain(self: Explainer, *args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        if len(calls) > after:
+            raise error
+        return work(self, *args, **kwargs)
+
+    monkeypatch.setattr(Explainer, "__call__", explain)
+
+
+def test_a_bug_is_one_line(run: Run, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(monkeypatch, KeyError("two\nlines"))
+    result = run("explain", photo)
+    assert result.exit_code == 1
+    line, end = result.stderr.splitlines()
+    assert line.startswith(f"{photo}: unexpected error, please report it (KeyError: ")
+    assert end == "1 of 1 failed"
+    verbose = run("explain", photo, "-v")
+    assert verbose.exit_code == 1
+    assert "Traceback (most recent call last)" in verbose.stderr
+
+
+def test_a_bug_before_the_first_photo(
+    run: Run, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: Any) -> None:
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr(cli, "_load", load)
+    result = run("explain", photo)
+    assert result.exit_code == 1
+    assert result.stderr == "Error: unexpected error, please report it (ZeroDivisionError: oh)\n"
+    assert "Traceback" in run("explain", photo, "-v").stderr
+
+
+def test_a_full_disk_is_named(run: Run, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(monkeypatch, OSError(28, "No space left on device", "out/photo.png"))
+    result = run("explain", photo)
+    assert result.exit_code == 1
+    assert f"{photo}: No space left on device: out/photo.png" in result.stderr
+
+
+def test_ctrl_c_keeps_what_is_written(
+    run: Run, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(photo, "second.jpg")
+    fail_with(monkeypatch, KeyboardInterrupt(), after=1)
+    result = run("explain", photo, "second.jpg", "--out", "out")
+    assert result.exit_code == 130
+    assert "Interrupted" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert Path("out/photo.png").exists()
+    assert len(result.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("count", "terminal", "bar"), [(4, True, True), (3, True, False), (4, False, False)]
+)
+def test_progress_bar(
+    count: int, terminal: bool, bar: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def progressbar(length: int, **options: Any) -> Any:
+        assert options["file"] is sys.stderr
+        made.append(length)
+        return original(length=length, **options)
+
+    original = click.progressbar
+    monkeypatch.setattr(click, "progressbar", progressbar)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    with cli._progress(count) as (step, clear):
+        for _ in range(count):
+            clear()
+            step()
+    assert made == ([count] if bar else [])

@@ -1,0 +1,312 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from howyouseeme import draw
+from howyouseeme.draw import (
+    LayerView,
+    Subject,
+    explanation_picture,
+    layers_strip,
+    percent,
+    stack_pictures,
+)
+from howyouseeme.errors import InputError
+
+NONE = np.zeros(0)
+
+
+def make_photo(width: int = 300, height: int = 200) -> Image.Image:
+    y, x = np.mgrid[:height, :width]
+    rgb = [255 * x / width, 255 * y / height, 128 + 60 * np.sin(x / 9) * np.cos(y / 7)]
+    return Image.fromarray(np.stack(rgb, axis=-1).astype(np.uint8))
+
+
+def make_subject(photo: Image.Image | None = None, **changes: object) -> Subject:
+    photo = photo or make_photo()
+    shape = (photo.height, photo.width)
+    subject = Subject(photo, NONE, NONE, NONE, np.zeros(shape), "tabby cat", 0.9, "evidence", 0.8)
+    return replace(subject, **changes)  # type: ignore[arg-type]
+
+
+def panel(picture: Image.Image, photo: Image.Image, number: int) -> np.ndarray:
+    """One of the three panels, cut out of the picture of a photo that is not wide."""
+    (width, height), columns, whole = draw._layout(photo.size)
+    assert columns == 3
+    used = 3 * width + 2 * draw._GAP
+    left = draw._MARGIN + (whole - used) // 2 + number * (width + draw._GAP)
+    top = draw._MARGIN + round(60 * draw._zoom(whole))
+    return np.asarray(picture.crop((left, top, left + width, top + height)), dtype=float)
+
+
+def changed(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.abs(a - b).sum(axis=-1) > 30
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        (300, 200),
+        (200, 300),
+        (60, 900),
+        (900, 60),
+        (32, 32),
+        (1, 1),
+        (6000, 1000),
+        (1000, 1),
+        (1, 500),
+    ],
+)
+def test_any_shape_gives_a_picture_of_reasonable_size(size: tuple[int, int]) -> None:
+    photo = make_photo(*size)
+    rng = np.random.default_rng(0)
+    y, x = rng.uniform(0, size[1], 300), rng.uniform(0, size[0], 300)
+    attention = np.full((size[1], size[0]), 0.5)
+    subject = make_subject(photo, points_y=y, points_x=x, strength=y + 1, attention=attention)
+    picture = explanation_picture(subject)
+    assert picture.mode == "RGB"
+    assert 600 <= picture.width <= 2600
+    assert picture.height <= 2600
+    strip = layers_strip(photo, [LayerView("stem", np.ones((7, 7)), y, x, y + 1)] * 3)
+    assert strip.width == picture.width
+    assert strip.height <= picture.height
+
+
+def test_first_panel_is_the_photo() -> None:
+    photo = make_photo(32, 32)
+    shown = panel(explanation_picture(make_subject(photo)), photo, 0)
+    step = shown.shape[0] // 32
+    assert shown.shape[0] == 32 * step
+    blocks = np.asarray(photo, dtype=float).repeat(step, axis=0).repeat(step, axis=1)
+    assert np.array_equal(shown, blocks)  # a tiny photo keeps its pixels, all of the same size
+
+
+def test_points_are_where_they_belong() -> None:
+    photo = make_photo()
+    without = explanation_picture(make_subject(photo))
+    point = {"points_y": [20], "points_x": [250], "strength": [3.0]}
+    subject = make_subject(photo, **{k: np.array(v, dtype=float) for k, v in point.items()})
+    picture = explanation_picture(subject)
+    for number in (0, 2):
+        assert np.array_equal(panel(picture, photo, number), panel(without, photo, number))
+    rows, columns = np.nonzero(changed(panel(picture, photo, 1), panel(without, photo, 1)))
+    scale = panel(picture, photo, 1).shape[1] / photo.width
+    assert rows.mean() == pytest.approx(20.5 * scale, abs=0.7)
+    assert columns.mean() == pytest.approx(250.5 * scale, abs=0.7)
+    assert 8 <= np.ptp(rows) <= 40  # visible, and still a point
+
+
+def test_strong_points_are_larger_brighter_and_on_top() -> None:
+    photo = Image.new("RGB", (300, 200), (120, 120, 120))
+    y, x = np.array([100.0, 100.0, 100.5]), np.array([60.0, 240.0, 60.5])
+    strength = np.array([1.0, 0.05, 0.05])  # the third is under the first
+    with_points = make_subject(photo, points_y=y, points_x=x, strength=strength)
+    shown = panel(explanation_picture(with_points), photo, 1)
+    marked = changed(shown, panel(explanation_picture(make_subject(photo)), photo, 1))
+    half = shown.shape[1] // 2
+    assert marked[:, :half].sum() > 4 * marked[:, half:].sum() > 0
+    scale = shown.shape[1] / 300
+    strong, weak = (shown[int(100.5 * scale), int(column * scale)] for column in (60.5, 240.5))
+    assert strong.sum() > weak.sum() + 100
+    # The order in which the points are given makes no difference.
+    turned = make_subject(photo, points_y=y[::-1], points_x=x[::-1], strength=strength[::-1])
+    assert np.array_equal(panel(explanation_picture(turned), photo, 1), shown)
+
+
+def test_only_the_strongest_points_are_drawn() -> None:
+    strength = np.arange(20_000, dtype=float)
+    dots, total = draw._dots(strength % 200, strength % 300, strength, (300, 200), (600, 400))
+    assert total == 20_000
+    assert len(dots) == draw.MOST_POINTS
+    assert dots[-1, 0] == pytest.approx((19_999 % 300 + 0.5) * 2)
+    assert dots[0, 0] == pytest.approx((18_000 % 300 + 0.5) * 2)
+    assert np.all(np.diff(dots[:, 2]) >= 0)
+    assert dots[-1, 2] == 1
+
+
+def test_one_outlier_does_not_hide_the_others() -> None:
+    strength = np.array([1000.0] + [1.0] * 199)
+    dots, _ = draw._dots(np.zeros(200), np.zeros(200), strength, (300, 200), (600, 400))
+    assert dots[:, 2].min() == 1
+
+
+def test_points_without_a_place_or_strength_are_left_out() -> None:
+    y, x = np.array([1, np.nan, 2, 3, 4.0]), np.array([1, 1, np.inf, 3, 4.0])
+    strength = np.array([1, 1, 1, 0, np.nan])
+    dots, _ = draw._dots(y, x, strength, (300, 200), (300, 200))
+    assert len(dots) == 1
+    explanation_picture(make_subject(points_y=y, points_x=x, strength=strength))
+
+
+def test_attention_is_where_it_belongs() -> None:
+    photo = make_photo()
+    attention = np.zeros((200, 300))
+    attention[10:30, 240:280] = 1
+    picture = explanation_picture(make_subject(photo, attention=attention))
+    without = explanation_picture(make_subject(photo))
+    rows, columns = np.nonzero(changed(panel(picture, photo, 2), panel(without, photo, 2)))
+    scale = panel(picture, photo, 2).shape[1] / photo.width
+    assert rows.mean() == pytest.approx(20 * scale, abs=2)
+    assert columns.mean() == pytest.approx(260 * scale, abs=2)
+
+
+def test_photo_stays_readable_under_the_strongest_attention() -> None:
+    stripes = np.zeros((200, 300, 3), dtype=np.uint8)
+    stripes[:, ::20] = stripes[:, 1::20] = 255
+    photo = Image.fromarray(stripes)
+    picture = explanation_picture(make_subject(photo, attention=np.ones((200, 300))))
+    shown = panel(picture, photo, 2)
+    assert np.ptp(shown.mean(axis=(0, 2))) > 30
+
+
+def test_broken_values_in_a_map_are_survived() -> None:
+    attention = np.full((200, 300), np.nan)
+    attention[0, :2] = np.inf, -np.inf
+    shown = explanation_picture(make_subject(attention=attention))
+    assert changed(panel(shown, make_photo(), 2), panel(shown, make_photo(), 0)).any()
+
+
+def test_impossible_input_is_named() -> None:
+    with pytest.raises(InputError, match="not points"):
+        explanation_picture(make_subject(points_y=np.ones(3), points_x=np.ones(2)))
+    with pytest.raises(InputError, match="rows and columns"):
+        explanation_picture(make_subject(attention=np.ones((3, 4, 5))))
+    with pytest.raises(InputError, match="at least one"):
+        layers_strip(make_photo(), [])
+    with pytest.raises(InputError, match="no picture"):
+        stack_pictures()
+
+
+@pytest.mark.parametrize("size", [(300, 200), (60, 900)])
+def test_long_words_stay_inside(size: tuple[int, int]) -> None:
+    long = "tabby " * 100
+    photo = make_photo(*size)
+    picture = explanation_picture(make_subject(photo, label=long, method=long))
+    ink = np.asarray(picture).min(axis=(0, 2)) < 250
+    assert ink.nonzero()[0].max() < picture.width - draw._MARGIN + 2
+    strip = np.asarray(layers_strip(photo, [LayerView(long, np.ones((2, 2)), NONE, NONE, NONE)]))
+    assert (strip[:, : draw._MARGIN] == 255).all()
+    assert (strip[:, -draw._MARGIN :] == 255).all()
+
+
+def test_label_probability_method_and_coverage_are_written() -> None:
+    usual = np.asarray(explanation_picture(make_subject()))
+    for change in ({"label": "dog"}, {"probability": None}, {"method": "x"}, {"coverage": None}):
+        other = np.asarray(explanation_picture(make_subject(**change)))
+        assert other.shape == usual.shape
+        assert (other != usual).any(), change
+    nan = explanation_picture(make_subject(probability=float("nan")))
+    assert nan == explanation_picture(make_subject(probability=None))
+
+
+def test_drawing_changes_nothing_that_it_was_given() -> None:
+    photo = make_photo().convert("P")  # any mode will do
+    before = photo.tobytes()
+    attention = np.random.default_rng(0).uniform(0, 1, (200, 300))
+    kept = attention.copy()
+    subject = make_subject(photo, attention=attention)
+    assert explanation_picture(subject) == explanation_picture(subject)
+    assert photo.mode == "P"
+    assert photo.tobytes() == before
+    assert np.array_equal(attention, kept)
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0, "0.0%"), (0.0004, "<0.1%"), (0.5, "50.0%"), (0.99996, ">99.9%"), (1, "100.0%")],
+)
+def test_percent(share: float, text: str) -> None:
+    assert percent(share) == text
+
+
+def view(number: int, **changes: Any) -> LayerView:
+    layer = LayerView(f"stage {number}", np.zeros((4, 6)), NONE, NONE, NONE)
+    return replace(layer, **changes)
+
+
+def test_many_layers_wrap_into_rows() -> None:
+    photo = make_photo()
+    heights = {n: layers_strip(photo, [view(i) for i in range(n)]).height for n in (6, 7, 12, 13)}
+    assert heights[6] < heights[7]
+    assert heights[12] < heights[13]
+    assert heights[12] < 2 * heights[6]  # two rows of six
+
+
+def test_layers_go_from_left_to_right() -> None:
+    photo = Image.new("RGB", (300, 200), (120, 120, 120))
+    plain = np.asarray(layers_strip(photo, [view(i) for i in range(4)]), dtype=float)
+    hot = [view(0), view(1, map=np.ones((4, 6))), view(2), view(3)]
+    columns = np.nonzero(changed(np.asarray(layers_strip(photo, hot), dtype=float), plain))[1]
+    assert plain.shape[1] / 4 < columns.min() < columns.max() < plain.shape[1] / 2
+
+
+def test_a_map_keeps_the_cells_of_its_own_resolution() -> None:
+    photo = Image.new("RGB", (300, 200), (120, 120, 120))
+    cells = np.linspace(0, 1, 24).reshape(4, 6)
+    top = int(draw._MARGIN + 5)
+    colours = np.unique(np.asarray(layers_strip(photo, [view(0, map=cells)]))[top], axis=0)
+    assert len(colours) == 6 + 1  # the first row of the map, and the white beside it
+
+
+def test_a_map_covers_only_what_the_network_saw() -> None:
+    photo = Image.new("RGB", (300, 200), (120, 120, 120))
+    hot = LayerView("stem", np.ones((7, 7)), NONE, NONE, NONE, box=(50, 0, 250, 200))
+    tiles = [draw._tile(photo, layer, photo.size) for layer in (hot, view(0))]
+    seen, plain = (np.asarray(tile, dtype=float) for tile in tiles)
+    expected = np.zeros((200, 300), dtype=bool)
+    expected[:, 50:250] = True
+    assert np.array_equal(changed(seen, plain), expected)
+
+
+def test_top_nodes_are_marked_where_they_are() -> None:
+    photo = Image.new("RGB", (300, 200), (120, 120, 120))
+    place = {"points_y": [24.5], "points_x": [274.5], "strength": [1.0]}
+    marked = view(0, **{k: np.array(v) for k, v in place.items()})
+    plain = np.asarray(layers_strip(photo, [view(0)]), dtype=float)
+    dots = changed(np.asarray(layers_strip(photo, [marked]), dtype=float), plain)
+    rows, columns = np.nonzero(dots)
+    tile = np.nonzero(plain[draw._MARGIN + 5].min(axis=-1) < 250)[0]
+    scale = len(tile) / 300
+    assert columns.mean() - tile[0] + 0.5 == pytest.approx(275 * scale, abs=1)
+    assert rows.mean() - draw._MARGIN + 0.5 == pytest.approx(25 * scale, abs=1)
+
+
+def test_the_class_itself_only_tints_the_photo() -> None:
+    photo = make_photo()
+    one = LayerView("tabby", np.ones((1, 1)), np.array([99.5]), np.array([149.5]), np.ones(1))
+    many = replace(one, map=np.ones((2, 2)))
+    tiles = [np.asarray(draw._tile(photo, layer, photo.size)) for layer in (one, many)]
+    contrast = [tile.std(axis=(0, 1)).mean() for tile in tiles]
+    assert contrast[0] > 1.5 * contrast[1]
+
+
+def test_stacking() -> None:
+    red, blue = Image.new("RGB", (10, 4), "red"), Image.new("RGBA", (6, 3), (0, 0, 255, 255))
+    stacked = stack_pictures(red, blue, Image.new("RGBA", (2, 2), (0, 0, 0, 0)))
+    assert stacked.mode == "RGB"
+    assert stacked.size == (10, 9)
+    assert stacked.getpixel((0, 3)) == (255, 0, 0)
+    assert stacked.getpixel((2, 4)) == (0, 0, 255)
+    assert stacked.getpixel((1, 4)) == stacked.getpixel((5, 8)) == (255, 255, 255)
+
+
+def test_import_is_light_and_drawing_leaves_pyplot_alone() -> None:
+    code = """
+import sys
+from howyouseeme import draw
+assert not {"torch", "matplotlib"} & set(sys.modules), "import"
+import numpy as np
+from PIL import Image
+one = np.ones(1)
+photo = Image.new("RGB", (8, 8))
+draw.explanation_picture(draw.Subject(photo, one, one, one, np.ones((8, 8)), "a", 1, "b", 1))
+assert not {"torch", "matplotlib.pyplot"} & set(sys.modules), "drawing"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
