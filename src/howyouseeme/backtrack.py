@@ -16,7 +16,7 @@ from .errors import ModelError, UnsupportedCallError
 from .rules import Refusal, Step, find_rule
 from .tape import Call, Tape, Value
 
-__all__ = ["Ledger", "Plan", "multipliers", "plan"]
+__all__ = ["Ledger", "Plan", "multipliers", "plan", "signs", "spatial"]
 
 
 @dataclass(eq=False)
@@ -132,6 +132,30 @@ def multipliers(
             assert value.call is not None
             on_bias(value.call, multiplier * step.bias_like(value.data))
     yield from waiting.items()
+
+
+#: Their output has other places than their input, or the same ones without a look at them.
+_REARRANGING = {
+    f"aten.{name}"
+    for name in (
+        "view _unsafe_view reshape flatten permute transpose t unfold unsqueeze squeeze select "
+        "pixel_shuffle pixel_unshuffle index gather as_strided constant_pad_nd mean sum"
+    ).split()
+}
+
+
+def spatial(way: Plan) -> set[Value]:
+    """Values of the shape [batch, channel, ...]: made by convolutions and pools, or like their source."""
+    found = {value for value in way.inputs if value.data.dim() > 2}
+    for value, step in reversed(way.steps):
+        assert value.call is not None
+        if value.data.dim() < 3 or value.call.name in _REARRANGING:
+            continue
+        if value.call.name == "aten.convolution" or any(
+            source in found for source, _ in step.links
+        ):
+            found.add(value)
+    return found
 
 
 def signs(tensor: Tensor) -> Tensor:

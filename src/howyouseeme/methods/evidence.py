@@ -1,14 +1,18 @@
-"""The default: exact in the head, excitation below it, with evidence merged where paths meet.
+"""The default: exact in the head, excitation below it, and a look from both ends.
 
 1. *Head.* From the class back to the last feature map all calls are taken as one linear map and
-   decided at once, with signs. The class stands against its rivals: the multiplier of the other
-   classes is minus their share of the remaining probability. The result is the evidence of each node
-   of the last feature map, for or against.
+   decided at once, with signs. The class stands against its rivals: half of their average, weighted
+   by probability, and half of the plain average of all classes are subtracted. The result is the
+   evidence of each node of the last feature map, for or against.
 2. *Body.* Each node hands its evidence to the inputs that made it what it is, in proportion to their
    contribution: the positive ones to a node that is positive, the negative ones to one that is
    negative (excitation backprop, Zhang et al. 2016; LRP's z-plus rule, Bach et al. 2015). Batch norm
    and activations pass it on, a negative scale turning *most* into *least*. Evidence that meets in a
    node adds up, with its sign.
+3. *Focus.* What single nodes lose, places keep: the evidence of the last feature map, summed over
+   channels, tells well where the class is, and coarsely; the pixels tell finely what there is to see,
+   for this class and for others. A pixel's evidence is multiplied by that of its place (where that is
+   positive, its maximum being 1, bilinear in between).
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..backtrack import Plan, multipliers, signs
+from ..backtrack import Plan, multipliers, signs, spatial
 from ..errors import InputError
 from ..links import Convolution, Diagonal, Link, Selection
 from ..rules import Step
@@ -33,12 +37,14 @@ class Evidence(Method):
     """Evidence by excitation below an exact head.
 
     Args:
-        contrast: set the class against its rivals, weighted by their probability. Without it the
-            question is 'what speaks for this class', with it 'why this class and not the others'.
+        contrast: set the class against its rivals. Without it the question is 'what speaks for this
+            class', with it 'why this class and not the others'.
+        focus: weigh each pixel by the evidence of its place at the last feature map.
         nodes: keep only so many nodes at each value, those with the most evidence; None keeps all.
     """
 
     contrast: bool = True
+    focus: bool = True
     nodes: int | None = None
 
     def __post_init__(self) -> None:
@@ -61,6 +67,8 @@ class Evidence(Method):
                 for source, link in step.links if step is not None else ():
                     trail.cross(source, Crossing(value, link, multiplier))
 
+        places = spatial(plan)
+        maps = [item.evidence for value, item in waiting.items() if value in places]
         lost = torch.zeros(batch, dtype=seed.dtype, device=seed.device)
         for value, step in plan.steps:
             if value not in waiting:
@@ -79,7 +87,24 @@ class Evidence(Method):
             for value, item in found.items():
                 trail.arrive(value, item)
         total = lost + sum(_positive(item, batch) for item in found.values())
-        return Walked.relative(found, total, trail)
+        walked = Walked.relative(found, total, trail)
+        if self.focus and maps:
+            walked.strength = {
+                value: item * _places(maps, item) if item.dim() == maps[0].dim() else item
+                for value, item in found.items()
+            }
+        return walked
+
+
+def _places(maps: list[Tensor], like: Tensor) -> Tensor:
+    """[batch, 1, ...], 0..1: the evidence of each place of the feature maps, at the size of `like`."""
+    mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[like.dim()]
+    weight = torch.zeros_like(like[:, :1])
+    for evidence in maps:
+        place = evidence.sum(1, keepdim=True).clamp(min=0)
+        weight += torch.nn.functional.interpolate(place, size=like.shape[2:], mode=mode)
+    most = per_sample(weight, len(like)).max(1).values.reshape(-1, *[1] * (like.dim() - 1))
+    return weight / most.clamp(min=torch.finfo(weight.dtype).tiny)
 
 
 def _positive(evidence: Tensor | None, batch: int) -> Tensor | float:
@@ -88,12 +113,17 @@ def _positive(evidence: Tensor | None, batch: int) -> Tensor | float:
 
 
 def _against_rivals(plan: Plan, nodes: Tensor) -> Tensor:
-    """1 at the class, minus the rivals' shares of the remaining probability."""
+    """1 at the class, minus half the rivals' shares of the remaining probability, half 1 / classes.
+
+    The likely rivals alone would leave nothing of a class that one of them beats; all classes alone
+    would not tell the class from its rivals.
+    """
     scores = plan.start.data
     seed = one_hot(plan, nodes)
     if scores.dim() != 2 or scores.shape[1] < 2:
         return seed
-    return seed - scores.masked_fill(seed > 0, -torch.inf).softmax(1)
+    rivals = scores.masked_fill(seed > 0, -torch.inf).softmax(1)
+    return seed - rivals / 2 - 1 / (2 * scores.shape[1])
 
 
 class _FeatureMaps:
