@@ -159,14 +159,19 @@ class Explainer:
         Where the network mixes the samples of a batch, each sample gets a pass of its own.
         """
         inputs, samples = self._prepare(images)
+        targets = [_one_each(target, len(samples)) for target in targets]
         readers = [_reader(target) for target in targets if callable(target)]
         tape = self._record(inputs, readers)
+        for read in tape.reads:
+            _check_read(read, len(samples))
         if tape.separable(len(inputs)):
             return self._explain_all(tape, samples, targets)
         # Samples share an axis with something else: one pass for each keeps them apart.
         alone = [
             self._explain_all(
-                self._record(sample.input[None], readers), [sample], _targets_of(targets, i, samples)
+                self._record(sample.input[None], readers),
+                [sample],
+                [target[i : i + 1] if isinstance(target, list) else target for target in targets],
             )
             for i, sample in enumerate(samples)
         ]
@@ -175,17 +180,20 @@ class Explainer:
     # -- in ---------------------------------------------------------------------------------------
 
     def _prepare(self, images: Images) -> tuple[Tensor, list[Sample]]:
-        # Of three axes, a tensor is a picture where pictures can be used, else the input of a 1-d network.
+        # A tensor of three axes is a picture, or, where pictures can't be used, the input of a 1-d network.
         known = self.network.preprocess is not None
-        if isinstance(images, Tensor) and images.is_floating_point():
-            if images.dim() != 3 or not known:
-                return self._check_tensor(images)
+        if (
+            isinstance(images, Tensor)
+            and images.is_floating_point()
+            and not (images.dim() == 3 and known)
+        ):
+            return self._check_tensor(images)
         if self.network.preprocess is None:
             raise InputError(
                 f"Explaining {_kind(images)} needs to know how the model wants its input: give "
                 "preprocess=Preprocess(...), or a float tensor [batch, channel, height, width]."
             )
-        many = images if isinstance(images, (list, tuple)) else [images]
+        many: Sequence[Any] = images if isinstance(images, (list, tuple)) else [images]
         if not many:
             raise InputError("There are no images to explain: the list is empty.")
         tensors, samples = [], []
@@ -213,8 +221,12 @@ class Explainer:
             )
         if not bool(torch.isfinite(images).all()):
             raise InputError("The input contains NaN or infinity: check how it was loaded.")
-        images = images.detach().clone()  # paths are looked up later, when the user's may have changed
-        geometry = Geometry.identity((images.shape[2], images.shape[3])) if images.dim() == 4 else None
+        images = (
+            images.detach().clone()
+        )  # paths are looked up later, when the user's may have changed
+        geometry = (
+            Geometry.identity((images.shape[2], images.shape[3])) if images.dim() == 4 else None
+        )
         return images, [Sample(image, geometry) for image in images]
 
     def _like(self) -> Tensor:
@@ -292,8 +304,9 @@ class Explainer:
         if callable(target):
             target = next(reads)
             if not _is_whole(target):
-                start, nodes = _element(target, batch)
-                return _Asked(start, nodes, (None,) * batch, (None,) * batch)
+                nodes = torch.arange(batch, device=target.data.device)
+                return _Asked(target, nodes, (None,) * batch, (None,) * batch)
+            target = _one_each(target, batch)
         scores = _scores(tape.output)
         if tuple(scores.shape[:1]) != (batch,) or scores.data.dim() > 2:
             raise InputError(
@@ -329,13 +342,7 @@ class Explainer:
             return scores.sort(dim=1, descending=True, stable=True).indices[:, target.rank]
         if target is None:
             return scores.argmax(1)
-        target = _plain(target)
-        several = isinstance(target, Sequence) and not isinstance(target, str)
-        wanted = list(target) if several else [target] * batch
-        if len(wanted) != batch:
-            raise InputError(
-                f"There are {len(wanted)} targets for {batch} image(s): give one for each, or one for all."
-            )
+        wanted = target if isinstance(target, list) else [target] * batch
         return torch.tensor([self._class(item, count) for item in wanted], device=scores.device)
 
     def _class(self, name: Any, count: int) -> int:
@@ -362,18 +369,16 @@ class _Asked(NamedTuple):
     probability: tuple[float | None, ...]
 
 
-def _targets_of(
-    targets: Sequence[Target | _Rank], i: int, samples: Sequence[Sample]
-) -> list[Target | _Rank]:
-    """What is asked of sample i alone: its own target, where a target has one for each."""
-    return [
-        target[i]
-        if isinstance(target, (Tensor, np.ndarray))
-        and target.ndim
-        or (isinstance(target, Sequence) and not isinstance(target, str))
-        else target
-        for target in targets
-    ]
+def _one_each(target: Any, batch: int) -> Any:
+    """Several classes as a list, one for each sample; anything else as it is."""
+    target = _plain(target)
+    if not isinstance(target, Sequence) or isinstance(target, str):
+        return target
+    if len(target) != batch:
+        raise InputError(
+            f"There are {len(target)} targets for {batch} image(s): give one for each, or one for all."
+        )
+    return list(target)
 
 
 def _reader(target: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -488,17 +493,17 @@ def _probabilities(scores: Value, logits: Tensor, classes: Tensor) -> tuple[floa
     return tuple(table.gather(1, classes[:, None])[:, 0].tolist())
 
 
-def _element(value: Any, batch: int) -> tuple[Value, Tensor]:
-    """What a target function returned, as a start and its nodes."""
-    if not isinstance(value, Value) or value.numel != batch:
-        found = f"a tensor {list(value.shape)}" if isinstance(value, (Value, Tensor)) else repr(value)
-        constant = " that does not depend on the input" if isinstance(value, Tensor) else ""
-        raise InputError(
-            "A target function returns elements of the model's output, one for each image (or one for "
-            f"all): for {batch} image(s) this one returned {found}{constant}. "
-            "For example: target=lambda output: output[:, 281]."
-        )
-    return value, torch.arange(batch, device=value.data.device)
+def _check_read(read: Any, batch: int) -> None:
+    """Whether a target function returned something that can be explained."""
+    if _is_whole(read) or (isinstance(read, Value) and read.numel in {1, batch}):
+        return
+    found = f"a tensor {list(read.shape)}" if isinstance(read, (Value, Tensor)) else repr(read)
+    constant = " that does not depend on the input" if isinstance(read, Tensor) else ""
+    raise InputError(
+        "A target function returns elements of the model's output, one for each image or one alone: "
+        f"for {batch} image(s) this one returned {found}{constant}. "
+        "For example: target=lambda output: output[:, 281]."
+    )
 
 
 def _check_finite(tape: Tape, module: nn.Module) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .backtrack import spatial
 from .errors import InputError
 from .images import Geometry
 from .maps import Point, Points, gaussian_blur, scale_to_one, strongest_points
@@ -38,11 +39,19 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One image as the model saw it [channel, ...], and where it came from."""
+    """One image as the model saw it, and where it came from.
+
+    >>> explanation.samples[0].name, explanation.samples[0].size
+    ('photo.jpg', (480, 640))
+
+    - `input` [channel, height, width]: what the model was given;
+    - `geometry`: where its pixels lie in the user's image; None where the input is no picture;
+    - `image`: the user's, and `name`, its path; None where a tensor (or bytes) was given.
+    """
 
     input: Tensor
-    geometry: Geometry | None  # None where the input is no picture
-    image: Image | None = None  # the user's, where one was given
+    geometry: Geometry | None
+    image: Image | None = None
     name: str | None = None
 
     @property
@@ -55,8 +64,14 @@ class Sample:
 class Node:
     """A place in the network: one element of what a module made.
 
-    `position` counts from 0 along each spatial axis of that module's output (y, x for a picture) and
-    is empty where it has none. `share` is the part of the evidence at that output which it carries.
+    >>> node = explanation.layers()[-1].nodes[0]
+    >>> node.module, node.channel, node.position, node.share
+    ('features.8', 412, (3, 4), 0.07)
+
+    `module` is its name in `model.named_modules()`, '' for the model itself and its input; `call` is
+    the ATen call that made the element, 'input' for the model's input. `position` counts from 0 along each spatial axis of that module's output (y, x for a picture) and
+    is empty where it has none. `share` is its evidence as a part of all the positive evidence at that
+    output; evidence against makes it negative.
     """
 
     module: str
@@ -68,7 +83,14 @@ class Node:
 
 @dataclass(frozen=True)
 class Path:
-    """The strongest path from the class to one pixel; `nodes` starts at the class."""
+    """The strongest path from the class to one pixel.
+
+    >>> path = explanation.paths[0][0]
+    >>> [(node.module, node.channel, node.position) for node in path.nodes]
+
+    `nodes` starts at the target and ends at the pixel of the model's input which `point` shows in the
+    user's image; each node is an input of the one before it.
+    """
 
     point: Point
     nodes: tuple[Node, ...]
@@ -78,11 +100,19 @@ class Path:
 class Layer:
     """What the network looks at in one module.
 
+    >>> layer = explanation.layers()[-1]
+    >>> layer.module, layer.shape
+    ('features.8', (1280, 7, 7))
+
+    - `module`: its name in `model.named_modules()`, '' for the model itself and its input;
+    - `call`: the last ATen call in it, 'input' for the model's input;
+    - `shape`: of its output, (channel, height, width);
     - `map` [height, width]: evidence by position, summed over channels, 0..1;
-    - `nodes`: the strongest nodes, strongest first.
+    - `nodes`: the 20 strongest with evidence above 0, strongest first.
     """
 
     module: str
+    call: str
     shape: tuple[int, ...]
     map: Tensor
     nodes: tuple[Node, ...]
@@ -99,15 +129,21 @@ class Explanation:
     >>> explanation.save("out")
 
     `explanation[i]` is the explanation of one image. All coordinates and maps are in pixels of the
-    image that was given, also where it was resized or cropped for the model.
+    image that was given, also where it was resized or cropped for the model. A picture's axes are
+    y and x; a network over one or three axes gives maps and positions of one or three.
 
     Args:
-        evidence: at the pixels of the model's input, summed over channels [batch, ...], with sign.
-            In logits for 'evidence' and 'exact', in paths for 'seed'.
+        samples: the images as the model saw them.
+        evidence: at the pixels of the model's input, summed over channels [batch, height, width], with
+            sign. In logits for 'evidence' and 'exact', in paths for 'seed'.
         share: the same as a share of the evidence that the walk set out with.
-        target: the class of each image; None where a function was the target.
-        label: its name; empty where there is none.
-        probability: softmax of the model's scores, 0..1; None where a function was the target.
+        target: the class of each image; None where a function chose an element.
+        label: its name, 'class 7' where names aren't known; '' where `target` is None.
+        probability: of that class, 0..1: softmax over the model's scores, or sigmoid where the model
+            ends in one or has a single score; None where `target` is None.
+        model: the network with its preprocessing and classes.
+        method: the method with its parameters.
+        walk_again: for each image, the walk with all that it passed; for `path` and `layers`.
     """
 
     samples: tuple[Sample, ...]
@@ -124,6 +160,7 @@ class Explanation:
         return len(self.samples)
 
     def __getitem__(self, i: int) -> Explanation:
+        """The explanation of one image, as a batch of one; -1 is the last."""
         i = range(len(self))[i]
         return replace(
             self,
@@ -138,7 +175,27 @@ class Explanation:
 
     @staticmethod
     def join(parts: Sequence[Explanation]) -> Explanation:
-        """One batch from explanations by one model and method."""
+        """One batch from explanations by one model and method.
+
+        >>> Explanation.join([explainer(photo) for photo in photos])
+
+        Raises:
+            InputError: there are none, or their models, methods or input sizes differ.
+        """
+        if not parts:
+            raise InputError("There are no explanations to join.")
+        first = parts[0]
+        for part in parts[1:]:
+            if part.model is not first.model or part.method != first.method:
+                raise InputError(
+                    "Only explanations by one model and method can be joined, not "
+                    f"{first.model.name} by {first.method} with {part.model.name} by {part.method}."
+                )
+            if part.evidence.shape[1:] != first.evidence.shape[1:]:
+                raise InputError(
+                    "Only explanations of inputs of one size can be joined, not "
+                    f"{tuple(first.evidence.shape[1:])} with {tuple(part.evidence.shape[1:])}."
+                )
         return replace(
             parts[0],
             evidence=torch.cat([p.evidence for p in parts]),
@@ -151,8 +208,8 @@ class Explanation:
 
     def __repr__(self) -> str:
         answers = [
-            f"{label or target} {'' if p is None else f'{p:.0%}'}".strip()
-            for label, target, p in zip(self.label, self.target, self.probability, strict=True)
+            f"{label or 'the target'}{'' if p is None else f' {p:.0%}'}"
+            for label, p in zip(self.label, self.probability, strict=True)
         ]
         return f"Explanation({self.model.name}, {self.method.name}: {', '.join(answers)})"
 
@@ -164,7 +221,13 @@ class Explanation:
 
     @cached_property
     def points(self) -> tuple[Points, ...]:
-        """For each image the pixels responsible, strongest first; at most 2,000."""
+        """For each image the pixels responsible, strongest first; at most 2,000.
+
+        >>> y, x, strength = explanation.points[0][0]
+
+        `Points`: in pixels of the user's image, (y, x) for a picture, with the evidence above 0 that each
+        carries, in logits or (seed) paths. Of equally strong ones that nearer the top left goes first.
+        """
         found = []
         for sample, (place, strength) in zip(self.samples, self._strongest, strict=True):
             position = place.cpu().numpy().astype(np.float32)
@@ -178,15 +241,25 @@ class Explanation:
     def coverage(self) -> tuple[float, ...]:
         """For each image the share of the evidence, 0..1, that the paths kept brought to the pixels.
 
+        >>> explanation.coverage[0]
+        0.93
+
         The rest ended on the way: at nodes that nothing in the image excites (a bias made them what
         they are), and at nodes that were not kept. Evidence for and against is netted where paths
         meet, before it counts.
         """
-        return tuple(float(item.clamp(min=0).sum()) for item in self.share)
+        # Low precision and rounding may add up to a little more than all.
+        return tuple(min(float(item.float().clamp(min=0).sum()), 1.0) for item in self.share)
 
     @cached_property
     def attention(self) -> Tensor:
-        """[batch, height, width], 0..1: where the network looked, the evidence blurred.
+        """[batch, height, width], 0..1: where the network looked, the evidence for the answer blurred.
+
+        >>> explanation.attention.shape
+        torch.Size([1, 480, 640])
+
+        float32 on the CPU, over the user's image; the highest value is 1, and 0 is where the model didn't
+        look (outside of the crop), or nothing speaks for the answer.
 
         Raises:
             InputError: the images differ in size; take `explanation[i].attention`.
@@ -198,6 +271,11 @@ class Explanation:
     @cached_property
     def saliency(self) -> Tensor:
         """[batch, height, width], 0..1: the evidence for the answer, pixel by pixel.
+
+        >>> explanation.saliency.shape
+        torch.Size([1, 480, 640])
+
+        As `attention`, without the blur.
 
         Raises:
             InputError: the images differ in size; take `explanation[i].saliency`.
@@ -232,7 +310,12 @@ class Explanation:
 
     @property
     def paths(self) -> tuple[tuple[Path, ...], ...]:
-        """For each image the paths from the class to its 20 strongest points. See `path`."""
+        """For each image the paths from the class to its 20 strongest points.
+
+        >>> [(node.module, node.channel) for node in explanation.paths[0][0].nodes]
+
+        Costs another pass for each image; see `path`.
+        """
         return tuple(self.path(i, range(min(20, len(p)))) for i, p in enumerate(self.points))
 
     def path(self, image: int, points: Sequence[int]) -> tuple[Path, ...]:
@@ -241,8 +324,14 @@ class Explanation:
         >>> for node in explanation.path(0, [0])[0].nodes:
         ...     print(node.module, node.channel, node.position, node.share)
 
-        The pass is recorded once more, so that an explanation need not keep all activations.
+        `points` are indices into `explanation.points[image]`. The pass is recorded once more, the first
+        time, so that an explanation need not keep all activations.
+
+        Raises:
+            IndexError: there is no such image or point.
         """
+        if not len(points):
+            return ()
         way, trail = self._trail(image)
         picture = way.inputs[0]
         evidence = trail.evidence[picture][0]
@@ -264,13 +353,17 @@ class Explanation:
 
         >>> [(layer.module, layer.nodes[0].channel) for layer in explanation.layers()]
 
-        Only modules whose output has the shape [batch, channel, ...] with places in it are listed.
+        Only modules whose output has the shape [batch, channel, ...] with places in it are listed; the
+        first is the input. The pass is recorded once more, as for `path`.
+
+        Raises:
+            IndexError: there is no such image.
         """
         way, trail = self._trail(image)
         last: dict[str, Value] = {}
-        spatial = _spatial(way)
+        places = spatial(way)
         for value, _ in reversed(way.steps):
-            if value in trail.evidence and value in spatial and value.call is not None:
+            if value in trail.evidence and value in places and value.call is not None:
                 last.pop(value.call.module, None)
                 last[value.call.module] = value
         values = [("", way.inputs[0]), *last.items()]
@@ -279,7 +372,13 @@ class Explanation:
     # -- to look at ---------------------------------------------------------------------------------
 
     def picture(self, i: int = 0, layers: bool = False) -> Image:
-        """The photo, its points, and attention over it, side by side; below them the layers."""
+        """The photo, its points, and attention over it, side by side; if asked for, below them the layers.
+
+        >>> explanation.picture().save("picture.png")
+
+        Raises:
+            InputError: the input is no picture, but has one axis, or three.
+        """
         from . import draw  # noqa: PLC0415 - needs matplotlib
 
         sample, one = self.samples[i], self[i]
@@ -291,8 +390,7 @@ class Explanation:
             points_x=points.x,
             strength=points.strength,
             attention=one.attention[0].numpy(),
-            label=self.label[i]
-            or ("the target" if self.target[i] is None else str(self.target[i])),
+            label=self.label[i] or "the target",
             probability=self.probability[i],
             method=self.method.name,
             coverage=one.coverage[0],
@@ -322,12 +420,18 @@ class Explanation:
             place = (place.reshape(-1, 2) + 0.5) * scale - 0.5
             y, x = geometry.points_to_image(place[:, 0], place[:, 1])
             strength = np.array([node.share for node in layer.nodes], dtype=np.float32)
-            name = layer.module or "pixels"
+            call = "pixels" if layer.call == "input" else layer.call.removeprefix("aten.")
+            name = layer.module or call
             views.append(draw.LayerView(name, layer.map.numpy(), y, x, strength, box))
         return views
 
     def to_dict(self, i: int = 0) -> dict[str, Any]:
-        """All about one image, ready for JSON; the schema is in `data/explanation.schema.json`."""
+        """All about one image, ready for JSON.
+
+        >>> json.dumps(explanation.to_dict())
+
+        What the fields mean, in which units, is told by `data/explanation.schema.json` in the package.
+        """
         sample, points = self.samples[i], self.points[i]
         return {
             "schema": SCHEMA_VERSION,
@@ -339,16 +443,21 @@ class Explanation:
             },
             "coverage": self.coverage[i],
             "points": [
-                [round(float(y), 2), round(float(x), 2), float(f"{strength:.6g}")]
-                for (y, x, strength) in points
+                [*(round(at, 2) for at in point.position), float(f"{point.strength:.6g}")]
+                for point in points
             ],
             "provenance": self.provenance(i),
         }
 
     def provenance(self, i: int = 0) -> dict[str, Any]:
-        """What it takes to make this explanation again."""
+        """What it takes to make this explanation again, ready for JSON.
+
+        >>> explanation.provenance()["method"]
+        'evidence'
+        """
         from . import __version__  # noqa: PLC0415 - the package imports this module
 
+        given = self.samples[i].input
         return {
             "howyouseeme": __version__,
             "torch": torch.__version__,
@@ -356,7 +465,9 @@ class Explanation:
             "model": self.model.name,
             "method": self.method.name,
             "parameters": self.method.parameters,
-            "input_shape": list(self.samples[i].input.shape),
+            "input_shape": list(given.shape),
+            "dtype": str(given.dtype).removeprefix("torch."),
+            "device": str(given.device),
             "preprocess": self.model.preprocess.describe() if self.model.preprocess else None,
         }
 
@@ -369,7 +480,12 @@ class Explanation:
         [PosixPath('out/photo.png'), PosixPath('out/photo.json')]
 
         The folder is made if it is missing. `name` is that of the files, without suffix; by default the
-        photo's. A batch gets the number of each image appended. Files of that name are replaced.
+        photo's, or else 'explanation'. A batch gets the number of each image appended, from 0. Files of that
+        name are replaced; if interrupted, none is left half written.
+
+        Raises:
+            InputError: the input is no picture; `to_dict` has its points.
+            OSError: the folder can't be written to.
         """
         folder = FilePath(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -379,15 +495,21 @@ class Explanation:
             if len(self) > 1:
                 stem = f"{stem}-{i}"
             picture, data = folder / f"{stem}.png", folder / f"{stem}.json"
-            buffer = io.BytesIO()
-            self.picture(i, layers).save(buffer, "PNG")
-            _write(picture, buffer.getvalue())
-            _write(data, (json.dumps(self.to_dict(i), indent=1) + "\n").encode())
+            png = _png(self.picture(i, layers))
+            numbers = _json(self.to_dict(i))
+            _write(picture, png)
+            _write(data, numbers.encode())
             written += [picture, data]
         return written
 
     def show(self, layers: bool = False) -> None:
-        """Show the pictures: in a notebook under the cell, else in the system's image viewer."""
+        """Show the pictures: in a notebook under the cell, else in the system's image viewer.
+
+        >>> explanation.show(layers=True)
+
+        Raises:
+            InputError: the input is no picture.
+        """
         pictures = [self.picture(i, layers) for i in range(len(self))]
         try:
             from IPython import get_ipython  # noqa: PLC0415
@@ -400,14 +522,28 @@ class Explanation:
             else:
                 picture.show()
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self) -> str | None:
+        if any(sample.geometry is None for sample in self.samples):
+            return None  # no picture: the notebook falls back to repr
         tags = []
         for i in range(len(self)):
-            buffer = io.BytesIO()
-            self.picture(i).save(buffer, "PNG")
-            data = base64.b64encode(buffer.getvalue()).decode()
+            data = base64.b64encode(_png(self.picture(i))).decode()
             tags.append(f'<img style="max-width:100%" src="data:image/png;base64,{data}">')
         return "\n".join(tags)
+
+
+def _json(data: dict[str, Any]) -> str:
+    """One field a line, and one point a line."""
+    fields = {name: json.dumps(item, allow_nan=False) for name, item in data.items()}
+    points = ",\n".join(f"  {json.dumps(point, allow_nan=False)}" for point in data["points"])
+    fields["points"] = f"[\n{points}\n ]"
+    return "{\n" + ",\n".join(f' "{name}": {item}' for name, item in fields.items()) + "\n}\n"
+
+
+def _png(picture: Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _write(path: FilePath, content: bytes) -> None:
@@ -426,15 +562,15 @@ def _displayed(tensor: Tensor, model: Network) -> Image:
 
     if tensor.dim() != 3:
         raise InputError(
-            f"An input of the shape {tuple(tensor.shape)} can't be drawn as a picture: use points "
-            "and maps."
+            f"An input of the shape {tuple(tensor.shape)} can't be drawn as a picture: take points, "
+            "attention or to_dict() instead."
         )
     if model.preprocess is not None and tensor.shape[0] == 3:
         return model.preprocess.undo(tensor)
     colours = tensor if tensor.shape[0] == 3 else tensor.mean(0, keepdim=True).expand(3, -1, -1)
     low, high = colours.min(), colours.max()
     scaled = (colours - low) / (high - low).clamp(min=1e-12)
-    return Pictures.fromarray((scaled.permute(1, 2, 0) * 255).byte().cpu().numpy())
+    return Pictures.fromarray((scaled.float().permute(1, 2, 0) * 255).byte().cpu().numpy())
 
 
 def _total(value: Value, trail: Trail, totals: dict[Value, float]) -> float:
@@ -461,38 +597,10 @@ def _layer(name: str, value: Value, trail: Trail, most: int = 20) -> Layer:
     evidence = trail.evidence[value][0]
     place, strength = strongest_points(evidence, most)
     total = float(evidence.clamp(min=0).sum()) or 1.0
+    call = value.call.name if value.call is not None else "input"
     nodes = tuple(
-        Node(
-            name,
-            value.call.name if value.call is not None else "input",
-            channel,
-            tuple(position),
-            share / total,
-        )
+        Node(name, call, channel, tuple(position), share / total)
         for (channel, *position), share in zip(place.tolist(), strength.tolist(), strict=True)
     )
-    return Layer(name, tuple(evidence.shape), scale_to_one(evidence.sum(0).float()).cpu(), nodes)
-
-
-#: Their output has other places than their input, or the same ones without a look at them.
-_REARRANGING = {
-    f"aten.{name}"
-    for name in (
-        "view _unsafe_view reshape flatten permute transpose t unfold unsqueeze squeeze select "
-        "pixel_shuffle pixel_unshuffle index gather as_strided constant_pad_nd mean sum"
-    ).split()
-}
-
-
-def _spatial(way: Plan) -> set[Value]:
-    """Values of the shape [batch, channel, ...]: made by convolutions and pools, or like their source."""
-    found = {value for value in way.inputs if value.data.dim() > 2}
-    for value, step in reversed(way.steps):
-        assert value.call is not None
-        if value.data.dim() < 3 or value.call.name in _REARRANGING:
-            continue
-        if value.call.name == "aten.convolution" or any(
-            source in found for source, _ in step.links
-        ):
-            found.add(value)
-    return found
+    heat = scale_to_one(evidence.sum(0).float()).cpu()
+    return Layer(name, call, tuple(evidence.shape), heat, nodes)

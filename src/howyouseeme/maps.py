@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,20 +12,47 @@ from torch import Tensor
 __all__ = ["Point", "Points", "gaussian_blur", "inliers", "scale_to_one", "strongest_points"]
 
 
-class Point(NamedTuple):
-    """One pixel: its place and how much evidence it carries."""
+@dataclass(frozen=True)
+class Point:
+    """One pixel: its place and how much evidence it carries.
 
-    y: float
-    x: float
+    >>> y, x, strength = point          # of a picture; as many coordinates as the input has axes
+    >>> point.y, point.position, point.strength
+
+    - `position`: in pixels of the user's image, along y and x (of a picture), 0 being the centre of
+      the first pixel;
+    - `strength`: evidence in the method's unit (see `Explanation`), above 0.
+    """
+
+    position: tuple[float, ...]
     strength: float
+
+    @property
+    def y(self) -> float:
+        """The row; for a picture."""
+        return self.position[-2]
+
+    @property
+    def x(self) -> float:
+        """The column."""
+        return self.position[-1]
+
+    def __iter__(self) -> Iterator[float]:
+        yield from self.position
+        yield self.strength
 
 
 @dataclass(frozen=True, eq=False)
 class Points:
     """n pixels responsible, the strongest first.
 
-    - `position` [n, axes]: place in the user's image, in pixels, the centre of the first one being 0;
-    - `strength` [n]: evidence in the method's unit (see `Explanation`), above 0.
+    >>> points = explanation.points[0]
+    >>> points[0]                        # the strongest Point
+    >>> points.y, points.x, points.strength
+
+    - `position` [n, axes] float32: in pixels of the user's image, along y and x (of a picture), 0
+      being the centre of the first pixel;
+    - `strength` [n] float32: evidence in the method's unit (see `Explanation`), above 0.
     """
 
     position: np.ndarray
@@ -49,7 +75,7 @@ class Points:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, i: int) -> Point:
-        return Point(float(self.y[i]), float(self.x[i]), float(self.strength[i]))
+        return Point(tuple(self.position[i].tolist()), float(self.strength[i]))
 
     def __repr__(self) -> str:
         return f"Points({len(self)})"
@@ -110,8 +136,3 @@ def scale_to_one(evidence: Tensor) -> Tensor:
     """The positive part, divided by its maximum; all zero where nothing is positive."""
     positive = evidence.clamp(min=0)
     return positive / positive.max().clamp(min=torch.finfo(positive.dtype).tiny)
-
-
-def stack(maps: Sequence[Tensor]) -> Tensor:
-    """[batch, ...] from maps of one size."""
-    return torch.stack(list(maps))

@@ -111,10 +111,10 @@ class Walked:
 
     @staticmethod
     def relative(evidence: dict[Value, Tensor], total: Tensor, trail: Trail | None) -> Walked:
-        """From signed evidence, and the evidence [batch] that counts as 1."""
+        """From signed evidence, and the evidence [batch] that counts as 1; shares of none are 0."""
+        total = torch.where(total > 0, total, torch.inf)
         share = {
-            value: item
-            / total.clamp(min=torch.finfo(total.dtype).tiny).reshape(-1, *[1] * (item.dim() - 1))
+            value: item / total.reshape(-1, *[1] * (item.dim() - 1))
             for value, item in evidence.items()
         }
         return Walked(evidence, share, trail)

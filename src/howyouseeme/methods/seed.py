@@ -210,7 +210,12 @@ def _strongest_place(
 
 def _top(contribution: Tensor, k: int) -> Tensor:
     """[n, k]: the columns of the k highest contributions above zero, -1 where there are fewer."""
-    order = contribution.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    k = min(k, contribution.shape[1])
+    found, order = contribution.topk(k, dim=1)
+    tied = ((contribution >= found[:, -1:]).sum(1) > k) & (found[:, -1] > 0)
+    if bool(tied.any()):  # which of equals are taken topk leaves open
+        rows = contribution[tied].sort(dim=1, descending=True, stable=True)
+        order[tied] = rows.indices[:, :k]
     return order.masked_fill(contribution.gather(1, order) <= 0, -1)
 
 

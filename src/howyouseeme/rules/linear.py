@@ -21,7 +21,9 @@ def addmm(call: Call, output: Value) -> Step:
     alpha, beta = call.kwargs.get("alpha", 1), call.kwargs.get("beta", 1)
     if not isinstance(x, Value) or isinstance(weight, Value) or isinstance(bias, Value):
         raise Refusal("only a computed input times a constant weight is supported")
-    return _times(x, alpha * weight.T, output, beta * bias)
+    if alpha != 1:  # else spare a copy of the weight
+        weight = alpha * weight
+    return _times(x, weight.T, output, bias if beta == 1 else beta * bias)
 
 
 @rule("aten.mm")
