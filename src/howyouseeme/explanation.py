@@ -69,9 +69,10 @@ class Node:
     ('features.8', 412, (3, 4), 0.07)
 
     `module` is its name in `model.named_modules()`, '' for the model itself and its input; `call` is
-    the ATen call that made the element, 'input' for the model's input. `position` counts from 0 along each spatial axis of that module's output (y, x for a picture) and
-    is empty where it has none. `share` is its evidence as a part of all the positive evidence at that
-    output; evidence against makes it negative.
+    the ATen call that made the element, 'input' for the model's input. `position` counts from 0 along
+    each spatial axis of that module's output (y, x for a picture) and is empty where it has none.
+    `share` is its evidence as a part of all the positive evidence at that output; evidence against
+    makes it negative.
     """
 
     module: str
@@ -135,8 +136,9 @@ class Explanation:
     Args:
         samples: the images as the model saw them.
         evidence: at the pixels of the model's input, summed over channels [batch, height, width], with
-            sign. In logits for 'evidence' and 'exact', in paths for 'seed'.
-        share: the same as a share of the evidence that the walk set out with.
+            sign. In logits for 'evidence' (times the weight, 0..1, of the place, if focused) and
+            'exact', in paths for 'seed'.
+        share: the same as a share of the evidence that the walk set out with, not focused.
         target: the class of each image; None where a function chose an element.
         label: its name, 'class 7' where names aren't known; '' where `target` is None.
         probability: of that class, 0..1: softmax over the model's scores, or sigmoid where the model
@@ -351,7 +353,8 @@ class Explanation:
     def layers(self, image: int = 0) -> list[Layer]:
         """What the network looks at in each module, from the pixels up to the class.
 
-        >>> [(layer.module, layer.nodes[0].channel) for layer in explanation.layers()]
+        >>> [(layer.module, layer.shape) for layer in explanation.layers()]
+        [('', (3, 224, 224)), ('features.0', (32, 112, 112)), ...]
 
         Only modules whose output has the shape [batch, channel, ...] with places in it are listed; the
         first is the input. The pass is recorded once more, as for `path`.

@@ -122,9 +122,21 @@ class Tape:
 
     def separable(self, batch: int) -> bool:
         """True if the first axis of every value counts the samples, so that they never mix."""
-        return batch == 1 or all(
-            value.data.dim() > 0 and value.shape[0] == batch for value in self.values if value.numel
+        return batch == 1 or (
+            all(v.data.dim() > 0 and v.shape[0] == batch for v in self.values if v.numel)
+            and not any(_moves_first_axis(call) for call in self.calls)
         )
+
+
+def _moves_first_axis(call: Call) -> bool:
+    """True if the call puts another axis first: its size may be that of the batch by chance."""
+    if call.name not in {"aten.permute", "aten.transpose", "aten.t"}:
+        return False
+    dims = call.inputs[0].data.dim()
+    if call.name == "aten.permute":
+        return bool(call.args[1][0] % dims)
+    first, second = (0, -1) if call.name == "aten.t" else call.args[1:3]
+    return first % dims != second % dims and 0 in {first % dims, second % dims}
 
 
 def _is_write(op: Any) -> tuple[int, ...]:

@@ -1,0 +1,735 @@
+"""What goes in: models, images and targets of every kind, and what is said when they can't be used."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import howyouseeme as hysm
+from howyouseeme import Explainer, InputError, ModelError, Network, Preprocess
+
+CLASSES = ("red fox", "grey fox", "hen", "cock")
+
+
+def make_net(channels: int = 3, classes: int = 4, seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(channels, 8, 3, padding=1),
+            bn1=nn.BatchNorm2d(8),
+            relu1=nn.ReLU(inplace=True),
+            pool=nn.MaxPool2d(2),
+            conv2=nn.Conv2d(8, 8, 3, padding=1),
+            relu2=nn.ReLU(),
+            mean=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(),
+            head=nn.Linear(8, classes),
+        )
+    ).eval()
+
+
+class Wrapped(nn.Module):
+    """A network whose output was changed."""
+
+    def __init__(self, change: Callable[[Tensor], Any], seed: int = 0) -> None:
+        super().__init__()
+        self.net = make_net(seed=seed)
+        self.change = change
+
+    def forward(self, x: Tensor) -> Any:
+        return self.change(self.net(x))
+
+
+@pytest.fixture
+def net() -> nn.Sequential:
+    return make_net()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def explainer(net: nn.Sequential) -> Explainer:
+    """One that knows how pictures become its input, and the names of its classes."""
+    return Explainer(Network("foxes", net, Preprocess((16, 16)), CLASSES))
+
+
+@pytest.fixture
+def photo() -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def same(one: hysm.Explanation, other: hysm.Explanation) -> None:
+    assert one.target == other.target
+    torch.testing.assert_close(one.evidence, other.evidence)
+
+
+# -- images -------------------------------------------------------------------------------------------
+
+
+def test_a_tensor_is_explained_as_it_is(net: nn.Module, images: Tensor) -> None:
+    explanation = Explainer(net)(images)
+    assert len(explanation) == 3
+    assert explanation.evidence.shape == (3, 16, 16)
+    assert explanation.samples[0].size == (16, 16)
+    assert explanation.samples[0].name is None
+
+
+def test_a_tensor_may_hold_one_image(net: nn.Module, images: Tensor) -> None:
+    alone = Explainer(net)(images[1:2])
+    torch.testing.assert_close(alone.evidence, Explainer(net)(images).evidence[1:2])
+
+
+def sources(photo: Image.Image, folder: Path) -> dict[str, Any]:
+    path = folder / "fox.png"
+    photo.save(path)
+    array = np.asarray(photo)
+    return {
+        "pil": photo,
+        "path": path,
+        "str": str(path),
+        "bytes": path.read_bytes(),
+        "file": io.BytesIO(path.read_bytes()),
+        "array": array,
+        "float array": array.astype(np.float32) / 255,
+        "tensor": torch.from_numpy(array.copy()).permute(2, 0, 1),
+        "float tensor": torch.from_numpy(array.copy()).permute(2, 0, 1) / 255,
+    }
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["path", "str", "bytes", "file", "array", "float array", "tensor", "float tensor"],
+)
+def test_a_picture_may_come_in_any_form(
+    explainer: Explainer, photo: Image.Image, tmp_path: Path, kind: str
+) -> None:
+    given = sources(photo, tmp_path)
+    explanation = explainer(given[kind])
+    same(explanation, explainer(photo))
+    assert explanation.samples[0].size == (24, 40)
+    assert explanation.attention.shape == (1, 24, 40)
+    wanted = str(given["path"]) if kind in ("path", "str") else None
+    assert explanation.samples[0].name == wanted
+
+
+@pytest.mark.parametrize("collect", [list, tuple])
+def test_pictures_of_mixed_forms_and_sizes(
+    explainer: Explainer, photo: Image.Image, tmp_path: Path, collect: type
+) -> None:
+    given = sources(photo, tmp_path)
+    small = np.zeros((9, 7, 3), np.uint8)
+    explanation = explainer(collect([given["path"], small, given["bytes"]]))
+    assert [sample.size for sample in explanation.samples] == [(24, 40), (9, 7), (24, 40)]
+    torch.testing.assert_close(explanation.evidence[0], explanation.evidence[2])
+    assert [one.attention.shape[1:] for one in explanation] == [(24, 40), (9, 7), (24, 40)]
+
+
+def test_a_batch_goes_to_the_model_even_if_pictures_could(
+    explainer: Explainer, net: nn.Module, images: Tensor
+) -> None:
+    same(explainer(images), Explainer(net)(images))
+
+
+def test_the_input_may_ask_for_gradients_and_change_afterwards(
+    net: nn.Module, images: Tensor
+) -> None:
+    given = images.clone().requires_grad_()
+    explanation = Explainer(net)(given)
+    before = explanation[0].saliency
+    with torch.no_grad():
+        given.zero_()
+    assert explanation.samples[0].input.abs().sum() > 0
+    assert not explanation.samples[0].input.requires_grad
+    path = explanation.path(0, [0])[0]
+    again = Explainer(net)(images).path(0, [0])[0]
+    assert path == again
+    assert torch.equal(explanation[0].saliency, before)
+
+
+# -- targets ------------------------------------------------------------------------------------------
+
+
+def test_without_a_target_each_image_gets_its_top_class(net: nn.Module, images: Tensor) -> None:
+    explanation = Explainer(net)(images)
+    scores = net(images)
+    assert explanation.target == tuple(scores.argmax(1).tolist())
+    expected = scores.softmax(1).amax(1).tolist()
+    assert explanation.probability == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("two", [2, "2", "hen", "HEN", np.int64(2), torch.tensor(2)])
+def test_one_class_for_all(explainer: Explainer, images: Tensor, two: Any) -> None:
+    explanation = explainer(images, two)
+    assert explanation.target == (2, 2, 2)
+    assert explanation.label == ("hen", "hen", "hen")
+
+
+@pytest.mark.parametrize(
+    "each",
+    [
+        [0, 3, 1],
+        (0, 3, 1),
+        ["red fox", "cock", "grey fox"],
+        ["red", 3, "1"],
+        np.array([0, 3, 1]),
+        torch.tensor([0, 3, 1]),
+        [np.int32(0), torch.tensor(3), 1],
+    ],
+)
+def test_a_class_for_each(explainer: Explainer, images: Tensor, each: Any) -> None:
+    explanation = explainer(images, each)
+    assert explanation.target == (0, 3, 1)
+    for i, target in enumerate((0, 3, 1)):
+        torch.testing.assert_close(
+            explanation.evidence[i], explainer(images[i : i + 1], target).evidence[0]
+        )
+
+
+def test_without_names_the_label_is_the_index(net: nn.Module, images: Tensor) -> None:
+    assert Explainer(net)(images, 3).label == ("class 3",) * 3
+
+
+def test_a_function_gives_an_element_for_each_image(net: nn.Module, images: Tensor) -> None:
+    explanation = Explainer(net, contrast=False)(images, lambda output: output[:, 2])
+    assert explanation.target == (None, None, None)
+    assert explanation.label == ("", "", "")
+    assert explanation.probability == (None, None, None)
+    by_index = Explainer(net, contrast=False)(images, 2)
+    torch.testing.assert_close(explanation.evidence, by_index.evidence)
+
+
+def test_a_function_may_give_one_element_of_one_image(net: nn.Module, images: Tensor) -> None:
+    explainer = Explainer(net, contrast=False)
+    one = explainer(images[:1], lambda output: output[0, 2])
+    torch.testing.assert_close(one.evidence, explainer(images[:1], 2).evidence)
+
+
+def test_a_function_that_gives_a_scalar_sees_the_images_one_by_one(
+    net: nn.Module, images: Tensor
+) -> None:
+    explainer = Explainer(net, contrast=False)
+    explanation = explainer(images, lambda output: output[:, 2].sum())
+    torch.testing.assert_close(explanation.evidence, explainer(images, 2).evidence)
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda output: 1, (1, 1, 1)),
+        (lambda output: output.argmin(1), None),
+        (lambda output: output.argmin(), None),
+    ],
+)
+def test_whole_numbers_from_a_function_are_classes(
+    net: nn.Module, images: Tensor, function: Any, expected: Any
+) -> None:
+    explanation = Explainer(net)(images, function)
+    least = tuple(net(images).argmin(1).tolist())
+    assert explanation.target == (expected or least)
+    same(explanation, Explainer(net)(images, list(expected or least)))
+
+
+@pytest.mark.parametrize(
+    ("change", "function"),
+    [
+        (lambda scores: {"a": {"b": scores}}, lambda output: output["a"]["b"][:, 2]),
+        (lambda scores: (scores * 2, [scores]), lambda output: output[1][0][:, 2]),
+        (lambda scores: scores[:, :, None, None], lambda output: output[:, 2, 0, 0]),
+    ],
+)
+def test_a_function_reads_any_structure(change: Any, function: Any, images: Tensor) -> None:
+    explanation = Explainer(Wrapped(change).eval(), contrast=False)(images, function)
+    plain = Explainer(make_net(), contrast=False)(images, 2)
+    torch.testing.assert_close(explanation.evidence, plain.evidence)
+
+
+def count_forwards(module: nn.Module) -> list[int]:
+    calls: list[int] = []
+    module.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
+    return calls
+
+
+def test_top_explains_the_likeliest_from_one_pass(net: nn.Module, images: Tensor) -> None:
+    order = net(images).sort(dim=1, descending=True).indices
+    separate = [Explainer(net)(images, order[:, rank]) for rank in range(3)]
+    calls = count_forwards(net)
+    explanations = Explainer(net).top(images, k=3)
+    assert calls == [3]
+    for rank, (explanation, expected) in enumerate(zip(explanations, separate, strict=True)):
+        assert explanation.target == tuple(order[:, rank].tolist())
+        same(explanation, expected)
+
+
+def test_many_explains_all_kinds_of_targets_from_one_pass(
+    explainer: Explainer, images: Tensor
+) -> None:
+    targets = [None, 1, "hen", [0, 1, 2], lambda output: output[:, 3], lambda output: output[:, 0]]
+    separate = [explainer(images, target) for target in targets]
+    calls = count_forwards(explainer.network.module)
+    explanations = explainer.many(images, targets)
+    assert calls == [3]
+    for explanation, expected in zip(explanations, separate, strict=True):
+        same(explanation, expected)
+
+
+def test_many_of_nothing_is_nothing(explainer: Explainer, images: Tensor) -> None:
+    assert explainer.many(images, []) == []
+
+
+def test_an_explainer_of_a_function_and_explain_are_the_same(
+    net: nn.Module, images: Tensor
+) -> None:
+    same(hysm.explain(net, images, 2), Explainer(net)(images, 2))
+    by_seed = hysm.explain(net, images, 2, "seed", k=3)
+    assert by_seed.method.parameters["k"] == 3
+    same(by_seed, Explainer(net, "seed", k=3)(images, 2))
+
+
+class Mixing(nn.Module):
+    """The samples of a batch share an axis with the channels on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = make_net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch = len(x)
+        folded = x.reshape(1, -1, *x.shape[2:]).reshape(batch, -1, *x.shape[2:])
+        return self.net(folded)
+
+
+def test_samples_that_share_an_axis_keep_their_own_targets(images: Tensor) -> None:
+    explainer = Explainer(Mixing().eval())
+    targets = [None, 1, [0, 3, 1], torch.tensor([2, 0, 1]), lambda output: output[:, 3]]
+    mixed = explainer.many(images, targets)
+    apart = Explainer(make_net()).many(images, targets)
+    for one, other in zip(mixed, apart, strict=True):
+        same(one, other)
+    with pytest.raises(InputError, match="2 targets for 3 image"):
+        explainer(images, [1, 2])
+
+
+# -- outputs ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda scores: (scores, scores.sum(1)),
+        lambda scores: [scores],
+        lambda scores: {"aux": scores * 2, "logits": scores},
+        lambda scores: {"aux": scores * 2, "out": scores},
+        lambda scores: {"anything": scores},
+        lambda scores: scores.softmax(1),
+        lambda scores: scores.log_softmax(-1),
+        lambda scores: nn.functional.softmax(scores.float(), dim=1),
+    ],
+)
+def test_the_scores_are_found_and_taken_before_a_softmax(change: Any, images: Tensor) -> None:
+    explanation = Explainer(Wrapped(change).eval())(images)
+    plain = Explainer(make_net())(images)
+    same(explanation, plain)
+    assert explanation.probability == pytest.approx(plain.probability)
+
+
+def test_a_sigmoid_at_the_end_gives_its_own_probabilities(images: Tensor) -> None:
+    explanation = Explainer(Wrapped(torch.sigmoid).eval())(images, 1)
+    assert explanation.probability == pytest.approx(make_net()(images)[:, 1].sigmoid().tolist())
+    same(explanation, Explainer(make_net())(images, 1))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda scores: scores[:, :1],
+        lambda scores: scores[:, 0],
+        lambda scores: scores[:, :1].sigmoid(),
+    ],
+)
+def test_a_single_logit_is_the_only_class(change: Any, images: Tensor) -> None:
+    explanation = Explainer(Wrapped(change).eval())(images)
+    assert explanation.target == (0, 0, 0)
+    assert explanation.probability == pytest.approx(make_net()(images)[:, 0].sigmoid().tolist())
+    plain = Explainer(make_net(), contrast=False)(images, 0)
+    torch.testing.assert_close(explanation.evidence, plain.evidence)
+
+
+# -- models -------------------------------------------------------------------------------------------
+
+
+def test_wrappers_are_taken_off(net: nn.Module, images: Tensor) -> None:
+    expected = Explainer(net)(images)
+    compiled = torch.compile(net, backend="eager")
+    for wrapper in (compiled, nn.DataParallel(net), nn.DataParallel(compiled)):
+        explainer = Explainer(wrapper)
+        assert explainer.network.module is net
+        assert explainer.network.name == "Sequential"
+        same(explainer(images), expected)
+    inside = Explainer(Network("mine", nn.DataParallel(net), None, None))
+    assert inside.network.module is net
+    assert inside.network.name == "mine"
+
+
+def test_a_model_compiled_in_place_is_seen_through(net: nn.Module, images: Tensor) -> None:
+    expected = Explainer(net)(images)
+    net.compile(backend="eager")
+    same(Explainer(net)(images), expected)
+
+
+@pytest.mark.parametrize("method", ["evidence", "seed", "exact"])
+def test_the_model_is_left_as_it_was(images: Tensor, method: str) -> None:
+    net = make_net()
+    net.conv1.weight.grad = torch.ones_like(net.conv1.weight)
+    net.conv2.weight.requires_grad_(False)
+    net.relu1.register_forward_hook(lambda module, args, output: None)
+    before = copy.deepcopy(net.state_dict())
+
+    def state() -> list[Any]:
+        return [
+            [(name, p.requires_grad, p.grad is None, id(p)) for name, p in net.named_parameters()],
+            [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in net.modules()],
+            sorted(net.__dict__),
+        ]
+
+    expected = state()
+    given = images.clone()
+    explanation = Explainer(net, method)(given)
+    assert explanation.layers()
+    assert explanation.paths is not None
+    assert state() == expected
+    assert torch.equal(net.conv1.weight.grad, torch.ones_like(net.conv1.weight))
+    after = net.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert torch.equal(given, images)
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("method", ["evidence", "seed", "exact"])
+def test_channels_last_makes_no_difference(images: Tensor, method: str) -> None:
+    expected = Explainer(make_net(), method)(images, 1)
+    net = make_net().to(memory_format=torch.channels_last)
+    found = Explainer(net, method)(images.to(memory_format=torch.channels_last), 1)
+    same(found, expected)
+    assert len(found.paths[0]) == len(expected.paths[0])
+
+
+@pytest.mark.parametrize("method", ["evidence", "exact"])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float64, 1e-4), (torch.float16, 0.05), (torch.bfloat16, 0.3)],
+)
+def test_other_precisions_agree(
+    images: Tensor, method: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    expected = Explainer(make_net(), method)(images, 1).evidence
+    found = Explainer(make_net().to(dtype), method)(images.to(dtype), 1)
+    assert (found.evidence.float() - expected).norm() / expected.norm() < tolerance
+    assert all(0 <= share <= 1 for share in found.coverage)
+    assert found.attention.dtype == torch.float32
+    assert found.layers()
+    assert found.paths is not None
+    assert found.to_dict()["provenance"]["dtype"] == str(dtype).removeprefix("torch.")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_a_photo_becomes_what_the_model_takes(photo: Image.Image, dtype: torch.dtype) -> None:
+    explainer = Explainer(make_net().to(dtype), "seed", preprocess=Preprocess((16, 16)))
+    explanation = explainer(photo)
+    assert explanation.samples[0].input.dtype == dtype
+    assert explanation.picture().size[0] > 0
+
+
+def test_a_model_without_parameters(images: Tensor) -> None:
+    pool = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten()).eval()
+    explanation = Explainer(pool, contrast=False)(images, 1)
+    for i, one in enumerate(explanation):
+        y, x, _ = one.points[0][0]
+        assert images[i, 1, int(y), int(x)] == images[i, 1].max()
+
+
+# -- errors: the target -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("badger", "foxes has no class 'badger'"),
+        ("hem", "did you mean hen"),
+        ("fox", r"'fox' may be red fox \(0\), grey fox \(1\).*give the whole name or the index"),
+        (4, "no class 4: foxes has 4 classes, 0 to 3"),
+        (-1, "no class -1: foxes has 4 classes, 0 to 3"),
+        ([0, 1], r"2 targets for 3 image\(s\): give one for each"),
+        (torch.tensor([0, 1]), r"2 targets for 3 image\(s\)"),
+        ([], r"0 targets for 3 image\(s\)"),
+        ([0, 1, "badger"], "no class 'badger'"),
+        (1.5, "A target is None, a class .* not 1.5"),
+        (True, "A target is .* not True"),
+        ([0, None, 1], "A target is .* not None"),
+        (np.array([[0], [1], [2]]), r"A target is .* not \[0\]"),
+    ],
+)
+def test_a_class_that_is_not_there(
+    explainer: Explainer, images: Tensor, target: Any, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        explainer(images, target)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda output: "badger", "this one returned 'badger'"),
+        (lambda output: None, "this one returned None"),
+        (lambda output: 0.5, "this one returned 0.5"),
+        (lambda output: output, r"for 3 image\(s\) this one returned a tensor \[3, 4\]"),
+        (lambda output: output[:2, 0], r"returned a tensor \[2\]"),
+        (lambda output: torch.ones(3), "does not depend on the input"),
+        (lambda output: output[:, 0] > 0, r"returned a tensor \[3\]"),
+        (lambda output: 7, "There is no class 7"),
+        (lambda output: output.boxes, r"AttributeError.*the model's output: tensor \[3, 4\]"),
+        (lambda output: output[:, 99], "IndexError: index 99 is out of bounds"),
+        (lambda output: 1 / 0, "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_function_that_returns_nonsense(
+    net: nn.Module, images: Tensor, function: Any, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        Explainer(net)(images, function)
+
+
+def test_a_failing_function_is_told_what_it_was_given(images: Tensor) -> None:
+    model = Wrapped(lambda scores: {"scores": (scores, [None])}).eval()
+    with pytest.raises(InputError) as caught:
+        Explainer(model)(images, lambda output: output["logits"])
+    assert "KeyError: 'logits'" in str(caught.value)
+    assert "dict {'scores': tuple (tensor [3, 4], list (NoneType))}" in str(caught.value)
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_top_nothing(net: nn.Module, images: Tensor, k: int) -> None:
+    with pytest.raises(InputError, match="give 1 or more"):
+        Explainer(net).top(images, k)
+
+
+def test_top_more_than_there_are(net: nn.Module, images: Tensor) -> None:
+    with pytest.raises(InputError, match="no class of rank 5: the model has 4 classes"):
+        Explainer(net).top(images, 5)
+
+
+def test_names_that_do_not_fit_the_scores(net: nn.Module, images: Tensor) -> None:
+    with pytest.raises(InputError, match="Sequential has 2 class names and 4 scores"):
+        Explainer(net, classes=["fox", "hen"])(images)
+
+
+# -- errors: the images -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.rand(2, 1, 16, 16), r"Sequential can't run on .*\(2, 1, 16, 16\).*3 channels"),
+        (torch.rand(3, 16, 16), r"\(3, 16, 16\).*A single image needs a batch axis: image\[None\]"),
+        (torch.rand(16, 16), r"the shape \(16, 16\): a batch has the shape \[batch, channel"),
+        (torch.tensor(1.0), r"the shape \(\): a batch"),
+        (torch.rand(0, 3, 16, 16), r"the shape \(0, 3, 16, 16\).*none of them 0"),
+        (torch.rand(2, 3, 0, 16), "none of them 0"),
+        (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), "a torch.uint8 tensor .* preprocess="),
+        (torch.rand(1, 3, 16, 16).double(), "type torch.float64"),
+        (torch.full((1, 3, 16, 16), float("nan")), "contains NaN or infinity"),
+        (torch.full((1, 3, 16, 16), float("inf")), "contains NaN or infinity"),
+        (torch.rand(1, 3, 16, 16, device="meta"), "The input is on meta and the model on cpu"),
+        ("photo.jpg", "Explaining a str needs to know .* preprocess="),
+        ([torch.rand(3, 16, 16)], "Explaining a list needs to know"),
+        (np.zeros((4, 4, 3), np.uint8), "Explaining a ndarray needs to know"),
+        (None, "Explaining a NoneType"),
+    ],
+)
+def test_images_that_can_not_be_used(net: nn.Module, images: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Explainer(net)(images)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([], "the list is empty"),
+        ("nowhere.jpg", "There is no file nowhere.jpg"),
+        (["nowhere.jpg"], "There is no file nowhere.jpg"),
+        (b"no picture", "not a picture"),
+        (torch.rand(3, 16, 16) * 2 + 2, r"scale them to 0\.\.1"),
+        (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), "is not one picture"),
+        (None, "A NoneType is not a picture"),
+        ([None], "A NoneType is not a picture"),
+    ],
+)
+def test_pictures_that_can_not_be_read(explainer: Explainer, images: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        explainer(images)
+
+
+# -- errors: the model --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (3, "not a int"),
+        (None, "not a NoneType"),
+        (lambda x: x, "not a function"),
+        (nn.Linear, "not the class Linear"),
+    ],
+)
+def test_a_model_that_is_none(model: Any, message: str) -> None:
+    with pytest.raises(
+        InputError, match=f"A model is an nn.Module, a Network or a name, {message}"
+    ):
+        Explainer(model)
+
+
+def test_a_name_that_no_model_has() -> None:
+    with pytest.raises(ModelError, match=r"There is no model .eficientnet-lite0.*did you mean"):
+        Explainer("eficientnet-lite0")
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "message"),
+    [
+        ("grad-cam", {}, "no method 'grad-cam': choose one of evidence, seed, exact"),
+        ("seed", {"kk": 3}, "method='seed' can't take these parameters: .*'kk'"),
+        ("evidence", {"k": 3}, "method='evidence' can't take .*'k'"),
+        ("seed", {"k": 0}, "k=0 takes no nodes: give 1 or more"),
+        ("seed", {"position": "here"}, "position='here' is not known"),
+        ("evidence", {"nodes": 0}, "nodes=0 keeps nothing"),
+    ],
+)
+def test_methods_and_parameters_that_are_not_there(
+    net: nn.Module, method: str, parameters: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        Explainer(net, method, **parameters)
+
+
+@pytest.mark.parametrize("part", ["the whole", "bn1"])
+def test_training_mode(net: nn.Sequential, images: Tensor, part: str) -> None:
+    (net if part == "the whole" else net.bn1).train()
+    with pytest.raises(ModelError, match=r"in training mode .*call model\.eval\(\)") as caught:
+        Explainer(net)(images)
+    assert "bn1" in str(caught.value)
+    assert net.bn1.training  # the model is left as it was, also here
+
+
+def test_a_weight_that_is_nan(net: nn.Sequential, images: Tensor) -> None:
+    with torch.no_grad():
+        net.conv2.weight[0, 0, 0, 0] = float("nan")
+    with pytest.raises(ModelError, match=r"weight conv2\.weight contains NaN"):
+        Explainer(net)(images)
+
+
+def test_a_buffer_that_is_nan(net: nn.Sequential, images: Tensor) -> None:
+    with torch.no_grad():
+        net.bn1.running_var[2] = float("inf")
+        net.bn1.running_mean[2] = float("nan")
+    with pytest.raises(ModelError, match=r"buffer bn1\.running_mean contains NaN"):
+        Explainer(net)(images)
+
+
+def test_an_overflow_names_the_module_that_made_it(net: nn.Sequential, images: Tensor) -> None:
+    with torch.no_grad():
+        net.conv1.weight.fill_(1e30)
+        net.conv2.weight.fill_(1e30)
+    with pytest.raises(ModelError, match=r"first made by aten\.convolution\(3x8x8x8\) in conv2"):
+        Explainer(net)(images)
+
+
+def test_a_model_without_contents(images: Tensor) -> None:
+    with pytest.raises(ModelError, match="on the meta device"):
+        Explainer(make_net().to("meta"))(images)
+
+
+@pytest.mark.parametrize("device", ["abacus", "cuda:99"])
+def test_a_device_that_is_not_there(net: nn.Module, device: str) -> None:
+    with pytest.raises(InputError, match=f"The device {device} can't be used"):
+        Explainer(net, device=device)
+
+
+def test_a_device_is_moved_to(net: nn.Module, images: Tensor) -> None:
+    same(Explainer(net, device="cpu")(images), Explainer(net)(images))
+
+
+class Odd(nn.Module):
+    """Calls that no rule knows, in two modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = make_net()
+        self.inside = Cumulated()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sort(self.net(self.inside(x))).values
+
+
+class Cumulated(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cumsum(x, 1)
+
+
+def test_all_unsupported_calls_are_named_at_once(images: Tensor, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(hysm.UnsupportedCallError) as caught:
+        Explainer(Odd().eval())(images).save(out)
+    message = str(caught.value)
+    assert "aten.cumsum(3x3x16x16) in inside" in message
+    assert "aten.sort(3x4) in the model itself" in message
+    assert "howyouseeme.rules.rule" in message
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda s: None, InputError, r"no class scores in the model's output \(a NoneType\)"),
+        (lambda s: {}, InputError, r"no class scores in the model's output \(a dict\)"),
+        (lambda s: s[:, :, None], InputError, r"shape \(3, 4, 1\) for 3 image\(s\), not \[batch"),
+        (lambda s: s.sum(), InputError, r"shape \(\) for 1 image"),
+        (lambda s: torch.ones(3, 4), ModelError, "does not depend on its input"),
+        (lambda s: torch.from_numpy(s.detach().numpy()), ModelError, "numpy"),
+    ],
+)
+def test_outputs_without_scores(images: Tensor, change: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        Explainer(Wrapped(change).eval())(images)
+
+
+def test_a_model_that_checks_its_input(images: Tensor) -> None:
+    class Picky(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            torch._assert(x.shape[-1] == 224, "Wrong image width! Expected 224.")
+            return x
+
+    with pytest.raises(InputError, match=r"Picky can't run on .*Wrong image width! Expected 224\."):
+        Explainer(Picky().eval())(images)
+
+
+def test_a_bug_in_the_model_stays_its_own(images: Tensor) -> None:
+    class Broken(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.absent(x)
+
+    with pytest.raises(AttributeError, match="absent"):
+        Explainer(Broken().eval())(images)
