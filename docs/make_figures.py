@@ -77,10 +77,19 @@ def rules_page() -> None:
         "",
     ]
     for family, texts in families.items():
-        module = inspect.getmodule(next(f for f in rules().values() if f.__module__.endswith(family)))
+        module = inspect.getmodule(
+            next(f for f in rules().values() if f.__module__.endswith(family))
+        )
         assert module is not None
         intro = (inspect.getdoc(module) or "").replace("\n", " ").split("  ")[0]
-        lines += [f"## {family}", "", intro, "", "| calls | what they are, once frozen |", "| --- | --- |"]
+        lines += [
+            f"## {family}",
+            "",
+            intro,
+            "",
+            "| calls | what they are, once frozen |",
+            "| --- | --- |",
+        ]
         for text, names in texts.items():
             calls = ", ".join(f"`{name}`" for name in names)
             lines.append(f"| {calls} | {text.replace('|', chr(92) + '|')} |")

@@ -370,19 +370,11 @@ def connected(tape_plan: Any, values: list[Value], upper: Node, lower: Node) -> 
     ("method", "target"),
     [
         ("evidence", None),
-        pytest.param(
-            "evidence",
-            3,
-            marks=pytest.mark.xfail(reason="may start at a rival that the pixel speaks against"),
-        ),
+        ("evidence", 3),
         ("seed", None),
         ("seed", 3),
         ("exact", None),
-        pytest.param(
-            "exact",
-            3,
-            marks=pytest.mark.xfail(reason="may start at a class whose multiplier is 0"),
-        ),
+        ("exact", 3),
     ],
 )
 def test_paths_lead_from_the_class_to_the_points(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import ModelError, UnsupportedCallError
+from .links import Convolution
 from .rules import Refusal, Step, find_rule
 from .tape import Call, Tape, Value
 
@@ -26,6 +27,7 @@ class Plan:
     start: Value
     steps: list[tuple[Value, Step]]
     inputs: list[Value]
+    exclusive: bool = True  # whether the start's elements exclude each other, as softmax classes do
     _step_of: dict[Value, Step] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -37,12 +39,15 @@ class Plan:
 
 
 @torch.no_grad()
-def plan(tape: Tape, start: Value) -> Plan:
+def plan(tape: Tape, start: Value, exclusive: bool = True) -> Plan:
     """Freeze the calls that `start` depends on.
 
     >>> tape = record(model, [image])
     >>> [value.call.name for value, step in plan(tape, tape.output).steps][:2]
     ['aten.addmm', 'aten.view']
+
+    `exclusive` tells whether the elements of `start` [batch, classes] exclude each other (softmax) or
+    not (sigmoids).
 
     Raises:
         UnsupportedCallError: calls on the way have no rule; the message names all of them.
@@ -74,7 +79,7 @@ def plan(tape: Tape, start: Value) -> Plan:
             "The target does not depend on the model's input through recorded calls: is it computed "
             "outside of PyTorch (numpy), or from a constant?"
         )
-    return Plan(start, steps, inputs)
+    return Plan(start, steps, inputs, exclusive)
 
 
 def _unsupported(missing: list[tuple[Call, str]]) -> UnsupportedCallError:
@@ -151,9 +156,7 @@ def spatial(way: Plan) -> set[Value]:
         assert value.call is not None
         if value.data.dim() < 3 or value.call.name in _REARRANGING:
             continue
-        if value.call.name == "aten.convolution" or any(
-            source in found for source, _ in step.links
-        ):
+        if any(isinstance(link, Convolution) or source in found for source, link in step.links):
             found.add(value)
     return found
 

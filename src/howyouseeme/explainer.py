@@ -266,7 +266,8 @@ class Explainer:
         for target in targets:
             asked = self._asked(tape, target, reads, len(samples))
             with torch.no_grad():
-                walked = self.method.walk(plan(tape, asked.start), asked.nodes)
+                way = plan(tape, asked.start, asked.exclusive)
+                walked = self.method.walk(way, asked.nodes)
             picture = tape.inputs[0]
             explanations.append(
                 Explanation(
@@ -293,7 +294,7 @@ class Explainer:
         asked = self._asked(tape, target, iter(tape.reads), 1)
         trail = Trail()
         with torch.no_grad():
-            way = plan(tape, asked.start)
+            way = plan(tape, asked.start, asked.exclusive)
             self.method.walk(way, asked.nodes, trail)
         return way, trail
 
@@ -317,12 +318,15 @@ class Explainer:
         logits = _logits(scores)
         table = logits.data.reshape(batch, -1)
         classes = self._classes(table, target)
+        sigmoids = scores.call is not None and scores.call.name == "aten.sigmoid"
+        exclusive = table.shape[1] > 1 and not sigmoids
         rows = torch.arange(batch, device=table.device)
         return _Asked(
             logits,
             rows * table.shape[1] + classes,
             tuple(classes.tolist()),
-            _probabilities(scores, table, classes),
+            _probabilities(table, classes, exclusive),
+            exclusive,
         )
 
     def _classes(self, scores: Tensor, target: Any) -> Tensor:
@@ -367,6 +371,7 @@ class _Asked(NamedTuple):
     nodes: Tensor  # [batch], flat indices into the start
     classes: tuple[int | None, ...]
     probability: tuple[float | None, ...]
+    exclusive: bool = True  # softmax, not sigmoids
 
 
 def _one_each(target: Any, batch: int) -> Any:
@@ -485,11 +490,10 @@ def _logits(scores: Value) -> Value:
 _SQUASHING = {"aten._softmax", "aten._log_softmax", "aten.sigmoid"}
 
 
-def _probabilities(scores: Value, logits: Tensor, classes: Tensor) -> tuple[float, ...]:
-    """Of each sample's class; independent of the others' where there are none, or for sigmoids."""
-    alone = logits.shape[1] == 1 or (scores.call is not None and scores.call.name == "aten.sigmoid")
+def _probabilities(logits: Tensor, classes: Tensor, exclusive: bool) -> tuple[float, ...]:
+    """Of each sample's class, among the others or on its own."""
     table = logits.float()
-    table = table.sigmoid() if alone else table.softmax(1)
+    table = table.softmax(1) if exclusive else table.sigmoid()
     return tuple(table.gather(1, classes[:, None])[:, 0].tolist())
 
 

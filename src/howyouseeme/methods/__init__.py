@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 from ..errors import InputError
@@ -16,7 +16,7 @@ from .seed import Seed
 
 __all__ = ["METHODS", "Evidence", "Exact", "Method", "Seed", "Walked", "get_method"]
 
-METHODS: dict[str, Callable[..., Method]] = {"evidence": Evidence, "seed": Seed, "exact": Exact}
+METHODS: dict[str, type[Method]] = {"evidence": Evidence, "seed": Seed, "exact": Exact}
 
 
 def get_method(name: str, **parameters: Any) -> Method:
@@ -30,7 +30,12 @@ def get_method(name: str, **parameters: Any) -> Method:
     """
     if name not in METHODS:
         raise InputError(f"There is no method {name!r}: choose one of {', '.join(METHODS)}.")
-    try:
-        return METHODS[name](**parameters)
-    except TypeError as error:
-        raise InputError(f"method={name!r} can't take these parameters: {error}.") from None
+    method = METHODS[name]
+    known = [field.name for field in fields(method)]  # type: ignore[arg-type] # all are dataclasses
+    for parameter in parameters:
+        if parameter not in known:
+            raise InputError(
+                f"method={name!r} has no parameter {parameter!r}: it takes "
+                f"{', '.join(known) or 'none'}."
+            )
+    return method(**parameters)

@@ -44,13 +44,13 @@ class Crossing:
         edges = self.link.transposed().edges(nodes)
         index, weight = edges.index.reshape(len(nodes), -1), edges.weight.reshape(len(nodes), -1)
         at = index.clamp(min=0)
-        flow = self.rate.reshape(-1)[at]
+        rate = flow = self.rate.reshape(-1)[at]
         if not self.moved:
             contribution = weight * source.flat[nodes][:, None]
             if self.orientation is not None:
                 contribution = (contribution * self.orientation.reshape(-1)[at]).clamp(min=0)
             flow = flow * contribution
-        flow = flow.masked_fill(index < 0, -torch.inf)
+        flow = flow.masked_fill((index < 0) | (rate == 0), -torch.inf)
         best = flow.argmax(1, keepdim=True)
         return index.gather(1, best)[:, 0], flow.gather(1, best)[:, 0]
 

@@ -48,28 +48,52 @@ class Evidence(Method):
     nodes: int | None = None
 
     def __post_init__(self) -> None:
-        if self.nodes is not None and self.nodes < 1:
-            raise InputError(f"nodes={self.nodes} keeps nothing: give 1 or more, or None for all.")
+        if self.nodes is not None and (not isinstance(self.nodes, int) or self.nodes < 1):
+            raise InputError(
+                f"nodes={self.nodes!r} is no number of nodes: give 1 or more, or None for all."
+            )
 
     @torch.no_grad()
     def walk(self, plan: Plan, nodes: Tensor, trail: Trail | None = None) -> Walked:
         batch = len(nodes)
-        waiting: dict[Value, _Arrived] = {}
-        seed = _against_rivals(plan, nodes) if self.contrast else one_hot(plan, nodes)
+        waiting = self._head(plan, nodes, trail)
+        places = spatial(plan)
+        maps = [item.evidence for value, item in waiting.items() if value in places]
+        found, lost = self._body(plan, waiting, batch, trail)
+        total = lost + sum(_positive(item, batch) for item in found.values())
+        walked = Walked.relative(found, total, trail)
+        if self.focus and maps:
+            walked.strength = {
+                value: item * _places(maps, item) if item.dim() == maps[0].dim() else item
+                for value, item in found.items()
+            }
+        if trail is not None:
+            trail.evidence.update(walked.strength)
+        return walked
+
+    def _head(self, plan: Plan, nodes: Tensor, trail: Trail | None) -> dict[Value, _Arrived]:
+        """Exact evidence at the last feature maps."""
         is_map = _FeatureMaps(plan)
+        reached = {}
+        seed = _against_rivals(plan, nodes) if self.contrast else one_hot(plan, nodes)
         for value, multiplier in multipliers(plan, seed, until=is_map):
             evidence = multiplier * value.data
             if is_map(value) or value.call is None:
-                waiting[value] = _Arrived(evidence)
+                reached[value] = _Arrived(evidence)
             elif trail is not None:
                 trail.arrive(value, evidence)
-                step = plan.step(value)
+        if trail is not None:  # a path starts at the class, not at a rival that it speaks against
+            for value, multiplier in multipliers(plan, one_hot(plan, nodes), until=is_map):
+                step = None if is_map(value) else plan.step(value)
                 for source, link in step.links if step is not None else ():
                     trail.cross(source, Crossing(value, link, multiplier))
+        return reached
 
-        places = spatial(plan)
-        maps = [item.evidence for value, item in waiting.items() if value in places]
-        lost = torch.zeros(batch, dtype=seed.dtype, device=seed.device)
+    def _body(
+        self, plan: Plan, waiting: dict[Value, _Arrived], batch: int, trail: Trail | None
+    ) -> tuple[dict[Value, Tensor], Tensor]:
+        """From the feature maps to the inputs; and the positive evidence [batch] lost on the way."""
+        lost = torch.zeros(batch, dtype=plan.start.data.dtype, device=plan.start.data.device)
         for value, step in plan.steps:
             if value not in waiting:
                 continue
@@ -82,18 +106,7 @@ class Evidence(Method):
             lost += _positive(ended, batch)
             for source, part in sent:
                 waiting[source] = waiting[source].plus(part) if source in waiting else part
-        found = {value: arrived.evidence for value, arrived in waiting.items()}
-        if trail is not None:
-            for value, item in found.items():
-                trail.arrive(value, item)
-        total = lost + sum(_positive(item, batch) for item in found.values())
-        walked = Walked.relative(found, total, trail)
-        if self.focus and maps:
-            walked.strength = {
-                value: item * _places(maps, item) if item.dim() == maps[0].dim() else item
-                for value, item in found.items()
-            }
-        return walked
+        return {value: arrived.evidence for value, arrived in waiting.items()}, lost
 
 
 def _places(maps: list[Tensor], like: Tensor) -> Tensor:
@@ -120,7 +133,7 @@ def _against_rivals(plan: Plan, nodes: Tensor) -> Tensor:
     """
     scores = plan.start.data
     seed = one_hot(plan, nodes)
-    if scores.dim() != 2 or scores.shape[1] < 2:
+    if not plan.exclusive or scores.dim() != 2 or scores.shape[1] < 2:
         return seed
     rivals = scores.masked_fill(seed > 0, -torch.inf).softmax(1)
     return seed - rivals / 2 - 1 / (2 * scores.shape[1])

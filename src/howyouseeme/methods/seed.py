@@ -56,8 +56,8 @@ class Seed(Method):
     outliers: bool = True
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise InputError(f"k={self.k} takes no nodes: give 1 or more.")
+        if not isinstance(self.k, int) or self.k < 1:
+            raise InputError(f"k={self.k!r} is no number of nodes: give 1 or more.")
         if self.position not in get_args(Position):
             raise InputError(
                 f"position={self.position!r} is not known: {' or '.join(get_args(Position))}."
