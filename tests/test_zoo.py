@@ -1,0 +1,119 @@
+"""Every convolutional classifier of torchvision, with random weights, by both methods.
+
+The networks are not initialised, but filled from one stretch of noise: that takes seconds, where
+PyTorch's own initialisation of all of them takes minutes.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from functools import cache
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import howyouseeme as hysm
+from howyouseeme.tape import record
+
+models = pytest.importorskip("torchvision.models")
+
+#: Transformers, and the calls that no rule knows: attention multiplies two computed tensors.
+EXCLUDED = {
+    **dict.fromkeys(
+        ["maxvit_t", *(f"swin_{v}{size}" for v in ("", "v2_") for size in "tsb")],
+        ("aten._softmax", "aten.bmm"),
+    ),
+    **dict.fromkeys(
+        [f"vit_{size}" for size in ("b_16", "b_32", "l_16", "l_32", "h_14")],
+        ("aten._native_multi_head_attention",),
+    ),
+}
+NAMES = models.list_models(module=models)
+CONVOLUTIONAL = [name for name in NAMES if name not in EXCLUDED]
+
+SIZES = {"inception_v3": 96}  # its stem has no place left of 64 pixels
+METHODS = {"evidence": {}, "seed": {"outliers": False}}
+
+
+@cache
+def _noise() -> Tensor:
+    """A prime number of normal numbers, so that no two channels get the same ones."""
+    return torch.randn(1_000_003, generator=torch.Generator().manual_seed(0))
+
+
+def _fill(tensor: Tensor, start: int) -> None:
+    """Normal numbers, the noise repeated from `start` on."""
+    flat, noise = tensor.data.reshape(-1), _noise()
+    at, begin = 0, start % len(noise)
+    while at < len(flat):
+        part = noise[begin : begin + len(flat) - at]
+        flat[at : at + len(part)] = part
+        at, begin = at + len(part), 0
+
+
+@torch.no_grad()
+def build(name: str, **options: object) -> nn.Module:
+    """A network with random weights under which activations neither die nor explode."""
+    idle = {
+        each: lambda tensor, *_, **__: tensor
+        for each in dir(nn.init)
+        if each.endswith("_") and not each.startswith("_")
+    }
+    with patch.multiple(nn.init, **idle):
+        model = models.get_model(name, weights=None, **options)
+    for position, (key, parameter) in enumerate(model.named_parameters()):
+        _fill(parameter, 7919 * position)
+        if parameter.dim() > 1 and "layer_scale" not in key:
+            parameter.mul_((2 / parameter[0].numel()) ** 0.5)
+        elif key.endswith("bias"):
+            parameter.mul_(0.1)
+        else:  # the scales of batch and layer norm, one in fifty of them negative
+            parameter.mul_(0.25).add_(0.5)
+    for key, buffer in model.named_buffers():
+        if key.endswith("running_var"):
+            buffer.fill_(1)
+        elif buffer.is_floating_point():
+            buffer.zero_()
+    return model.eval()
+
+
+@pytest.fixture(autouse=True)
+def _free_memory() -> Iterator[None]:
+    yield
+    gc.collect()
+
+
+def test_all_of_torchvision_is_named() -> None:
+    assert set(EXCLUDED) == {n for n in NAMES if n.startswith(("vit_", "swin_", "maxvit_"))}
+    assert len(CONVOLUTIONAL) >= 60
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_classifier(name: str) -> None:
+    model = build(name)
+    size = SIZES.get(name, 64)
+    image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        answer = model(image)
+    assert answer.std() > 0
+    assert torch.equal(record(model, [image]).output.data, answer)
+    for method, parameters in METHODS.items():
+        explanation = hysm.explain(model, image, method=method, **parameters)
+        points = explanation.points[0]
+        assert len(points) > 0, method
+        assert points.position.min() >= 0, method
+        assert points.position.max() <= size - 1, method
+        assert (points.strength > 0).all(), method
+        assert explanation.target[0] == int(answer.argmax()), method
+
+
+@pytest.mark.parametrize("name", EXCLUDED)
+def test_transformers_are_refused_with_the_reason(name: str) -> None:
+    size = {"vit_h_14": 56, "maxvit_t": 224}.get(name, 64)
+    model = build(name, **({"image_size": size} if name.startswith("vit_") else {}))
+    with pytest.raises(hysm.UnsupportedCallError) as caught:
+        hysm.explain(model, torch.rand(1, 3, size, size))
+    assert f"A rule for {', '.join(EXCLUDED[name])} makes them work" in str(caught.value)
