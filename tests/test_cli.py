@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,33 @@ def photo(tmp_path: Path) -> Path:
 
     source = Path(sample_photo())
     return Path(shutil.copy(source, tmp_path / f"photo{source.suffix}"))
+
+
+@pytest.fixture
+def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A module in the current folder, with functions for --model."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    path = tmp_path / "my_factories.py"
+    path.write_text("""
+import torch
+from torch import nn
+from howyouseeme import Network, Preprocess
+
+def module():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.Linear(4, 2))
+
+def network():
+    return Network("pets", module(), Preprocess((16, 16)), ("cat", "dog"))
+
+def deaf():
+    made = network()
+    nn.init.zeros_(made.module[4].weight)
+    return made
+""")
+    yield path
+    sys.modules.pop(path.stem, None)
 
 
 def python(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -101,7 +128,7 @@ def test_wrong_options_are_usage_errors(run: Run, words: list[str]) -> None:
     assert not Path("howyouseeme-out").exists()
 
 
-def test_a_folder_stands_for_its_photos(tmp_path: Path) -> None:
+def test_a_folder_stands_for_its_photos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("b.JPG", "a.png", "c.txt", ".hidden.png", "d.webp"):
         (tmp_path / name).touch()
     (tmp_path / "deeper").mkdir()
@@ -109,13 +136,32 @@ def test_a_folder_stands_for_its_photos(tmp_path: Path) -> None:
     again = tmp_path / "deeper" / ".." / "a.png"
     found = cli._find_photos([tmp_path / "d.webp", tmp_path, again])
     assert [path.name for path in found] == ["d.webp", "a.png", "b.JPG"]  # each of them once
+    said = capsys.readouterr().err
+    assert said.startswith(f"{tmp_path}: 2 of 5 skipped; read are files that end in .bmp .gif ")
+    assert "heic" not in said
+    (tmp_path / "f.HEIC").touch()
+    cli._find_photos([tmp_path])
+    assert capsys.readouterr().err.endswith("; convert .heic to .jpg\n")
 
 
 def test_names_never_collide() -> None:
     files = [Path(p) for p in ("a/x.jpg", "b/x.jpg", "b/X.png", "c/y.v2.jpg", "a-x.png", "a/x.gif")]
     names = cli._output_names(files)
-    assert names == ["a-x-2", "b-x", "b-X-2", "y.v2", "a-x", "a-x-3"]
+    assert names == ["a-x-jpg", "b-x-jpg", "b-X-png", "y.v2", "a-x", "a-x-gif"]
     assert len({name.casefold() for name in names}) == len(files)
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["grey16.png", "grey16.tif"], ["grey16-png", "grey16-tif"]),
+        (["a/x.jpg", "b/x.png"], ["a-x", "b-x"]),
+        (["x.jpg", "x.JPG", "x-jpg.png"], ["x-jpg-2", "x-jpg-3", "x-jpg"]),
+        (["x", "x.jpg"], ["x", "x-jpg"]),
+    ],
+)
+def test_names_tell_what_differs(files: list[str], names: list[str]) -> None:
+    assert cli._output_names([Path(file) for file in files]) == names
 
 
 @pytest.mark.parametrize(
@@ -158,13 +204,67 @@ def test_models(run: Run) -> None:
     result = run("models")
     assert result.exit_code == 0
     assert cli.DEFAULT_MODEL in result.output.split()
+    assert "vit_" not in result.output
+
+
+def test_classes(run: Run, factories: Path) -> None:
+    assert len(run("classes").stdout.splitlines()) == 1000
+    assert run("classes", "TABBY").stdout == " 281  tabby\n"
+    assert run("classes", "t", "--model", f"{factories.stem}:network").stdout == "0  cat\n"
+    for words, sentence in [
+        (["qqqq"], "efficientnet-lite0 has no class with 'qqqq' in its name."),
+        (["--model", f"{factories.stem}:module"], "give --target the index of a class."),
+        (["--model", "qqqq"], "`howyouseeme models` lists them"),
+    ]:
+        result = run("classes", *words)
+        assert result.exit_code == 2
+        assert sentence in result.stderr
+
+
+def test_a_factory_in_the_current_folder(run: Run, photo: Path, factories: Path) -> None:
+    result = run("explain", photo, "--model", f"{factories.stem}:network", "--target", "dog")
+    assert result.exit_code == 0, result.output
+    assert Path("howyouseeme-out/photo.dog.png").exists()
+
+
+def test_a_factory_without_preprocessing_stops_before_the_first_photo(
+    run: Run, photo: Path, factories: Path
+) -> None:
+    result = run("explain", photo, "--model", f"{factories.stem}:module")
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert "return howyouseeme.Network(name, module, howyouseeme.Preprocess(...), cl" in line
+    assert not Path("howyouseeme-out").exists()
+
+
+def test_a_photo_that_does_not_speak_for_the_class(run: Run, photo: Path, factories: Path) -> None:
+    result = run("explain", photo, "--model", f"{factories.stem}:deaf", "--target", "dog")
+    assert result.exit_code == 0, result.output
+    sentence = f"{photo}: nothing in it speaks for dog more than for other classes\n"
+    assert result.stderr == sentence
+    assert result.stdout.startswith(f"{photo} → dog ")
+
+
+def test_max_pixels(run: Run, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # put back in the end
+    result = run("explain", photo, "--max-pixels", "1000")
+    assert result.exit_code == 1
+    assert "more than the limit of 1000" in result.stderr
+    assert "--max-pixels" in result.stderr
+
+
+def test_the_default_of_k_in_the_help(run: Run) -> None:
+    from howyouseeme.methods import get_method  # noqa: PLC0415
+
+    text = " ".join(run("explain", "--help").stdout.split())
+    assert f"{get_method('seed').k} if not given; for --method seed" in text
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         (["--model", "no-such-model"], "no-such-model"),
-        (["--target", "no such class"], "no such class"),
+        (["--target", "no such class"], "'no such class'. `howyouseeme classes` lists them."),
         (["--target", "100000"], "100000"),
         (["--target", "top0"], "N goes from 1 to 1000"),
         (["--target", "top1001"], "N goes from 1 to 1000"),
@@ -207,7 +307,7 @@ def test_broken_photos_do_not_stop_the_others(run: Run, photo: Path) -> None:
     assert result.exit_code == 1
     broken, missing, end = result.stderr.splitlines()
     assert "broken.jpg" in broken
-    assert "missing.jpg" in missing
+    assert missing == "There is no file missing.jpg; check its name and folder."
     assert "unexpected" not in result.stderr
     assert end == "2 of 3 failed"
     assert Path("out/photo.png").exists()
@@ -239,13 +339,16 @@ def test_top_classes_and_one_class(run: Run, photo: Path) -> None:
     result = run("explain", photo, "--target", second, "--out", "out")
     assert result.exit_code == 0, result.output
     assert f" → {second} " in result.stdout
+    assert result.stdout.rstrip().endswith(f"photo.{cli._slug(second)}.png")
+    assert Path("out", f"{expected[1]}.png").exists()  # nothing was replaced
 
 
 def test_seed_takes_k_and_layers_make_the_picture_taller(run: Run, photo: Path) -> None:
     plain = run("explain", photo, "--method", "seed", "--k", "2", "--out", "plain")
     layers = run("explain", photo, "--method", "seed", "--k", "2", "--layers", "--out", "layers")
     assert plain.exit_code == layers.exit_code == 0, plain.output + layers.output
-    with Image.open("plain/photo.png") as less, Image.open("layers/photo.png") as more:
+    pictures = ("plain/photo.seed.png", "layers/photo.seed.png")
+    with Image.open(pictures[0]) as less, Image.open(pictures[1]) as more:
         assert less.width == more.width
         assert less.height < more.height
 

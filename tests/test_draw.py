@@ -120,6 +120,14 @@ def test_strong_points_are_larger_brighter_and_on_top() -> None:
     assert np.array_equal(panel(explanation_picture(turned), photo, 1), shown)
 
 
+def test_no_points_are_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: list[str] = []
+    monkeypatch.setattr(draw, "_fit", lambda text, font, width: texts.append(text) or text)
+    explanation_picture(make_subject(coverage=None))
+    assert "no points: nothing speaks for it" in texts
+    assert not any("coverage" in text for text in texts)
+
+
 def test_only_the_strongest_points_are_drawn() -> None:
     strength = np.arange(20_000, dtype=float)
     dots, total = draw._dots(strength % 200, strength % 300, strength, (300, 200), (600, 400))
@@ -237,6 +245,13 @@ def test_many_layers_wrap_into_rows() -> None:
     assert heights[6] < heights[7]
     assert heights[12] < heights[13]
     assert heights[12] < 2 * heights[6]  # two rows of six
+
+
+def test_a_line_under_the_layers_says_what_they_show() -> None:
+    strip = layers_strip(make_photo(60, 900), [view(0)])  # as narrow as strips get
+    assert draw._fit(draw._STRIP_KEY, draw._font(13), draw._LEAST_WIDTH) == draw._STRIP_KEY
+    ink = np.asarray(strip).min(axis=(1, 2)) < 250
+    assert 0 < strip.height - 1 - ink.nonzero()[0].max() - draw._MARGIN < 20
 
 
 def test_layers_go_from_left_to_right() -> None:

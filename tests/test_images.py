@@ -206,7 +206,7 @@ def test_files_cut_short(tmp_path: Path, kind: str, share: float) -> None:
 
 def test_too_many_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(Image.new("1", (100, 100)), "PNG")
-    with pytest.raises(ImageError, match="100 x 100 pixels, more than the limit of 9999"):
+    with pytest.raises(ImageError, match=r"100 x 100 .* limit of 9999.*--max-pixels"):
         load_image(data, max_pixels=9999)
     assert load_image(data, max_pixels=10_000).size == (100, 100)
     # Pillow alone would only warn about the first of these limits.
@@ -395,6 +395,22 @@ def test_only_rgb_is_taken() -> None:
         Preprocess((4, 4))(Image.new("L", (4, 4)))
 
 
+def test_one_channel() -> None:
+    preprocess = Preprocess((8, 12), mean=(0.5,), std=(0.25,), channels="grey")
+    tensor, _ = preprocess(Image.new("RGB", (24, 16), (51, 51, 51)))
+    assert tensor.shape == (1, 8, 12)
+    assert tensor.unique().tolist() == pytest.approx([(0.2 - 0.5) / 0.25])
+    grey = noise(8, 12).convert("L").convert("RGB")
+    assert preprocess.undo(preprocess(grey)[0]).tobytes() == grey.tobytes()
+    with pytest.raises(InputError, match=r"\(3, 8, 12\) is not \[1, h, w\]"):
+        preprocess.undo(torch.zeros(3, 8, 12))
+
+
+def test_one_number_stands_for_all_channels() -> None:
+    one = Preprocess((4, 4), mean=(0.5,), std=(0.2,))
+    assert one == Preprocess((4, 4), mean=(0.5,) * 3, std=(0.2,) * 3)
+
+
 @pytest.mark.parametrize("channels", ["rgb", "bgr"])
 def test_undo_gives_the_picture_back(channels: str) -> None:
     image = noise(8, 12)
@@ -429,6 +445,11 @@ def test_the_description_is_complete_and_fits_json() -> None:
         ({"channels": "hsv"}, "channels can't be"),
         ({"interpolation": "magic"}, "interpolation can't be"),
         ({"size": (0, 4)}, "from 1 up"),
+        ({"size": 28}, r"\(height, width\), such as \(224, 224\), not 28"),
+        ({"size": (3, 28, 28)}, r"not \(3, 28, 28\)"),
+        ({"mean": 0.5}, r"mean has one number for all .* 3 for rgb, not 0\.5"),
+        ({"std": (1.0, 1.0)}, r"std has .* not \(1\.0, 1\.0\)"),
+        ({"mean": (0.0,) * 3, "channels": "grey"}, "mean has .* 1 for grey"),
         ({"resize": "crop", "crop_from": 0}, "from 1 up"),
         ({"resize": "crop"}, "goes with resize='crop'"),
         ({"crop_from": 256}, "goes with resize='crop'"),

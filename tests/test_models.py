@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 import sys
+import warnings
 from pathlib import Path
 from urllib.error import URLError
 
@@ -11,7 +13,7 @@ import torch
 from torch import nn
 
 import howyouseeme.models.torchvision as hub
-from howyouseeme.errors import InputError, MissingExtraError, ModelError
+from howyouseeme.errors import InputError, MissingExtraError, ModelError, UnsupportedCallError
 from howyouseeme.images import Preprocess, load_image, sample_photo
 from howyouseeme.models import Network, available, load_model
 from howyouseeme.models.classes import imagenet_classes
@@ -33,6 +35,18 @@ def tiny() -> nn.Module:
 
 def not_a_module() -> dict:
     return {}
+
+
+def described() -> Network:
+    return Network("mine", tiny(), Preprocess((8, 8)), ("cat", "dog", "cow", "hen"))
+
+
+def described_badly() -> Network:
+    return Network("mine", {}, None, None)
+
+
+def broken() -> nn.Module:
+    raise RuntimeError("oh")
 
 
 def needs_arguments(width: int) -> nn.Module:
@@ -176,7 +190,16 @@ def test_available() -> None:
     names = available()
     assert names[0] == "efficientnet-lite0"
     assert {"torchvision:vgg16", "torchvision:resnet50", SMALL} <= {*names}
-    assert "torchvision:fcn_resnet50" not in names
+    assert not {"torchvision:fcn_resnet50", "torchvision:vit_b_16", "torchvision:swin_t"} & {*names}
+
+
+@pytest.mark.parametrize("name", ["vit_b_16", "swin_v2_t", "maxvit_t"])
+def test_transformers_are_refused_before_any_download(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "_models", lambda: pytest.fail("too late"))
+    with pytest.raises(UnsupportedCallError, match=f"torchvision:{name} .* attention has no rules"):
+        load_model(f"torchvision:{name}")
 
 
 def test_available_without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +209,7 @@ def test_available_without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_missing_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision.models", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'howyouseeme\[torchvision\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install torchvision$"):
         load_model("torchvision:resnet50")
 
 
@@ -195,7 +218,7 @@ def test_missing_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("resnet50", r"no model 'resnet50' \(did you mean torchvision:resnet50, "),
         ("efficientnet-lite", r"did you mean efficientnet-lite0"),
-        ("qqqqqq", r"no model 'qqqqqq'; take a name from available\(\)"),
+        ("qqqqqq", "no model 'qqqqqq'; `howyouseeme models` lists them"),
         (
             "torchvision:resnet5O",
             "no image classifier 'resnet5O'; did you mean torchvision:resnet50",
@@ -204,8 +227,11 @@ def test_missing_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
         ("no_such_package:factory", "No module named 'no_such_package'"),
         ("math:no_such_name", "no attribute 'no_such_name'"),
         (":factory", "can't be imported"),
-        (f"{__name__}:not_a_module", "gave a dict, not a torch.nn.Module"),
-        (f"{__name__}:needs_arguments", "failed with TypeError: .*without arguments"),
+        (f"{__name__}:not_a_module", "gave a dict, not a torch.nn.Module or a howyouseeme.Net"),
+        (f"{__name__}:described_badly", "gave a dict, not a torch.nn.Module"),
+        (f"{__name__}:needs_arguments", "failed with TypeError: .*argument: 'width'\\.$"),
+        (f"{__name__}:broken", r"broken\(\) failed with RuntimeError: oh\.$"),
+        (f"{__name__}:SMALL", "is a str; it must be callable without arguments"),
         (f"{__name__}:infinite", r"can't be explained: 0\.bias holds NaN or infinity"),
     ],
 )
@@ -220,6 +246,24 @@ def test_a_factory(tmp_path: Path) -> None:
     assert torch.equal(network.module[0].weight, source[0].weight)
     assert not network.module.training
     assert (network.preprocess, network.classes) == (None, None)
+
+
+def test_a_factory_of_a_network(tmp_path: Path) -> None:
+    source = tiny()
+    path = saved(tmp_path / "tiny.pth", source.state_dict())
+    network = load_model(f"{__name__}:described", path)
+    assert torch.equal(network.module[0].weight, source[0].weight)
+    assert not network.module.training
+    assert network.name == "mine"
+    assert network.preprocess == Preprocess((8, 8))
+    assert network.class_index("cow") == 2
+
+
+def test_a_factory_in_a_file_with_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mistaken.py").write_text("def factory(:")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModelError, match=r"can't be imported \(SyntaxError: "):
+        load_model("mistaken:factory")
 
 
 def test_preprocess_can_be_replaced() -> None:
@@ -268,7 +312,7 @@ def test_a_file_of_the_hub_gets_the_preprocessing_of_its_own_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub, "read_weights", lambda path: {})
-    monkeypatch.setattr(hub, "fill", lambda module, state, source: None)
+    monkeypatch.setattr(hub, "fill", lambda *_: None)
     name = "mobilenet_v2"
     for file, crop_from in (("mobilenet_v2-b0353104.pth", 256), ("any.pth", 232)):
         assert hub.load_torchvision(name, tmp_path / file).preprocess.crop_from == crop_from
@@ -278,7 +322,7 @@ def test_weights_trained_on_shifted_inputs_keep_the_shift(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub, "read_weights", lambda path: {})
-    monkeypatch.setattr(hub, "fill", lambda module, state, source: None)
+    monkeypatch.setattr(hub, "fill", lambda *_: None)
     assert hub.load_torchvision("googlenet", tmp_path / "any.pth").module.transform_input
 
 
@@ -333,13 +377,41 @@ def test_torchscript_is_refused(tmp_path: Path) -> None:
         read_weights(path)
 
 
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_other_pickles_are_refused_without_a_warning(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "evil.pth"
+    path.write_bytes(pickle.dumps({"weight": Runs()}, protocol))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ModelError, match=r"is a pickle that could run code.* not loaded"):
+            read_weights(path)
+
+
 @pytest.mark.parametrize("name", ["garbage.pth", "garbage.safetensors"])
-@pytest.mark.parametrize("data", [b"", b"garbage, no weights", b"PK\3\4 cut short"])
+@pytest.mark.parametrize("data", [b"", b"garbage, no weights", sample_photo().read_bytes()])
 def test_files_that_hold_no_weights(tmp_path: Path, name: str, data: bytes) -> None:
     path = tmp_path / name
     path.write_bytes(data)
-    with pytest.raises(ModelError, match=r"garbage\.\w+ can't be read as weights \(.+\); copy"):
+    with pytest.raises(ModelError, match=r"garbage\.\w+ is not a file of weights; give"):
         read_weights(path)
+
+
+@pytest.mark.parametrize("data", [b"PK\3\4 cut short", b"\x40" + bytes(7) + b"{cut short"])
+def test_files_of_damaged_weights(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "damaged.pth"
+    path.write_bytes(data)
+    with pytest.raises(ModelError, match=r"damaged\.pth can't be read as weights \(.+\); copy"):
+        read_weights(path)
+
+
+def test_the_suffix_of_weights_does_not_matter(tmp_path: Path) -> None:
+    state = tiny().state_dict()
+    saved(tmp_path / "a.safetensors", state)
+    pytest.importorskip("safetensors.torch").save_file(state, tmp_path / "b.pth")
+    old = {"_use_new_zipfile_serialization": False}
+    torch.save(state, tmp_path / "c.bin", **old)
+    for path in tmp_path.iterdir():
+        assert read_weights(path).keys() == state.keys()
 
 
 def test_weights_cut_short(tmp_path: Path) -> None:
@@ -363,6 +435,10 @@ def test_missing_weights(tmp_path: Path) -> None:
         ([torch.zeros(1)], "holds no state dict"),
         ({}, "holds no state dict"),
         ({"epoch": 3, "state_dict": {}}, "it also holds epoch, state_dict; save only"),
+        (
+            {"model": {"w": torch.zeros(1)}, "ema": {"w": torch.zeros(1)}, "epoch": 3},
+            "holds 2 state dicts, model, ema; save only",
+        ),
     ],
 )
 def test_files_of_something_else(tmp_path: Path, state: object, message: str) -> None:
@@ -370,10 +446,29 @@ def test_files_of_something_else(tmp_path: Path, state: object, message: str) ->
         read_weights(saved(tmp_path / "other.pth", state))
 
 
+def test_the_only_state_dict_of_a_checkpoint_is_taken(tmp_path: Path) -> None:
+    state = tiny().state_dict()
+    checkpoint = {"epoch": 3, "model": state, "optimizer": {"state": {}, "param_groups": [{}]}}
+    assert read_weights(saved(tmp_path / "checkpoint.pth", checkpoint)).keys() == state.keys()
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "module._orig_mod."])
+def test_prefixes_of_wrappers_are_left_out(prefix: str) -> None:
+    source, module = tiny(), tiny()
+    fill(module, {prefix + k: v for k, v in source.state_dict().items()}, "ddp.pth", "mine")
+    assert torch.equal(module[0].weight, source[0].weight)
+
+
+def test_prefixes_of_the_model_stay() -> None:
+    source, module = (nn.ModuleDict({"module": tiny()}) for _ in range(2))
+    fill(module, source.state_dict(), "own.pth", "mine")
+    assert torch.equal(module["module"][0].weight, source["module"][0].weight)
+
+
 def test_missing_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "safetensors", None)
     path = tmp_path / "tiny.safetensors"
-    path.touch()
+    path.write_bytes(b"\x40" + bytes(7) + b"{}")
     with pytest.raises(MissingExtraError, match="pip install safetensors"):
         read_weights(path)
 
@@ -383,26 +478,32 @@ def test_weights_that_do_not_fit_name_a_few() -> None:
     state["0.weight"] = torch.zeros(4, 3, 5, 5)
     state["extra"] = state.pop("0.bias")
     with pytest.raises(ModelError) as caught:
-        fill(tiny(), state, "some.pth")
+        fill(tiny(), state, "some.pth", "mine")
     assert str(caught.value) == (
-        "The weights in some.pth don't fit the model; missing: 0.bias; unknown: extra; "
-        "of another shape: 0.weight (4 x 3 x 5 x 5, not 4 x 3 x 3 x 3)."
+        "The weights in some.pth don't fit mine; missing: 0.bias; unknown: extra; of another "
+        "shape: 0.weight (4 x 3 x 5 x 5, not 4 x 3 x 3 x 3); name the model that they belong to "
+        "(--model)."
     )
     with pytest.raises(ModelError, match=r"missing: 0\.weight, 0\.bias, 1\.weight and 3 more; unk"):
-        fill(tiny(), {"extra": torch.zeros(1)}, "some.pth")
+        fill(tiny(), {"extra": torch.zeros(1)}, "some.pth", "mine")
+
+
+def test_another_number_of_classes_gets_the_next_step() -> None:
+    with pytest.raises(ModelError, match=r"weight \(3 x 5, not 2 x 5\), .* package\.module:fact"):
+        fill(nn.Linear(5, 2), nn.Linear(5, 3).state_dict(), "some.pth", "mine")
 
 
 def test_weights_without_the_counters_of_batch_norm_fit() -> None:
     source, module = tiny(), tiny()
     state = {k: v for k, v in source.state_dict().items() if not k.endswith("batches_tracked")}
-    fill(module, state, "old.pth")
+    fill(module, state, "old.pth", "mine")
     assert torch.equal(module[0].weight, source[0].weight)
 
 
 def test_modules_that_ask_for_a_version_get_it() -> None:
     models = pytest.importorskip("torchvision").models
     source, module = models.mnasnet0_5(weights=None), models.mnasnet0_5(weights=None)
-    fill(module, dict(source.state_dict()), "mnasnet.safetensors")
+    fill(module, dict(source.state_dict()), "mnasnet.safetensors", "mine")
     assert torch.equal(module.layers[0].weight, source.layers[0].weight)
 
 

@@ -62,7 +62,7 @@ def test_output_is_that_of_the_plain_forward(name: str, form: torch.memory_forma
         want = model(x)
     tape = record(model, [x])
     assert torch.equal(tape.output.data, want)
-    assert tape.separable(2)
+    assert plan(tape, tape.output).separable(2)
 
 
 def test_outputs_of_any_structure() -> None:
@@ -849,7 +849,19 @@ def test_the_arguments_of_a_call_by_position_or_name() -> None:
 
 def test_samples_that_mix_are_not_separable() -> None:
     x = picture()
-    assert record(made(lambda x: x.relu().flatten(1)), [x]).separable(2)
-    assert not record(made(lambda x: x.flatten()), [x]).separable(2)
-    assert not record(made(lambda x: x - x.mean()), [x]).separable(2)
-    assert record(made(lambda x: x - x.mean()), [x[:1]]).separable(1)
+
+    def separable(forward: Any, x: Tensor) -> bool:
+        tape = record(made(forward), [x])
+        return plan(tape, tape.output).separable(len(x))
+
+    assert separable(lambda x: x.relu().flatten(1), x)
+    assert separable(lambda x: x.flatten(), x)  # one sample after the other
+    assert separable(lambda x: x - x.mean(), x[:1])
+    for mixes in (
+        lambda x: x - x.mean(),
+        lambda x: x - x.mean(0),
+        lambda x: x + x.flip(0),
+        lambda x: x.transpose(0, 1).relu(),
+        lambda x: x.reshape(2, -1).t(),
+    ):
+        assert not separable(mixes, x)

@@ -33,6 +33,12 @@ class Plan:
     def __post_init__(self) -> None:
         self._step_of = dict(self.steps)
 
+    def separable(self, batch: int) -> bool:
+        """True if the values are `batch` samples one after the other that never mix."""
+        return batch == 1 or all(
+            link.keeps_samples(batch) for _, step in self.steps for _, link in step.links
+        )
+
     def step(self, value: Value) -> Step | None:
         """The step that leads back from a value; None for an input of the model."""
         return self._step_of.get(value)
@@ -131,7 +137,7 @@ def multipliers(
         if until(value):
             continue
         for source, link in step.links:
-            back = link.transposed().forward(multiplier)
+            back = link.transposed().forward(multiplier).to(source.data.dtype)
             waiting[source] = waiting[source] + back if source in waiting else back
         if on_bias is not None and step.bias is not None:
             assert value.call is not None

@@ -11,7 +11,7 @@ import io
 import re
 import sys
 import traceback
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import __version__
-from .errors import HowYouSeeMeError
+from .errors import HowYouSeeMeError, InputError, ModelError
 
 if TYPE_CHECKING:
     from .explainer import Explainer
@@ -73,13 +73,24 @@ def _verbose_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def _model_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--model",
+        default=DEFAULT_MODEL,
+        show_default=True,
+        help="Network to explain: one that `howyouseeme models` lists, or package.module:factory, "
+        "a function of yours that returns it.",
+    )(command)
+
+
 def _out_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--out",
         default="howyouseeme-out",
         show_default=True,
         type=click.Path(file_okay=False, writable=True, path_type=Path),
-        help="Folder for the pictures; made if it is missing.",
+        help="Folder for the pictures; made if it is missing. Files of the same name in it are "
+        "replaced.",
     )(command)
 
 
@@ -91,12 +102,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("photos", nargs=-1, type=click.Path(path_type=Path), metavar="PHOTO|FOLDER...")
-@click.option(
-    "--model",
-    default=DEFAULT_MODEL,
-    show_default=True,
-    help="Network to explain; `howyouseeme models` lists them.",
-)
+@_model_option
 @click.option(
     "--weights",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -104,8 +110,8 @@ def main() -> None:
 )
 @click.option(
     "--target",
-    help="Class to explain, by name or index, or top3 for the three likeliest (topN for N). "
-    "The likeliest one if not given.",
+    help="Class to explain, by name or index (`howyouseeme classes` lists them), or top3 for the "
+    "three likeliest (topN for N). The likeliest one if not given.",
 )
 @click.option(
     "--method",
@@ -117,11 +123,17 @@ def main() -> None:
 @click.option(
     "--k",
     type=click.IntRange(min=1),
-    help="Nodes taken at each fully connected layer; for --method seed.",
+    help="Nodes taken at each fully connected layer, 20 if not given; for --method seed.",
 )
 @_out_option
 @click.option("--layers", is_flag=True, help="Add where each stage of the network looks.")
 @click.option("--device", default="cpu", show_default=True, help="Such as cpu, cuda or mps.")
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Take photos of up to N pixels, instead of some 90 million.",
+)
 @_verbose_option
 def explain(
     *,
@@ -134,6 +146,7 @@ def explain(
     out: Path,
     layers: bool,
     device: str,
+    max_pixels: int | None,
 ) -> None:
     """Explain photos, or all the photos in a folder.
 
@@ -148,9 +161,18 @@ def explain(
         raise click.UsageError(f"--k belongs to --method seed, not to {method}.")
     files = _find_photos(photos)
     network = _load(model, weights, device)
+    if network.preprocess is None:
+        raise ModelError(
+            f"How a photo becomes the input of {model} is not known; let the factory return "
+            "howyouseeme.Network(name, module, howyouseeme.Preprocess(...), classes)."
+        )
     wanted = _read_target(target, network)
     explainer = _explainer(network, method, {} if k is None else {"k": k})
     _make_folder(out)  # only now: a mistyped class should leave no empty folder behind
+    if max_pixels is not None:
+        from PIL import Image  # noqa: PLC0415
+
+        Image.MAX_IMAGE_PIXELS = max_pixels
     failed = _explain_all(_Job(explainer, wanted, out, layers), files)
     if failed:
         click.echo(f"{failed} of {len(files)} failed", err=True)
@@ -181,6 +203,27 @@ def models() -> None:
         click.echo(name)
 
 
+@main.command()
+@click.argument("text", required=False)
+@_model_option
+@_verbose_option
+def classes(text: str | None, model: str) -> None:
+    """List the classes that --target takes, or those with TEXT in their names."""
+    from .models import available  # noqa: PLC0415
+    from .models.classes import imagenet_classes  # noqa: PLC0415
+
+    # All these have been trained on ImageNet, so that none has to be downloaded for this.
+    names = imagenet_classes() if model in available() else _load(model, None, "cpu").classes
+    if names is None:
+        raise ModelError(f"{model} has no class names; give --target the index of a class.")
+    wanted = (text or "").strip().casefold()
+    found = [(i, name) for i, name in enumerate(names) if wanted in name.casefold()]
+    if not found:
+        raise InputError(f"{model} has no class with {text!r} in its name.")
+    for index, name in found:
+        click.echo(f"{index:>{len(str(len(names)))}}  {name}")
+
+
 # What to explain
 
 
@@ -205,31 +248,46 @@ def _find_photos(given: Sequence[Path]) -> list[Path]:
         files = [path]
         if path.is_dir():
             try:
-                files = sorted(
-                    file
-                    for file in path.iterdir()
-                    if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
-                )
+                inside = sorted(one for one in path.iterdir() if not one.name.startswith("."))
             except OSError as error:
                 raise click.UsageError(f"{path}: {_reason(error)}.") from error
+            files = [one for one in inside if one.suffix.lower() in SUFFIXES and not one.is_dir()]
+            known = " ".join(sorted(SUFFIXES))
+            heic = any(one.suffix.lower() in {".heic", ".heif"} for one in inside)
+            hint = "; convert .heic to .jpg" if heic else ""
             if not files:
-                known = " ".join(sorted(SUFFIXES))
-                raise click.UsageError(f"There is no photo in the folder {path} ({known}).")
+                raise click.UsageError(f"There is no photo in the folder {path} ({known}){hint}.")
+            if len(files) < len(inside):
+                skipped = f"{len(inside) - len(files)} of {len(inside)} skipped"
+                read = f"read are files that end in {known}, not subfolders"
+                click.echo(f"{path}: {skipped}; {read}{hint}", err=True)
         for file in files:
             found.setdefault(file.resolve(), file)
     return list(found.values())
 
 
 def _output_names(files: Sequence[Path]) -> list[str]:
-    """A name for the results of each file; files of the same name also get that of their folder."""
+    """A name for the results of each file: its own, and what tells it from others of that name.
+
+    That is the folder, if they are in several, and the suffix, if one folder has two of them.
+    """
     # Without regard to case: on some systems X.png would overwrite x.png.
-    count = Counter(file.stem.casefold() for file in files)
-    taken = {stem for stem, times in count.items() if times == 1}
+    alike: dict[str, list[Path]] = defaultdict(list)
+    for file in files:
+        alike[file.stem.casefold()].append(file.resolve().parent)
+    taken = {stem for stem, folders in alike.items() if len(folders) == 1}
     names = []
     for file in files:
         name = file.stem
-        if count[name.casefold()] > 1:
-            base = name = f"{file.resolve().parent.name}-{name}".lstrip("-")
+        folders = alike[name.casefold()]
+        if len(folders) > 1:
+            apart = len(set(folders))
+            parts = [
+                file.resolve().parent.name if apart > 1 else "",
+                name,
+                file.suffix[1:].lower() if apart < len(folders) else "",
+            ]
+            base = name = "-".join(filter(None, parts))
             number = 1
             while name.casefold() in taken:
                 number += 1
@@ -250,6 +308,8 @@ def _load(model: str, weights: Path | None, device: str) -> Network:
     from .models import load_model  # noqa: PLC0415
 
     _tell(f"loading {model}" + (f" with the weights in {weights}" if weights else ""))
+    if ":" in model and not model.startswith("torchvision:"):
+        sys.path.insert(0, "")  # a factory may be in the current folder
     network = load_model(model, weights=weights)
     try:
         network.module.to(device)
@@ -272,7 +332,11 @@ def _read_target(target: str | None, network: Network) -> _Target:
     top = re.fullmatch(r"top(\d+)", target.strip(), re.IGNORECASE | re.ASCII)
     if top is None:
         index = re.fullmatch(r"\d+", target.strip(), re.ASCII)
-        return _Target(index=network.class_index(int(target) if index else target))
+        try:
+            return _Target(index=network.class_index(int(target) if index else target))
+        except InputError as error:
+            more = " `howyouseeme classes` lists them." if network.classes else ""
+            raise InputError(f"{error}{more}") from error
     count, most = int(top[1]), len(network.classes or ())
     if count < 1 or (most and count > most):  # without names, the number of classes isn't known yet
         end = f" to {most} for this network" if most else ""
@@ -290,9 +354,12 @@ def _explain_all(job: _Job, files: Sequence[Path]) -> int:
         for file, name in zip(files, _output_names(files), strict=True):
             _tell(f"explaining {file}")
             lines: list[str] = []
+            silent: list[str] = []  # the classes that nothing speaks for
             try:
                 for explanation, result in _explain_one(job, file, name):
                     lines.append(_line(file, explanation, result))
+                    if not len(explanation.points[0]):
+                        silent.append(_answer(explanation))
             except Exception as error:  # the other photos are not to suffer from this one
                 failed += 1
                 clear()
@@ -301,6 +368,11 @@ def _explain_all(job: _Job, files: Sequence[Path]) -> int:
                 clear()
             for line in lines:
                 click.echo(line)
+            for answer in silent:
+                click.echo(
+                    f"{file}: nothing in it speaks for {answer} more than for other classes",
+                    err=True,
+                )
             step()
     return failed
 
@@ -309,12 +381,18 @@ def _explain_one(job: _Job, file: Path, name: str) -> Iterator[tuple[Explanation
     """The explanations of one file, each with the path of its picture."""
     if job.target.top is None:
         explanations = [job.explainer(file, target=job.target.index)]
-        names = [name]
     else:
         explanations = job.explainer.top(file, k=job.target.top)
-        names = [f"{name}.{i}-{_slug(_answer(e))}" for i, e in enumerate(explanations, start=1)]
-    for explanation, result_name in zip(explanations, names, strict=True):
-        written = explanation.save(job.out, name=result_name, layers=job.layers)
+    for i, explanation in enumerate(explanations, start=1):
+        # What was asked for is in the name, so that asking for something else replaces nothing.
+        parts = [name]
+        if job.target != _Target():
+            rank = "" if job.target.top is None else f"{i}-"
+            parts.append(rank + _slug(_answer(explanation)))
+        method = explanation.method.name
+        if method != DEFAULT_METHOD:
+            parts.append(method)
+        written = explanation.save(job.out, name=".".join(parts), layers=job.layers)
         yield explanation, next(path for path in written if path.suffix == ".png")
 
 
@@ -372,7 +450,7 @@ def _complain(file: Path | None, error: Exception) -> None:
     else:
         what = " ".join(f"{type(error).__name__}: {error}".split())
         sentence = f"unexpected error, please report it ({what})"
-    if file is not None and not sentence.startswith(str(file)):
+    if file is not None and not sentence.startswith((str(file), f"There is no file {file};")):
         sentence = f"{file}: {sentence}"
     click.echo(sentence if file else f"Error: {sentence}", err=True)
     if _verbose():

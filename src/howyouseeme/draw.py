@@ -27,6 +27,8 @@ _LEAST_WIDTH = 600  # of the picture between its margins, so that a title fits o
 _MARGIN = 32
 _GAP = 20
 
+_STRIP_KEY = "colour: evidence by place, summed over channels; dots: the strongest single nodes"
+
 _WHITE = (255, 255, 255)
 _INK = (28, 28, 32)
 _MUTED = (104, 104, 112)
@@ -74,7 +76,9 @@ def explanation_picture(subject: Subject) -> Image.Image:
     )
     drawn = len(dots)
     points_text = f"{drawn:,} point{'' if drawn == 1 else 's'}"
-    if drawn < total:
+    if not drawn:
+        points_text = "no points: nothing speaks for it"
+    elif drawn < total:
         points_text = f"strongest {drawn:,} of {total:,} points"
     panels = [
         (panel, "photo"),
@@ -139,7 +143,8 @@ def layers_strip(image: Image.Image, layers: Sequence[LayerView]) -> Image.Image
     name_font, small_font = _font(round(16 * zoom)), _font(round(13 * zoom))
     text_height, between = round(44 * zoom), round(20 * zoom)
     block = tile_size[1] + text_height + between
-    height = 2 * _MARGIN + rows * block - between
+    foot = _MARGIN + rows * block
+    height = foot + round(20 * zoom) + _MARGIN
     canvas = Image.new("RGB", (width + 2 * _MARGIN, height), _WHITE)
     pen = ImageDraw.Draw(canvas)
     used = columns * tile_width + (columns - 1) * arrow
@@ -159,6 +164,7 @@ def layers_strip(image: Image.Image, layers: Sequence[LayerView]) -> Image.Image
             corners = [(-reach / 2, -reach), (reach / 2, 0), (-reach / 2, reach)]
             stroke = [(middle[0] + dx, middle[1] + dy) for dx, dy in corners]
             pen.line(stroke, fill=_MUTED, width=2, joint="curve")
+    pen.text((_MARGIN, foot), _fit(_STRIP_KEY, small_font, width), font=small_font, fill=_MUTED)
     return canvas
 
 

@@ -164,15 +164,12 @@ class Explainer:
         tape = self._record(inputs, readers)
         for read in tape.reads:
             _check_read(read, len(samples))
-        if tape.separable(len(inputs)):
-            return self._explain_all(tape, samples, targets)
+        explanations = self._explain_all(tape, samples, targets)
+        if explanations is not None:
+            return explanations
         # Samples share an axis with something else: one pass for each keeps them apart.
         alone = [
-            self._explain_all(
-                self._record(sample.input[None], readers),
-                [sample],
-                [target[i : i + 1] if isinstance(target, list) else target for target in targets],
-            )
+            self._explain_alone(tape, readers, i, sample, targets)
             for i, sample in enumerate(samples)
         ]
         return [Explanation.join(parts) for parts in zip(*alone, strict=True)]
@@ -258,45 +255,80 @@ class Explainer:
         _check_finite(tape, module)
         return tape
 
+    def _explain_alone(
+        self,
+        together: Tape,
+        readers: Sequence[Callable[[Any], Any]],
+        i: int,
+        sample: Sample,
+        targets: Sequence[Target | _Rank],
+    ) -> list[Explanation]:
+        """Sample i in a pass of its own, if that gives the answer that it had among the others."""
+        tape = self._record(sample.input[None], readers)
+        for read in tape.reads:
+            _check_read(read, 1)
+        pairs = zip(_values(together.output), _values(tape.output), strict=True)
+        if not all(_agrees(batch.data, i, one.data) for batch, one in pairs):
+            raise InputError(
+                "The model's answer to an image depends on the others in its batch: explain one image "
+                "at a time."
+            )
+        own = [target[i : i + 1] if isinstance(target, list) else target for target in targets]
+        explanations = self._explain_all(tape, [sample], own)
+        assert explanations is not None  # one sample can't mix
+        return explanations
+
     def _explain_all(
         self, tape: Tape, samples: list[Sample], targets: Sequence[Target | _Rank]
-    ) -> list[Explanation]:
+    ) -> list[Explanation] | None:
+        """One explanation a target; None if the samples of the batch mix on the way back."""
         reads = iter(tape.reads)
         explanations = []
         for target in targets:
             asked = self._asked(tape, target, reads, len(samples))
             with torch.no_grad():
                 way = plan(tape, asked.start, asked.exclusive)
+                if not way.separable(len(samples)):
+                    return None
                 walked = self.method.walk(way, asked.nodes)
             picture = tape.inputs[0]
+            if not bool(torch.isfinite(walked.strength[picture]).all()):
+                raise ModelError(
+                    "The evidence overflows: the model's activations or weights are too large or too "
+                    "small for their type; try it in float64, model.double()."
+                )
             explanations.append(
                 Explanation(
                     samples=tuple(samples),
                     evidence=self.method.clean(walked.strength[picture].sum(1)),
-                    share=walked.share[picture].sum(1),
+                    share=walked.share[picture].clamp(min=0).sum(1),
                     target=asked.classes,
                     label=tuple("" if c is None else self.network.label(c) for c in asked.classes),
                     probability=asked.probability,
                     model=self.network,
                     method=self.method,
                     walk_again=tuple(
-                        partial(self._walk_again, sample, target if c is None else c)
-                        for sample, c in zip(samples, asked.classes, strict=True)
+                        partial(self._walk_again, samples, i, target)
+                        if c is None  # a function may give each sample of the batch its own element
+                        else partial(self._walk_again, [sample], 0, c)
+                        for i, (sample, c) in enumerate(zip(samples, asked.classes, strict=True))
                     ),
                 )
             )
         return explanations
 
-    def _walk_again(self, sample: Sample, target: Any) -> tuple[Plan, Trail]:
-        """The walk of one sample, with all that it passed; the tape is not kept in between."""
+    def _walk_again(
+        self, samples: Sequence[Sample], i: int, target: Any
+    ) -> tuple[Plan, Trail, int]:
+        """The walk of sample i, with all that it passed; the tape is not kept in between."""
         readers = [_reader(target)] if callable(target) else []
-        tape = self._record(sample.input[None], readers)
-        asked = self._asked(tape, target, iter(tape.reads), 1)
-        trail = Trail()
+        tape = self._record(torch.stack([sample.input for sample in samples]), readers)
+        asked = self._asked(tape, target, iter(tape.reads), len(samples))
+        trail = Trail(len(samples))
         with torch.no_grad():
             way = plan(tape, asked.start, asked.exclusive)
             self.method.walk(way, asked.nodes, trail)
-        return way, trail
+        return way, trail, i
 
     # -- targets ----------------------------------------------------------------------------------
 
@@ -315,17 +347,16 @@ class Explainer:
                 "[batch, classes]: is the input [batch, channel, height, width]? For another kind of "
                 "output, give a function as the target: target=lambda output: output[...]."
             )
-        logits = _logits(scores)
+        logits, squashed_by = _logits(scores)
         table = logits.data.reshape(batch, -1)
         classes = self._classes(table, target)
-        sigmoids = scores.call is not None and scores.call.name == "aten.sigmoid"
-        exclusive = table.shape[1] > 1 and not sigmoids
+        exclusive = table.shape[1] > 1 and squashed_by != "aten.sigmoid"
         rows = torch.arange(batch, device=table.device)
         return _Asked(
             logits,
             rows * table.shape[1] + classes,
             tuple(classes.tolist()),
-            _probabilities(table, classes, exclusive),
+            _probabilities(scores.data.reshape(batch, -1).float(), squashed_by, classes),
             exclusive,
         )
 
@@ -403,7 +434,7 @@ def _reader(target: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def _outline(output: Any) -> str:
     """The structure of an output: tensor [2, 10]"""
-    if isinstance(output, Tensor):
+    if isinstance(output, (Tensor, Value)):
         return f"tensor {list(output.shape)}"
     if isinstance(output, Mapping):
         inside = ", ".join(f"{name!r}: {_outline(item)}" for name, item in output.items())
@@ -456,45 +487,76 @@ def _kind(images: Any) -> str:
 
 
 def _scores(output: Any) -> Value:
-    """The class scores in a model's output."""
-    if isinstance(output, Value):
-        return output
+    """The class scores in a model's output: the output itself, its 'logits' or 'out', or all it has."""
     if isinstance(output, Mapping):
         named = [output[name] for name in ("logits", "out") if name in output]
-        found = named or list(output.values())
-        if found and isinstance(found[0], Value):
-            return found[0]
-    if isinstance(output, Sequence) and output and isinstance(output[0], Value):
-        return output[0]
+        output = named[0] if named else list(output.values())
+    if isinstance(output, Sequence) and len(output) == 1:
+        output = output[0]
+    if isinstance(output, Value):
+        return output
     if isinstance(output, Tensor):
         raise ModelError(
             "The model's output does not depend on its input through recorded calls: is it computed "
             "outside of PyTorch (numpy), or from a constant?"
         )
     raise InputError(
-        f"There are no class scores in the model's output (a {type(output).__name__}): give a "
+        f"Which part of the model's output are the class scores? It is {_outline(output)}: give a "
         "function as the target: target=lambda output: output[...]."
     )
 
 
-def _logits(scores: Value) -> Value:
-    """The scores before a softmax or sigmoid at the end.
+def _values(output: Any) -> list[Value]:
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Value)]
+
+
+def _agrees(batch: Tensor, i: int, one: Tensor) -> bool:
+    """Whether the i-th answer of a batch is the one given alone, up to rounding."""
+    if batch.shape[1:] != one.shape[1:] or one.shape[:1] != (1,) or not one.is_floating_point():
+        return True  # no batch axis to compare
+    scale = one.float().abs().max().clamp(min=1e-6)
+    return bool(((batch[i] - one[0]).float().abs() <= 1e-2 * scale).all())
+
+
+def _logits(scores: Value) -> tuple[Value, str]:
+    """The scores before a softmax or sigmoid at the end, and its call's name; '' if there is none.
 
     A softmax sets every class against all others, and a sigmoid that is sure of itself is flat.
     """
-    while scores.call is not None and scores.call.name in _SQUASHING:
-        scores = scores.call.args[0]
-    return scores
+    value = scores
+    while value.call is not None and value.call.name in _UNCHANGING:
+        value = value.call.args[0]
+    call = value.call
+    if call is None or call.name not in _SQUASHING:
+        return scores, ""
+    logits: Value = call.args[0]
+    if call.name != "aten.sigmoid" and call.args[1] % logits.data.dim() != logits.data.dim() - 1:
+        return scores, ""  # over something else than classes
+    return logits, call.name
 
 
 _SQUASHING = {"aten._softmax", "aten._log_softmax", "aten.sigmoid"}
+_UNCHANGING = {
+    f"aten.{name}"
+    for name in ("view", "_unsafe_view", "squeeze", "clone", "_to_copy", "alias", "detach", "clamp")
+}
 
 
-def _probabilities(logits: Tensor, classes: Tensor, exclusive: bool) -> tuple[float, ...]:
-    """Of each sample's class, among the others or on its own."""
-    table = logits.float()
-    table = table.softmax(1) if exclusive else table.sigmoid()
-    return tuple(table.gather(1, classes[:, None])[:, 0].tolist())
+def _probabilities(scores: Tensor, squashed_by: str, classes: Tensor) -> tuple[float, ...]:
+    """Of each sample's class, from what the model says: probabilities as they are, or logits."""
+    chosen = scores.gather(1, classes[:, None])[:, 0]
+    told = bool((scores >= 0).all()) and torch.allclose(
+        scores.sum(1), torch.ones_like(chosen), atol=1e-3
+    )
+    if squashed_by == "aten._log_softmax":
+        chosen = chosen.exp()
+    elif squashed_by or (scores.shape[1] > 1 and told):
+        pass
+    elif scores.shape[1] == 1:
+        chosen = chosen.sigmoid()
+    else:
+        chosen = scores.softmax(1).gather(1, classes[:, None])[:, 0]
+    return tuple(chosen.tolist())
 
 
 def _check_read(read: Any, batch: int) -> None:

@@ -20,7 +20,7 @@ from .backtrack import spatial
 from .errors import InputError
 from .images import Geometry
 from .maps import Point, Points, gaussian_blur, scale_to_one, strongest_points
-from .methods.base import Hop, Method, Trail
+from .methods.base import Hop, Method, Trail, per_sample
 from .tape import Value
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ class Explanation:
     probability: tuple[float | None, ...]
     model: Network
     method: Method
-    walk_again: tuple[Callable[[], tuple[Plan, Trail]], ...]
+    walk_again: tuple[Callable[[], tuple[Plan, Trail, int]], ...]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -302,12 +302,15 @@ class Explanation:
     # -- by what way --------------------------------------------------------------------------------
 
     @cached_property
-    def _trails(self) -> dict[int, tuple[Plan, Trail]]:
+    def _trails(self) -> dict[int, tuple[Plan, Trail, int]]:
         return {}
 
-    def _trail(self, i: int) -> tuple[Plan, Trail]:
+    def _trail(self, i: int) -> tuple[Plan, Trail, int]:
+        """The walk that image i was part of, and its row there; only the last one is kept."""
         if i not in self._trails:
-            self._trails[i] = self.walk_again[i]()
+            walked = self.walk_again[i]()
+            self._trails.clear()
+            self._trails[i] = walked
         return self._trails[i]
 
     @property
@@ -334,9 +337,9 @@ class Explanation:
         """
         if not len(points):
             return ()
-        way, trail = self._trail(image)
+        way, trail, row = self._trail(image)
         picture = way.inputs[0]
-        evidence = trail.evidence[picture][0]
+        evidence = trail.evidence[picture][row]
         place = self._strongest[image][0][list(points)]
         pixel = torch.zeros(len(place), dtype=torch.long, device=place.device)
         for axis, size in enumerate(evidence.shape[1:]):
@@ -344,9 +347,9 @@ class Explanation:
         plane = evidence[0].numel()
         channel = evidence.reshape(len(evidence), -1)[:, pixel].argmax(0)
         totals: dict[Value, float] = {}
-        found = trail.paths(picture, channel * plane + pixel)
+        found = trail.paths(picture, row * evidence.numel() + channel * plane + pixel)
         return tuple(
-            Path(self.points[image][point], tuple(_node(hop, trail, totals) for hop in hops))
+            Path(self.points[image][point], tuple(_node(hop, trail, row, totals) for hop in hops))
             for point, hops in zip(points, found, strict=True)
         )
 
@@ -362,7 +365,7 @@ class Explanation:
         Raises:
             IndexError: there is no such image.
         """
-        way, trail = self._trail(image)
+        way, trail, row = self._trail(image)
         last: dict[str, Value] = {}
         places = spatial(way)
         for value, _ in reversed(way.steps):
@@ -370,7 +373,7 @@ class Explanation:
                 last.pop(value.call.module, None)
                 last[value.call.module] = value
         values = [("", way.inputs[0]), *last.items()]
-        return [_layer(name, value, trail) for name, value in values]
+        return [_layer(name, value, trail, row) for name, value in values]
 
     # -- to look at ---------------------------------------------------------------------------------
 
@@ -396,7 +399,7 @@ class Explanation:
             label=self.label[i] or "the target",
             probability=self.probability[i],
             method=self.method.name,
-            coverage=one.coverage[0],
+            coverage=None,  # its meaning needs more words than a caption has
         )
         picture = draw.explanation_picture(subject)
         if not layers:
@@ -576,14 +579,11 @@ def _displayed(tensor: Tensor, model: Network) -> Image:
     return Pictures.fromarray((scaled.float().permute(1, 2, 0) * 255).byte().cpu().numpy())
 
 
-def _total(value: Value, trail: Trail, totals: dict[Value, float]) -> float:
-    if value not in totals:
-        totals[value] = float(trail.evidence[value].clamp(min=0).sum()) or 1.0
-    return totals[value]
-
-
-def _node(hop: Hop, trail: Trail, totals: dict[Value, float]) -> Node:
+def _node(hop: Hop, trail: Trail, row: int, totals: dict[Value, float]) -> Node:
     call = hop.value.call
+    if hop.value not in totals:
+        mine = per_sample(trail.evidence[hop.value], trail.batch)[row]
+        totals[hop.value] = float(mine.clamp(min=0).sum()) or 1.0
     index = torch.unravel_index(torch.tensor(hop.index), hop.value.shape)
     _, *place = (int(item) for item in index) if index else (0,)
     channel, *position = place or [0]
@@ -592,12 +592,12 @@ def _node(hop: Hop, trail: Trail, totals: dict[Value, float]) -> Node:
         call=call.name if call is not None else "input",
         channel=channel,
         position=tuple(position),
-        share=hop.evidence / _total(hop.value, trail, totals),
+        share=hop.evidence / totals[hop.value],
     )
 
 
-def _layer(name: str, value: Value, trail: Trail, most: int = 20) -> Layer:
-    evidence = trail.evidence[value][0]
+def _layer(name: str, value: Value, trail: Trail, row: int, most: int = 20) -> Layer:
+    evidence = trail.evidence[value][row]
     place, strength = strongest_points(evidence, most)
     total = float(evidence.clamp(min=0).sum()) or 1.0
     call = value.call.name if value.call is not None else "input"

@@ -6,6 +6,7 @@ import io
 import os
 import threading
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -23,6 +24,9 @@ _INTERPOLATION = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
+
+# How many channels the model's input has.
+_CHANNELS = {"rgb": 3, "bgr": 3, "grey": 1}
 
 # Pillow's limit on pixels is a global, so only one thread at a time may lift it.
 _OPENING = threading.Lock()
@@ -124,7 +128,7 @@ def _decode(stream: BinaryIO, what: str, max_pixels: int | None) -> Image.Image:
     if limit is not None and image.width * image.height > limit:
         raise ImageError(
             f"{_sentence(what)} has {image.width} x {image.height} pixels, more than the limit of "
-            f"{limit}; make it smaller, or raise max_pixels if you trust it."
+            f"{limit}; make it smaller, or raise the limit (max_pixels, --max-pixels) if you trust it."
         )
     return _upright_rgb(image, what)
 
@@ -320,7 +324,8 @@ class Preprocess:
     `size`: the input's (height, width). `resize`: "squash" the whole picture into it, or "crop"
     its centre after the shorter side was brought to `crop_from` pixels, padded with black where
     that is too small. Then (value * scale - mean) / std, for values 0..255; `mean` and `std` are
-    in the order of `channels`. Antialiased, with the arithmetic of Pillow and torchvision.
+    in the order of `channels`, or one number for all of them. With "grey" the input is [1, h, w].
+    Antialiased, with the arithmetic of Pillow and torchvision.
 
     Raises `InputError` for settings that make no sense.
     """
@@ -328,22 +333,33 @@ class Preprocess:
     size: tuple[int, int]
     resize: Literal["squash", "crop"] = "squash"
     crop_from: int | None = None
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
     scale: float = 1 / 255
-    channels: Literal["rgb", "bgr"] = "rgb"
+    channels: Literal["rgb", "bgr", "grey"] = "rgb"
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
     def __post_init__(self) -> None:
         for name, allowed in (
             ("resize", ("squash", "crop")),
-            ("channels", ("rgb", "bgr")),
+            ("channels", tuple(_CHANNELS)),
             ("interpolation", tuple(_INTERPOLATION)),
         ):
             if getattr(self, name) not in allowed:
                 raise InputError(
                     f"{name} can't be {getattr(self, name)!r}; choose from {', '.join(allowed)}."
                 )
+        if not isinstance(self.size, tuple) or len(self.size) != 2:
+            raise InputError(f"size is (height, width), such as (224, 224), not {self.size!r}.")
+        for name in ("mean", "std"):
+            values, count = getattr(self, name), _CHANNELS[self.channels]
+            if not isinstance(values, Sequence) or len(values) not in {1, count}:
+                raise InputError(
+                    f"{name} has one number for all channels, as in (0.5,), or one for each: "
+                    f"{count} for {self.channels}, not {values!r}."
+                )
+            if len(values) < count:
+                object.__setattr__(self, name, (*values, *values, *values))
         if min(self.size) < 1 or (self.crop_from is not None and self.crop_from < 1):
             raise InputError(f"Sizes go from 1 up, not {self.size} from {self.crop_from}.")
         if (self.resize == "crop") != (self.crop_from is not None):
@@ -354,7 +370,7 @@ class Preprocess:
             raise InputError("scale and std can't be zero: they would wipe out the picture.")
 
     def __call__(self, image: Image.Image) -> tuple[torch.Tensor, Geometry]:
-        """The model's input, [3, h, w] float32, and where its pixels lie in the picture.
+        """The model's input, [channel, h, w] float32, and where its pixels lie in the picture.
 
             tensor, geometry = preprocess(load_image("cat.jpg"))
 
@@ -377,7 +393,9 @@ class Preprocess:
         )
         canvas = Image.new("RGB", (self.size[1], self.size[0]))
         canvas.paste(part, (x.start, y.start))
-        levels = torch.from_numpy(np.array(canvas)).permute(2, 0, 1).float()
+        if self.channels == "grey":
+            canvas = canvas.convert("L")
+        levels = torch.from_numpy(np.array(canvas)).reshape(*self.size, -1).permute(2, 0, 1).float()
         tensor = (self._reorder(levels) * self.scale - self._column(self.mean)) / self._column(
             self.std
         )
@@ -390,17 +408,18 @@ class Preprocess:
         return tensor.contiguous(), geometry
 
     def undo(self, tensor: torch.Tensor) -> Image.Image:
-        """The picture that the model saw, from its input [3, h, w].
+        """The picture that the model saw, as RGB, from its input [channel, h, w].
 
             preprocess.undo(tensor).show()
 
         Values that no picture has are clipped. Raises `InputError` for another shape.
         """
-        if tensor.ndim != 3 or tensor.shape[0] != 3:
-            raise InputError(f"An input of shape {tuple(tensor.shape)} is not [3, h, w].")
+        count = _CHANNELS[self.channels]
+        if tensor.ndim != 3 or tensor.shape[0] != count:
+            raise InputError(f"An input of shape {tuple(tensor.shape)} is not [{count}, h, w].")
         values = tensor.detach().float().cpu() * self._column(self.std) + self._column(self.mean)
         levels = (self._reorder(values) / self.scale).round().clamp(0, 255).to(torch.uint8)
-        return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
+        return Image.fromarray(levels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
 
     def describe(self) -> dict[str, Any]:
         """All settings, ready for JSON: a record of what was done.
@@ -422,7 +441,7 @@ class Preprocess:
         return tensor.flip(0) if self.channels == "bgr" else tensor
 
     @staticmethod
-    def _column(values: tuple[float, float, float]) -> torch.Tensor:
+    def _column(values: tuple[float, ...]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float32)[:, None, None]
 
 

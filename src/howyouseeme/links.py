@@ -74,6 +74,10 @@ class Link(ABC):
         """At most so many edges leave one element of the output."""
         return 1
 
+    def keeps_samples(self, batch: int) -> bool:
+        """True if no edge leads from one of `batch` equal parts of the tensors to another."""
+        return prod(self.in_shape[:1]) % batch == 0 and prod(self.out_shape[:1]) % batch == 0
+
 
 class Diagonal(Link):
     """The same place, times a weight: y = weight · x, also where only the shape changes.
@@ -123,6 +127,9 @@ class Diagonal(Link):
             return weight
         return weight.expand(self.in_shape).reshape(self.out_shape)
 
+    def keeps_samples(self, batch: int) -> bool:
+        return prod(self.in_shape) % batch == 0
+
     def positive(self) -> Link | None:
         weight = self.weight
         if weight is None:
@@ -165,6 +172,15 @@ class Selection(Link):
     def transposed(self) -> Spread:
         return Spread(self)
 
+    def keeps_samples(self, batch: int) -> bool:
+        if prod(self.in_shape) % batch or prod(self.out_shape) % batch:
+            return False
+        part = torch.arange(batch, device=self.index.device)[:, None]
+        source = torch.div(self.index, prod(self.in_shape) // batch, rounding_mode="floor")
+        return bool(
+            ((source.reshape(batch, -1) == part) | (self.index < 0).reshape(batch, -1)).all()
+        )
+
     def _with(self, weight: Tensor) -> Selection:
         return Selection(self.in_shape, self.out_shape, self.index, weight)
 
@@ -198,6 +214,9 @@ class Spread(Link):
             ordered, places = torch.sort(self.selection.index, stable=True)
             self._ordered = ordered, places
         return self._ordered
+
+    def keeps_samples(self, batch: int) -> bool:
+        return self.selection.keeps_samples(batch)
 
     def fan_in(self) -> int:
         ordered, _ = self._order()
@@ -252,6 +271,9 @@ class Matrix(Link):
 
     def negative(self) -> Matrix:
         return Matrix(self.in_shape, self.out_shape, self.weight.clamp(max=0))
+
+    def keeps_samples(self, batch: int) -> bool:
+        return prod(self.in_shape[:-1]) % batch == 0
 
     def fan_in(self) -> int:
         return self.weight.shape[1]
@@ -437,6 +459,9 @@ class Separable(Link):
 
     def negative(self) -> None:
         return None
+
+    def keeps_samples(self, batch: int) -> bool:
+        return 0 not in self.matrices and super().keeps_samples(batch)
 
     def fan_in(self) -> int:
         return prod(int((m != 0).sum(1).max()) for m in self.matrices.values())

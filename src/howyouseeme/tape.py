@@ -120,24 +120,6 @@ class Tape:
         for call in self.calls:
             yield from (value for value in call.outputs if value is not None)
 
-    def separable(self, batch: int) -> bool:
-        """True if the first axis of every value counts the samples, so that they never mix."""
-        return batch == 1 or (
-            all(v.data.dim() > 0 and v.shape[0] == batch for v in self.values if v.numel)
-            and not any(_moves_first_axis(call) for call in self.calls)
-        )
-
-
-def _moves_first_axis(call: Call) -> bool:
-    """True if the call puts another axis first: its size may be that of the batch by chance."""
-    if call.name not in {"aten.permute", "aten.transpose", "aten.t"}:
-        return False
-    dims = call.inputs[0].data.dim()
-    if call.name == "aten.permute":
-        return bool(call.args[1][0] % dims)
-    first, second = (0, -1) if call.name == "aten.t" else call.args[1:3]
-    return first % dims != second % dims and 0 in {first % dims, second % dims}
-
 
 def _is_write(op: Any) -> tuple[int, ...]:
     """Positions of the arguments that the call writes to."""
@@ -243,7 +225,7 @@ class _Recorder(TorchDispatchMode):
 
     def enter(self, tensor: Tensor) -> tuple[Tensor, Value]:
         """An input of the model: the same memory under a new object, which is not to be changed."""
-        alias = tensor.detach()
+        alias = tensor.clone() if tensor.is_inference() else tensor.detach()
         return alias, self.track(alias)
 
     def protect(self, tensor: Tensor) -> None:
@@ -501,7 +483,8 @@ def record(
     recorder = _Recorder(model)
     inputs = []
     leaves, spec = pytree.tree_flatten((tuple(args), kwargs))
-    with torch.no_grad(), _same_buffers(model):
+    # In inference mode the dispatcher shows whole layers, not the calls that they are made of.
+    with torch.inference_mode(False), torch.no_grad(), _same_buffers(model):
         for position, leaf in enumerate(leaves):
             if isinstance(leaf, Tensor):
                 recorder.protect(leaf)

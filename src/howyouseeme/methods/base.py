@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..backtrack import Plan
+from ..errors import InputError
 from ..links import Link
 from ..tape import Value
 
@@ -57,8 +58,9 @@ class Crossing:
 
 @dataclass(eq=False)
 class Trail:
-    """What a walk left behind: the evidence at each value, and how it came there."""
+    """What a walk of `batch` samples left behind: the evidence at each value, how it came there."""
 
+    batch: int = 1
     evidence: dict[Value, Tensor] = field(default_factory=dict)  # each in its value's shape
     crossings: dict[Value, list[Crossing]] = field(default_factory=dict)  # by source
 
@@ -122,6 +124,17 @@ class Walked:
 
 class Method(ABC):
     """A way to walk back. A frozen dataclass whose fields are its documented parameters."""
+
+    def __post_init__(self) -> None:
+        """Refuse parameters of the wrong kind."""
+        for name, value in self.parameters.items():
+            default = getattr(type(self), name)
+            if isinstance(default, bool) and not isinstance(value, bool):
+                raise InputError(f"{name}={value!r} is neither True nor False.")
+            if not isinstance(default, bool) and isinstance(value, bool):
+                raise InputError(
+                    f"{name}={value!r} is no value for it: the default is {default!r}."
+                )
 
     #: The standard deviation of the Gaussian that turns points into attention, as a share of the
     #: input's shorter side.

@@ -50,6 +50,7 @@ class Evidence(Method):
     nodes: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.nodes is not None and (not isinstance(self.nodes, int) or self.nodes < 1):
             raise InputError(
                 f"nodes={self.nodes!r} is no number of nodes: give 1 or more, or None for all."
@@ -81,12 +82,10 @@ class Evidence(Method):
             evidence = multiplier * value.data
             if value in maps or value.call is None:
                 reached[value] = _Arrived(evidence)
-            elif trail is not None:
-                trail.arrive(value, evidence)
         if trail is not None:  # a path starts at the class, not at a rival that it speaks against
-            for value, multiplier in multipliers(
-                plan, one_hot(plan, nodes), until=maps.__contains__
-            ):
+            alone = one_hot(plan, nodes)
+            for value, multiplier in multipliers(plan, alone, until=maps.__contains__):
+                trail.arrive(value, alone if value is plan.start else multiplier * value.data)
                 step = None if value in maps else plan.step(value)
                 for source, link in step.links if step is not None else ():
                     trail.cross(source, Crossing(value, link, multiplier))
@@ -108,6 +107,7 @@ class Evidence(Method):
             sent, ended = _hand_on(value, step, arrived, trail)
             lost += _positive(ended, batch)
             for source, part in sent:
+                part.evidence = part.evidence.to(source.data.dtype)
                 waiting[source] = waiting[source].plus(part) if source in waiting else part
         return {value: arrived.evidence for value, arrived in waiting.items()}, lost
 
@@ -206,8 +206,14 @@ def _move(value: Value, link: Link, arrived: _Arrived) -> _Arrived:
     orientation = arrived.orientation
     if isinstance(link, Selection):
         spread = Selection(link.in_shape, link.out_shape, link.index).transposed()
-        moved = None if orientation is None else signs(spread.forward(orientation))
-        return _Arrived(spread.forward(arrived.evidence), moved)
+        evidence = spread.forward(arrived.evidence)
+        if orientation is None and link.weight is None:
+            return _Arrived(evidence)
+        orientation = signs(value.data) if orientation is None else orientation
+        if link.weight is not None:
+            orientation = orientation * signs(link.weight).reshape(value.shape)
+        # Where one element went to several places, those with more evidence have more to say.
+        return _Arrived(evidence, signs(spread.forward(orientation * arrived.evidence.abs())))
     assert isinstance(link, Diagonal)
     if link.weight is not None:
         orientation = signs(value.data) if orientation is None else orientation
@@ -233,7 +239,7 @@ def _excite(
         z = sum(sign * part.forward(half) for pairs in parts for part, half in pairs)
         if not isinstance(z, Tensor):
             continue  # nothing can excite it
-        rate = torch.where(z > 0, asked / z, 0)
+        rate = torch.where(z > _LEAST[z.dtype], asked / z, 0)
         rates += rate
         for share, pairs in zip(shares, parts, strict=True):
             for part, half in pairs:
@@ -245,6 +251,13 @@ def _excite(
         (source, _Arrived(share)) for (source, _), share in zip(step.links, shares, strict=True)
     ]
     return sent, evidence.masked_fill(rates != 0, 0)
+
+
+#: A sum below this is rounding: dividing evidence by it would overflow.
+_LEAST = {
+    dtype: torch.finfo(dtype).tiny / torch.finfo(dtype).eps
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+}
 
 
 def _parts(source: Value, link: Link, sign: float) -> list[tuple[Link, Tensor]]:

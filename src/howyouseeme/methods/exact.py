@@ -28,7 +28,8 @@ class Exact(Method):
         evidence = {}
         for value, multiplier in multipliers(plan, one_hot(plan, nodes)):
             if trail is not None:
-                trail.arrive(value, multiplier * value.data)
+                first = value is plan.start
+                trail.arrive(value, multiplier if first else multiplier * value.data)
                 step = plan.step(value)
                 for source, link in step.links if step is not None else ():
                     trail.cross(source, Crossing(value, link, multiplier))

@@ -56,6 +56,7 @@ class Seed(Method):
     outliers: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.k, int) or self.k < 1:
             raise InputError(f"k={self.k!r} is no number of nodes: give 1 or more.")
         if self.position not in get_args(Position):

@@ -43,9 +43,10 @@ def load_model(
         network = load_model("package.module:factory", preprocess=Preprocess((64, 64)))
 
     `name` is "efficientnet-lite0" (embedded, needs no download), "torchvision:NAME", or
-    "package.module:factory", a callable without arguments that returns the module. `weights` is a
-    `.safetensors` file or a state dict made by `torch.save`; None: the model's own, or the hub's.
-    `preprocess` replaces the network's own; a factory's network has none.
+    "package.module:factory", a callable without arguments that returns the module, or a `Network`
+    with its preprocessing and classes too. `weights` is a `.safetensors` file or a state dict made
+    by `torch.save`, alone or in a checkpoint; None: the model's own, or the hub's. `preprocess`
+    replaces the network's own.
 
     Raises `ModelError` for unknown names, weights that can't be had, don't fit, could run code, or
     hold NaN or infinity, and `MissingExtraError` when an optional package is missing.
@@ -60,7 +61,7 @@ def load_model(
     else:
         raise ModelError(
             f"There is no model {name!r}{_close(name)}; "
-            "take a name from available(), or package.module:factory."
+            "`howyouseeme models` lists them, or give package.module:factory."
         )
     check_finite(network.module, network.name)
     return network if preprocess is None else replace(network, preprocess=preprocess)
@@ -70,22 +71,29 @@ def _from_factory(name: str, weights: Path | None) -> Network:
     place, _, attribute = name.partition(":")
     try:
         factory = getattr(import_module(place), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ModelError(
-            f"{name} can't be imported ({error}); give package.module:factory, on the Python path."
-        ) from error
-    try:
-        module = factory()
     except Exception as error:  # it is the user's code
         raise ModelError(
-            f"{name}() failed with {type(error).__name__}: {error}; "
-            "it must be callable without arguments."
+            f"{name} can't be imported ({type(error).__name__}: {error}); "
+            "give package.module:factory, on the Python path."
         ) from error
-    if not isinstance(module, nn.Module):
-        raise ModelError(f"{name}() gave a {type(module).__name__}, not a torch.nn.Module.")
+    if not callable(factory):
+        raise ModelError(
+            f"{name} is a {type(factory).__name__}; it must be callable without arguments."
+        )
+    try:
+        made = factory()
+    except Exception as error:  # as above
+        raise ModelError(f"{name}() failed with {type(error).__name__}: {error}.") from error
+    network = made if isinstance(made, Network) else Network(name, made, None, None)
+    if not isinstance(network.module, nn.Module):
+        raise ModelError(
+            f"{name}() gave a {type(network.module).__name__}, "
+            "not a torch.nn.Module or a howyouseeme.Network."
+        )
     if weights is not None:
-        load_weights(module, weights)
-    return Network(name, module.eval(), None, None)
+        load_weights(network.module, weights, name)
+    network.module.eval()
+    return network
 
 
 def _close(name: str) -> str:

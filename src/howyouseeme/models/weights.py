@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,19 @@ from ..errors import MissingExtraError, ModelError
 
 _SHOWN = 3
 
+# What DataParallel and DistributedDataParallel, Lightning, and torch.compile put before each key.
+_PREFIXES = ("module.", "model.", "_orig_mod.")
 
-def load_weights(module: nn.Module, path: Path) -> None:
+
+def load_weights(module: nn.Module, path: Path, name: str) -> None:
     """Fill `module` with the state dict in a `.safetensors` file or one made by `torch.save`.
 
-        load_weights(module, Path("resnet50.safetensors"))
+        load_weights(module, Path("resnet50.safetensors"), "resnet50")
 
-    Raises `ModelError` when the file can't be read, could run code, or doesn't fit the module.
+    Raises `ModelError` when the file can't be read, could run code, or doesn't fit the module,
+    whose `name` is for that message.
     """
-    fill(module, read_weights(path), str(path))
+    fill(module, read_weights(path), str(path), name)
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -30,33 +35,47 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
         read_weights(Path("resnet50.safetensors"))
 
+    What kind of file it is, is told by its content and not by its suffix. Of a checkpoint, such as
+    {"epoch": 3, "state_dict": {...}}, the state dict inside is taken, if there is only one.
+
     Raises `ModelError` when the file can't be read or could run code, and `MissingExtraError`
     when it needs the package safetensors.
     """
     if not path.is_file():
         raise ModelError(f"There is no weights file {path}; check its name and folder.")
-    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    if not isinstance(state, Mapping) or not state:
+    content = _reader(path)(path)
+    if not isinstance(content, Mapping) or not content:
         raise ModelError(f"{path} holds no state dict; save the result of model.state_dict().")
-    others = [str(key) for key, value in state.items() if not isinstance(value, torch.Tensor)]
-    if others:
-        raise ModelError(
-            f"{path} is not a plain state dict, for it also holds {_some(others)}; "
-            "save only the result of model.state_dict()."
-        )
-    return {str(key): value for key, value in state.items()}
+    if not _is_state(content):
+        inside = [key for key, value in content.items() if _is_state(value)]
+        if len(inside) != 1:
+            others = [key for key, value in content.items() if not isinstance(value, torch.Tensor)]
+            what = (
+                f"holds {len(inside)} state dicts, {_some(inside)}"
+                if inside
+                else f"is not a plain state dict, for it also holds {_some(others)}"
+            )
+            raise ModelError(f"{path} {what}; save only the result of model.state_dict().")
+        content = content[inside[0]]
+    return {str(key): value for key, value in content.items()}
 
 
-def fill(module: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> None:
-    """Put the tensors of a state dict into `module`; `source` names it in errors.
+def fill(module: nn.Module, state: Mapping[str, torch.Tensor], source: str, name: str) -> None:
+    """Put the tensors of a state dict into `module`; `source` and `name` name both in errors.
 
-        fill(module, torch.load("weights.pth", weights_only=True), "weights.pth")
+        fill(module, torch.load("resnet50.pth", weights_only=True), "resnet50.pth", "resnet50")
+
+    Where all keys start with `module.`, `model.` or `_orig_mod.`, which wrappers put before them,
+    and the module has none of them, that prefix is left out.
 
     Raises `ModelError` naming a few of the tensors that are missing, unknown or of another shape.
     """
     # Starting from the module's own keeps the versions that some modules ask for, and the
     # counters that files older than PyTorch 0.4.1 lack and inference doesn't use.
     complete = module.state_dict()
+    for prefix in _PREFIXES:
+        if all(key.startswith(prefix) and key not in complete for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
     missing = [
         key for key in complete if key not in state and not key.endswith("num_batches_tracked")
     ]
@@ -76,7 +95,15 @@ def fill(module: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> N
         if keys
     ]
     if problems:
-        raise ModelError(f"The weights in {source} don't fit the model; {'; '.join(problems)}.")
+        hint = (
+            "name the model that they belong to (--model)"
+            if missing or unknown
+            else "for another number of classes, let a function of yours build the model "
+            "(--model package.module:factory)"
+        )
+        raise ModelError(
+            f"The weights in {source} don't fit {name}; {'; '.join(problems)}; {hint}."
+        )
     complete.update(state)
     module.load_state_dict(complete)
 
@@ -89,6 +116,28 @@ def check_finite(module: nn.Module, name: str) -> None:
     for key, value in module.state_dict().items():
         if isinstance(value, torch.Tensor) and not torch.isfinite(value).all():
             raise ModelError(f"{name} can't be explained: {key} holds NaN or infinity.")
+
+
+def _is_state(item: Any) -> bool:
+    return (
+        isinstance(item, Mapping)
+        and len(item) > 0
+        and all(isinstance(value, torch.Tensor) for value in item.values())
+    )
+
+
+def _reader(path: Path) -> Callable[[Path], Any]:
+    """What reads such a file, judged by how it starts."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start[4:] == b"\0\0\0\0{":  # the length of a JSON header, and the header
+        return _read_safetensors
+    if start.startswith((b"PK\3\4", b"\x80")):  # a zip archive, as today, or a pickle
+        return _read_torch
+    raise ModelError(
+        f"{path} is not a file of weights; give a .safetensors file, or a state dict made by "
+        "torch.save."
+    )
 
 
 def _read_safetensors(path: Path) -> Mapping[str, torch.Tensor]:
@@ -107,14 +156,20 @@ def _read_safetensors(path: Path) -> Mapping[str, torch.Tensor]:
 
 def _read_torch(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # Opened here, for torch.load judges a path by its suffix.
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles that are refused below
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler may raise anything on a file of another kind
         # PyTorch's message is a page long; the object that it refused is the one thing to know.
         refused = re.search(r"GLOBAL (\S+)", str(error))
-        if refused:
+        if refused or "Unsupported operand" in str(
+            error
+        ):  # the latter in pickles not by torch.save
+            asks = f" (it asks for {refused[1]})" if refused else ""
             raise ModelError(
-                f"{path} is a pickle that could run code (it asks for {refused[1]}), so it is not "
-                "loaded; save model.state_dict() alone, or as .safetensors."
+                f"{path} is a pickle that could run code{asks}, so it is not loaded; "
+                "save model.state_dict() alone with torch.save, or as .safetensors."
             ) from error
         if "TorchScript" in str(error):
             raise ModelError(
@@ -129,9 +184,9 @@ def _unreadable(path: Path, error: Exception) -> ModelError:
     return ModelError(f"{path} can't be read as weights ({reason}); copy or download it again.")
 
 
-def _some(names: list[str]) -> str:
+def _some(names: Sequence[object]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return ", ".join(map(str, names[:_SHOWN])) + more
 
 
 def _shape(tensor: torch.Tensor) -> str:

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ..links import Diagonal, Link, Selection
 from ..tape import Call, Value
-from . import Refusal, Step, rule
-from .pointwise import secant
+from . import Refusal, Step, find_rule, rule
 
 
 def broadcast(x: Value, shape: torch.Size, weight: Tensor | None = None) -> Link:
@@ -67,20 +66,27 @@ def rsub(call: Call, output: Value) -> Step:
 
 
 _BOUNDED = {"aten.sigmoid", "aten.hardsigmoid", "aten._softmax"}
-_CLAMPED = {"aten.hardtanh", "aten.clamp", "aten.relu6"}
-_TRANSPARENT = {"aten.mul", "aten.div", "aten.add", "aten.expand", "aten.view", "aten.unsqueeze"}
+_CLAMPED = {"aten.hardtanh", "aten.clamp"}
+
+
+def _is_bounded(operand: Value) -> bool:
+    """True for what a sigmoid made, or a clamp to 0..1, moved, pooled or scaled since as may be."""
+    call = operand.call
+    while call is not None and call.name not in _BOUNDED | _CLAMPED:
+        find = find_rule(call.name)
+        family = find.__module__.rsplit(".", 1)[-1] if find is not None else ""
+        if family not in {"movement", "pooling", "branches"} or len(call.inputs) != 1:
+            return False
+        call = call.inputs[0].call
+    if call is None:
+        return False
+    inside = operand.data.min() >= 0 and operand.data.max() <= 1
+    return call.name in _BOUNDED or bool(inside)
 
 
 def _gate_rank(operand: Value, other: Value) -> int:
-    """How much an operand of a product looks like the gate: 3 certainly, 0 not at all."""
-    if operand.numel < other.numel:
-        return 3  # one factor for a whole channel: squeeze-excite
-    call = operand.call
-    while call is not None and call.name in _TRANSPARENT and len(call.inputs) == 1:
-        call = call.inputs[0].call
-    if call is None:
-        return 0
-    return 2 if call.name in _BOUNDED else 1 if call.name in _CLAMPED else 0
+    """How much an operand of a product looks like the gate: what a sigmoid made, else the smaller."""
+    return 2 * _is_bounded(operand) + (operand.numel < other.numel)
 
 
 @rule("aten.mul")
@@ -129,6 +135,3 @@ def maximum(call: Call, output: Value) -> Step:
         else:
             bias = torch.where(chosen, output.data, bias)
     return Step(links, bias)
-
-
-rule("aten.square")(secant)

@@ -41,7 +41,7 @@ for _name in (
     "abs acos acosh asin asinh atan atanh ceil celu clamp clamp_max clamp_min cos cosh elu erf exp "
     "expm1 floor gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu log log10 log1p log2 "
     "log_sigmoid_forward mish pow reciprocal relu relu6 round rsqrt sigmoid sign silu sin sinh "
-    "softplus softshrink sqrt tan tanh threshold trunc"
+    "softplus softshrink sqrt square tan tanh threshold trunc"
 ).split():
     rule(f"aten.{_name}")(secant)
 
