@@ -329,7 +329,7 @@ def test_samples_that_share_an_axis_keep_their_own_targets(images: Tensor) -> No
 @pytest.mark.parametrize(
     "change",
     [
-        lambda scores: (scores, scores.sum(1)),
+        lambda scores: (scores,),
         lambda scores: [scores],
         lambda scores: {"aux": scores * 2, "logits": scores},
         lambda scores: {"aux": scores * 2, "out": scores},
@@ -344,6 +344,73 @@ def test_the_scores_are_found_and_taken_before_a_softmax(change: Any, images: Te
     plain = Explainer(make_net())(images)
     same(explanation, plain)
     assert explanation.probability == pytest.approx(plain.probability)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda s: s.sigmoid().clamp(1e-6, 1), lambda s: s.sigmoid()),
+        (lambda s: s.softmax(1).clone(), lambda s: s.softmax(1)),
+        (lambda s: s.softmax(1).log_softmax(1), lambda s: s.softmax(1).softmax(1)),
+        (lambda s: s.exp() / s.exp().sum(1, keepdim=True), lambda s: s.softmax(1)),
+    ],
+)
+def test_the_probability_is_the_one_that_the_model_says(
+    change: Any, said: Any, images: Tensor
+) -> None:
+    explanation = Explainer(Wrapped(change).eval())(images, 1)
+    with torch.no_grad():
+        want = said(make_net()(images))[:, 1]
+    assert explanation.probability == pytest.approx(want.tolist(), rel=1e-4)
+
+
+def test_a_function_may_give_each_image_its_own_class(net: nn.Module, images: Tensor) -> None:
+    wanted = torch.tensor([2, 0, 3])
+    own = Explainer(net, "exact")(images, lambda s: s[torch.arange(len(s)), wanted])
+    by_class = Explainer(net, "exact")(images, wanted.tolist())
+    torch.testing.assert_close(own.evidence, by_class.evidence)
+    for i in range(3):
+        for mine, same in zip(own.layers(i), by_class.layers(i), strict=True):
+            torch.testing.assert_close(mine.map, same.map)
+        assert own.path(i, [0])[0].nodes[-1].position == by_class.path(i, [0])[0].nodes[-1].position
+
+
+def test_an_answer_that_depends_on_the_rest_of_the_batch_is_refused(images: Tensor) -> None:
+    class Mixing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = make_net()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x - x.mean(0))
+
+    with pytest.raises(InputError, match="depends on the others in its batch"):
+        Explainer(Mixing().eval())(images)
+
+
+def test_a_dead_channel_makes_no_nan() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1, groups=1, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 3),
+    ).eval()
+    with torch.no_grad():
+        net[0].weight[1] = 1e-42
+        net[1].bias[:] = 1
+    explanation = Explainer(net)(torch.rand(2, 3, 8, 8))
+    assert torch.isfinite(explanation.evidence).all()
+    assert all(0 <= share <= 1 for share in explanation.coverage)
+
+
+def test_inference_mode_changes_nothing(net: nn.Module, images: Tensor) -> None:
+    plain = Explainer(net)(images)
+    with torch.inference_mode():
+        same(Explainer(net)(images.clone()), plain)
 
 
 def test_a_sigmoid_at_the_end_gives_its_own_probabilities(images: Tensor) -> None:
@@ -707,8 +774,9 @@ def test_all_unsupported_calls_are_named_at_once(images: Tensor, tmp_path: Path)
     [
         (lambda s: None, InputError, r"class scores\? It is NoneType"),
         (lambda s: {}, InputError, r"class scores\? It is list"),
+        (lambda s: (s * 2, s), InputError, r"Which part .* tuple \(tensor \[3, 4\], tensor"),
         (lambda s: s[:, :, None], InputError, r"shape \(3, 4, 1\) for 3 image\(s\), not \[batch"),
-        (lambda s: s.sum(), InputError, r"shape \(\) for 1 image"),
+        (lambda s: s.sum(), InputError, r"shape \(\) for 3 image"),
         (lambda s: torch.ones(3, 4), ModelError, "does not depend on its input"),
         (lambda s: torch.from_numpy(s.detach().numpy()), ModelError, "numpy"),
     ],

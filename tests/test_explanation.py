@@ -426,7 +426,14 @@ def test_a_path_from_a_function_of_the_output(images: Tensor) -> None:
     explanation = Explainer(network(), contrast=False)(images, lambda output: output[:, 3])
     by_class = Explainer(network(), contrast=False)(images, 3)
     for path, expected in zip(explanation.paths[0], by_class.paths[0], strict=True):
-        assert path.nodes[-len(expected.nodes) :] == expected.nodes
+        shared = path.nodes[-len(expected.nodes) + 1 :]  # all below the class, where both start
+        for node, same in zip(shared, expected.nodes[1:], strict=True):
+            assert (node.module, node.channel, node.position) == (
+                same.module,
+                same.channel,
+                same.position,
+            )
+            assert node.share == pytest.approx(same.share, rel=1e-4)
 
 
 def test_the_pass_is_recorded_again_once_an_image(images: Tensor) -> None:
@@ -437,7 +444,9 @@ def test_the_pass_is_recorded_again_once_an_image(images: Tensor) -> None:
     assert explanation.paths
     assert explanation.layers(0)
     assert explanation.layers(1)
-    assert calls == [1, 1]
+    assert calls == [1, 1, 1, 1]  # paths of both images, then layers of each: the last walk is kept
+    assert explanation.layers(1)
+    assert len(calls) == 4
 
 
 # -- layers -------------------------------------------------------------------------------------------

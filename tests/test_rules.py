@@ -169,6 +169,29 @@ for number, (space, channels, outputs, kernel, stride, padding, dilation, groups
             ),
         )
 
+# TorchScript calls the convolution below it, with flags of the backends at the end.
+SCRIPTED = numbers(2, 2, 4, 5), weights(3, 2, 3, 3), weights(3)
+case(
+    "_convolution",
+    "torchscript",
+    Alone(
+        torch.ops.aten._convolution.default,
+        *SCRIPTED,
+        *([2, 1], [1, 0], [1, 1], False, [0, 0], 1),
+        *(False, False, True, True),
+    ),
+    SCRIPTED[0],
+    lambda: naive.convolution(
+        SCRIPTED[0].shape,
+        SCRIPTED[1].numpy(),
+        SCRIPTED[2].numpy(),
+        stride=(2, 1),
+        padding=(1, 0),
+        dilation=(1, 1),
+        groups=1,
+    ),
+)
+
 # Transposed convolutions; the last of each line is the output padding.
 for number, (
     space,

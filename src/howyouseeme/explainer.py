@@ -523,16 +523,18 @@ def _logits(scores: Value) -> tuple[Value, str]:
 
     A softmax sets every class against all others, and a sigmoid that is sure of itself is flat.
     """
-    value = scores
-    while value.call is not None and value.call.name in _UNCHANGING:
-        value = value.call.args[0]
-    call = value.call
-    if call is None or call.name not in _SQUASHING:
-        return scores, ""
-    logits: Value = call.args[0]
-    if call.name != "aten.sigmoid" and call.args[1] % logits.data.dim() != logits.data.dim() - 1:
-        return scores, ""  # over something else than classes
-    return logits, call.name
+    value, squashed_by = scores, ""
+    while (call := value.call) is not None:
+        if call.name in _SQUASHING:
+            squashed: Value = call.args[0]
+            dims = squashed.data.dim()
+            if call.name != "aten.sigmoid" and call.args[1] % dims != dims - 1:
+                break  # over something else than classes
+            scores, squashed_by = squashed, squashed_by or call.name
+        elif call.name not in _UNCHANGING:
+            break
+        value = call.args[0]
+    return scores, squashed_by
 
 
 _SQUASHING = {"aten._softmax", "aten._log_softmax", "aten.sigmoid"}
