@@ -236,7 +236,7 @@ class Explanation:
             if sample.geometry is not None:
                 y, x = sample.geometry.points_to_image(position[:, 0], position[:, 1])
                 position = np.stack([y, x], 1)
-            found.append(Points(position, strength.float().cpu().numpy()))
+            found.append(Points(position, strength.double().cpu().numpy()))
         return tuple(found)
 
     @cached_property
@@ -287,7 +287,7 @@ class Explanation:
     def _maps(self, make: Callable[[Tensor], Tensor]) -> Tensor:
         maps = []
         for sample, item in zip(self.samples, self.evidence, strict=True):
-            made = scale_to_one(make(item.float())).cpu()
+            made = scale_to_one(make(item.double())).float().cpu()
             if sample.geometry is not None:
                 made = torch.from_numpy(sample.geometry.map_to_image(made.numpy()))
                 made = scale_to_one(made)

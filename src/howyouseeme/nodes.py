@@ -50,7 +50,7 @@ class Nodes:
         return Nodes(index, count, signs(sign), share)
 
     def dense(self, values: Tensor, like: Tensor) -> Tensor:
-        """`values` [n] at the nodes, 0 elsewhere, in the shape and type of `like`."""
-        full = torch.zeros(like.numel(), dtype=like.dtype, device=like.device)
-        full[self.index] = values.to(like.dtype)
+        """`values` [n] at the nodes, 0 elsewhere, in the shape of `like`."""
+        full = torch.zeros(like.numel(), dtype=values.dtype, device=like.device)
+        full[self.index] = values
         return full.reshape(like.shape)

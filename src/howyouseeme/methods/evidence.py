@@ -239,7 +239,10 @@ def _excite(
         z = sum(sign * part.forward(half) for pairs in parts for part, half in pairs)
         if not isinstance(z, Tensor):
             continue  # nothing can excite it
-        rate = torch.where(z > _LEAST[z.dtype], asked / z, 0)
+        limits = torch.finfo(z.dtype)
+        # Below these z is rounding, and evidence divided by it would overflow.
+        sound = (z > limits.tiny / limits.eps) & (asked.abs() < z * (limits.max / 1024))
+        rate = torch.where(sound, asked / z, 0)
         rates += rate
         for share, pairs in zip(shares, parts, strict=True):
             for part, half in pairs:
@@ -251,13 +254,6 @@ def _excite(
         (source, _Arrived(share)) for (source, _), share in zip(step.links, shares, strict=True)
     ]
     return sent, evidence.masked_fill(rates != 0, 0)
-
-
-#: A sum below this is rounding: dividing evidence by it would overflow.
-_LEAST = {
-    dtype: torch.finfo(dtype).tiny / torch.finfo(dtype).eps
-    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-}
 
 
 def _parts(source: Value, link: Link, sign: float) -> list[tuple[Link, Tensor]]:
