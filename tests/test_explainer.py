@@ -670,6 +670,11 @@ def test_a_model_that_is_none(model: Any, message: str) -> None:
         Explainer(model)
 
 
+def test_a_preprocess_that_keeps_no_geometry(net: nn.Module) -> None:
+    with pytest.raises(InputError, match="preprocess is a howyouseeme.Preprocess, not a function"):
+        Explainer(net, preprocess=lambda image: image)  # type: ignore[arg-type]
+
+
 def test_a_name_that_no_model_has() -> None:
     with pytest.raises(ModelError, match=r"There is no model .eficientnet-lite0.*did you mean"):
         Explainer("eficientnet-lite0")

@@ -91,6 +91,12 @@ class Explainer:
         **parameters: Any,
     ) -> None:
         self.method: Method = get_method(method, **parameters)
+        if preprocess is not None and not isinstance(preprocess, Preprocess):
+            raise InputError(
+                f"preprocess is a howyouseeme.Preprocess, not a {type(preprocess).__name__}: it has to "
+                "know where in the photo each pixel of the input lies. Give its size, mean and std to "
+                "howyouseeme.Preprocess(...)."
+            )
         if isinstance(model, str):
             model = load_model(model)
         if isinstance(model, nn.Module):
