@@ -671,7 +671,9 @@ def test_a_model_that_is_none(model: Any, message: str) -> None:
 
 
 def test_a_preprocess_that_keeps_no_geometry(net: nn.Module) -> None:
-    with pytest.raises(InputError, match="preprocess is a howyouseeme.Preprocess, not a function"):
+    with pytest.raises(
+        InputError, match=r"preprocess is a howyouseeme\.Preprocess, not a function"
+    ):
         Explainer(net, preprocess=lambda image: image)  # type: ignore[arg-type]
 
 
