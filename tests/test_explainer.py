@@ -388,6 +388,24 @@ def test_an_answer_that_depends_on_the_rest_of_the_batch_is_refused(images: Tens
         Explainer(Mixing().eval())(images)
 
 
+def test_feature_maps_with_other_axes_than_the_input(images: Tensor) -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.plane = nn.Conv2d(3, 4, 3, padding=1)
+            self.line = nn.Conv1d(3, 4, 3, padding=1)
+            self.head = nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            plane = self.plane(x).relu().mean((2, 3))
+            line = self.line(x.flatten(2)).relu().mean(2)
+            return self.head(torch.cat([plane, line], 1))
+
+    explanation = Explainer(Both().eval())(images)
+    assert explanation.evidence.shape == (3, *images.shape[2:])
+    assert torch.isfinite(explanation.evidence).all()
+
+
 def test_a_dead_channel_makes_no_nan() -> None:
     net = nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1, groups=1, bias=False),

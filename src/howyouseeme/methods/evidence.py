@@ -64,11 +64,8 @@ class Evidence(Method):
         found, lost = self._body(plan, waiting, batch, trail)
         total = lost + sum(_positive(item, batch) for item in found.values())
         walked = Walked.relative(found, total, trail)
-        if self.focus and maps:
-            walked.strength = {
-                value: item * _places(maps, item) if item.dim() == maps[0].dim() else item
-                for value, item in found.items()
-            }
+        if self.focus:
+            walked.strength = {value: item * _places(maps, item) for value, item in found.items()}
         if trail is not None:
             trail.evidence.update(walked.strength)
         return walked
@@ -113,7 +110,13 @@ class Evidence(Method):
 
 
 def _places(maps: list[Tensor], like: Tensor) -> Tensor:
-    """[batch, 1, ...], 0..1: the evidence of each place of the feature maps, at the size of `like`."""
+    """[batch, 1, ...], 0..1: the evidence of each place of the feature maps, at the size of `like`.
+
+    Maps with other axes than `like` (a spectrum made of a wave) have no place in it.
+    """
+    maps = [evidence for evidence in maps if evidence.dim() == like.dim()]
+    if not maps:
+        return torch.ones_like(like[:, :1])
     mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[like.dim()]
     weight = torch.zeros_like(like[:, :1])
     for evidence in maps:
