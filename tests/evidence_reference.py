@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Array = np.ndarray
+#: Where the rows of a map lie in the picture, and where its columns do.
+Positions = tuple[list[float], list[float]]
 
 
 # -- the decisions --------------------------------------------------------------------------------
@@ -54,27 +56,79 @@ def unexcited(evidence: float) -> float:
     return evidence
 
 
-def focus(maps: list[Array], height: int, width: int) -> Array:
+def focus(maps: list[tuple[Array, Positions]], height: int, width: int) -> Array:
     """What a pixel's evidence is multiplied by: the evidence of its place at the last feature maps.
 
-    `maps` [channels, height, width]: summed over channels, where positive, bilinear, the maximum 1.
+    Each map [channels, height, width] comes with the rows and columns of the picture where its places
+    lie. Summed over channels, where positive, linear between the places, the maximum 1.
     """
     weight = np.zeros((height, width))
-    for each in maps:
+    for each, (rows, columns) in maps:
         place = np.maximum(each.sum(0), 0)
         for y, x in product(range(height), range(width)):
-            for (i, share_y), (j, share_x) in product(
-                _neighbours(y, place.shape[0], height), _neighbours(x, place.shape[1], width)
-            ):
+            for (i, share_y), (j, share_x) in product(_nearest(rows, y), _nearest(columns, x)):
                 weight[y, x] += share_y * share_x * place[i, j]
     return weight / weight.max() if weight.max() > 0 else weight
 
 
-def _neighbours(at: int, small: int, large: int) -> list[tuple[int, float]]:
-    """The two places of a small axis between whose centres a place of the large axis lies."""
-    exact = min(max((at + 0.5) * small / large - 0.5, 0), small - 1)
-    first = int(exact)
-    return [(first, 1 - (exact - first)), (min(first + 1, small - 1), exact - first)]
+def _nearest(positions: list[float], at: float) -> list[tuple[int, float]]:
+    """The places before and after a pixel, with their shares of it; beyond the last, that alone."""
+    order = sorted(range(len(positions)), key=lambda i: (positions[i], i))
+    before = [i for i in order if positions[i] <= at]
+    after = [i for i in order if positions[i] > at]
+    if not before or not after:
+        return [(before[-1] if before else after[0], 1.0)]
+    low, high = before[-1], after[0]
+    share = (at - positions[low]) / (positions[high] - positions[low])
+    return [(low, 1 - share), (high, share)]
+
+
+def positions(net: Net, values: dict[str, Tensor]) -> dict[str, Positions]:
+    """Where in the picture the rows and the columns of each map lie."""
+    image = values["image"]
+    found: dict[str, Positions] = {
+        "image": tuple([float(i) for i in range(size)] for size in image.shape[2:])
+    }
+    for op in net.ops:
+        if values[op.out].dim() != 4 or op.ins[0] not in found:
+            continue
+        before = found[op.ins[0]]
+        found[op.out] = tuple(
+            [
+                _read(line, place)
+                for place in _windows(op, len(line), values[op.out].shape[2 + axis])
+            ]
+            for axis, line in enumerate(before)
+        )
+    return found
+
+
+def _windows(op: Op, size: int, count: int) -> list[float]:
+    """The middle of each window on an axis of the input, in the axis's own steps."""
+    if op.kind not in {"conv", "max", "average"}:
+        return [float(i) for i in range(count)]
+    kernel, stride, pad = (
+        option if isinstance(option, int) else option[0]
+        for option in (op.module.kernel_size, op.module.stride, op.module.padding)
+    )
+    middles = []
+    for i in range(count):
+        window = list(range(i * stride - pad, i * stride - pad + kernel))
+        if op.kind != "conv":  # pools look at nothing outside
+            window = [at for at in window if 0 <= at < size]
+        middles.append((window[0] + window[-1]) / 2)
+    if count > 1 and count * stride >= size:  # they cover the axis: in its middle
+        shift = (size - 1) / 2 - sum(middles) / count
+        middles = [middle + shift for middle in middles]
+    return middles
+
+
+def _read(line: list[float], place: float) -> float:
+    """A line of positions read between two of them, or beyond the last."""
+    if len(line) == 1:
+        return line[0]
+    low = min(max(int(np.floor(place)), 0), len(line) - 2)
+    return line[low] + (place - low) * (line[low + 1] - line[low])
 
 
 # -- networks -------------------------------------------------------------------------------------
@@ -218,8 +272,9 @@ def walk(net: Net, image: Tensor, target: int, contrast: bool, nodes: int | None
 
     evidence = _head(net, values, flat, made_by, weights)
     start = sum(item.sum() for item in evidence.values())
+    where = positions(net, values)
     maps = [
-        item.reshape(values[name].shape[1:])
+        (item.reshape(values[name].shape[1:]), where[name])
         for name, item in evidence.items()
         if values[name].dim() == 4
     ]

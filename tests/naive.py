@@ -457,3 +457,191 @@ def probed(function: Callable[..., Array], inputs: Sequence[Array], varied: int 
         hot[varied][place] = 1
         matrix[:, column] = function(*hot).reshape(-1) - background
     return Map(matrix, background)
+
+
+# -- products of matrices -------------------------------------------------------------------------
+
+
+def product_from_left(weight: Array, in_shape: Shape) -> Map:
+    """y[..., i, j] = sum over k of w[..., i, k] x[..., k, j], for x of `in_shape`."""
+    *lead, inner, columns = in_shape
+    result = empty(in_shape, (*lead, weight.shape[-2], columns))
+    for row, (*n, i, j) in enumerate(places((*lead, weight.shape[-2], columns))):
+        for k in range(inner):
+            result.matrix[row, flat((*n, k, j), in_shape)] = weight[(*n, i, k)]
+    return result
+
+
+def product_from_right(in_shape: Shape, weight: Array) -> Map:
+    """y[..., i, j] = sum over k of x[..., i, k] w[..., k, j], for x of `in_shape`."""
+    *lead, rows, inner = in_shape
+    result = empty(in_shape, (*lead, rows, weight.shape[-1]))
+    for row, (*n, i, j) in enumerate(places((*lead, rows, weight.shape[-1]))):
+        for k in range(inner):
+            result.matrix[row, flat((*n, i, k), in_shape)] = weight[(*n, k, j)]
+    return result
+
+
+def softmax_row(scores: Sequence[float]) -> list[float]:
+    """exp(s) / sum of exp(s); nothing where all are -inf."""
+    most = max(scores)
+    if most == -math.inf:
+        return [0.0] * len(scores)
+    powers = [math.exp(score - most) for score in scores]
+    return [power / math.fsum(powers) for power in powers]
+
+
+def attention_weights(
+    query: Array,
+    key: Array,
+    *,
+    scale: float | None = None,
+    mask: Array | None = None,
+    causal: bool = False,
+) -> Array:
+    """softmax over k of scale · q[i] · k[j] + mask[i, j]; a boolean mask tells what may be seen."""
+    *lead, length, size_ = query.shape
+    others = key.shape[-2]
+    scale = 1 / math.sqrt(size_) if scale is None else scale
+    result = np.zeros((*lead, length, others))
+    mask = None if mask is None else np.broadcast_to(mask, result.shape)
+    for *n, i in places((*lead, length)):
+        scores = []
+        for j in range(others):
+            score = scale * math.fsum(
+                float(a) * float(b) for a, b in zip(query[(*n, i)], key[(*n, j)], strict=True)
+            )
+            if causal and j > i:
+                score = -math.inf
+            if mask is not None and mask.dtype == bool:
+                score = score if mask[(*n, i, j)] else -math.inf
+            elif mask is not None:
+                score += mask[(*n, i, j)]
+            scores.append(score)
+        result[(*n, i)] = softmax_row(scores)
+    return result
+
+
+def softmax(x: Array, axis: int) -> Map:
+    """y = exp(x) / z with a constant z: the line from (0, 1 / z) to (x, y), for each element."""
+    moved = np.moveaxis(x, axis, -1)
+    z = np.zeros(moved.shape[:-1])
+    for place in places(z.shape):
+        z[place] = math.fsum(math.exp(v) for v in moved[place])
+    zero = np.broadcast_to(1 / np.expand_dims(z, axis), x.shape)
+    slope = [
+        (math.exp(v) - 1) * nought / v if v else 0.0
+        for v, nought in zip(x.reshape(-1), zero.reshape(-1), strict=True)
+    ]
+    return Map(np.diag(slope), zero.reshape(-1).copy())
+
+
+# -- sums whose weights are the input's -----------------------------------------------------------
+
+
+def weighted_total(
+    x: Array, axes: Sequence[int], weights: Callable[[list[float]], Sequence[float]]
+) -> Map:
+    """y = sum of w · x over some axes; `weights` makes the w of a group from its elements."""
+    rest = [axis for axis in range(x.ndim) if axis not in axes]
+    out_shape = [x.shape[axis] for axis in rest]
+    result = empty(x.shape, out_shape)
+    for row, kept in enumerate(places(out_shape)):
+        group = [p for p in places(x.shape) if [p[axis] for axis in rest] == list(kept)]
+        for place, weight in zip(group, weights([float(x[p]) for p in group]), strict=True):
+            result.matrix[row, flat(place, x.shape)] = weight
+    return result
+
+
+# -- cubic interpolation --------------------------------------------------------------------------
+
+
+def cubic(distance: float, a: float) -> float:
+    """The cubic convolution kernel of Keys."""
+    d = abs(distance)
+    if d <= 1:
+        return (a + 2) * d**3 - (a + 3) * d**2 + 1
+    return a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a if d < 2 else 0.0
+
+
+def cubic_line(length: int, outputs: int, align_corners: bool) -> Array:
+    """Cubic interpolation along one axis (a = -3/4), the border repeated."""
+    line = np.zeros((outputs, length))
+    for i in range(outputs):
+        if align_corners:
+            at = i * (length - 1) / (outputs - 1) if outputs > 1 else 0.0
+        else:
+            at = (i + 0.5) * length / outputs - 0.5
+        below = math.floor(at)
+        for tap in range(below - 1, below + 3):
+            line[i, min(max(tap, 0), length - 1)] += cubic(at - tap, -0.75)
+    return line
+
+
+def bicubic(in_shape: Shape, out_space: Shape, align_corners: bool) -> Map:
+    pairs = zip(in_shape[-2:], out_space, strict=True)
+    return along_axes(in_shape, [cubic_line(n, o, align_corners) for n, o in pairs])
+
+
+def bicubic_antialiased(in_shape: Shape, out_space: Shape) -> Map:
+    """Cubic interpolation (a = -1/2) with a kernel that an output pixel widens, as Pillow does."""
+    lines = []
+    for length, outputs in zip(in_shape[-2:], out_space, strict=True):
+        scale = length / outputs
+        width = max(scale, 1.0)
+        line = np.zeros((outputs, length))
+        for i in range(outputs):
+            centre = (i + 0.5) * scale
+            for j in range(length):
+                line[i, j] = cubic((j + 0.5 - centre) / width, -0.5)
+            line[i] /= line[i].sum()
+        lines.append(line)
+    return along_axes(in_shape, lines)
+
+
+# -- regions --------------------------------------------------------------------------------------
+
+
+def bilinear_taps(y: float, x: float, height: int, width: int) -> dict[tuple[int, int], float]:
+    """The four places around a position and their weights; none more than a pixel outside."""
+    if y < -1 or y > height or x < -1 or x > width:
+        return {}
+    y, x = min(max(y, 0.0), height - 1), min(max(x, 0.0), width - 1)
+    taps: dict[tuple[int, int], float] = {}
+    for i in (math.floor(y), min(math.floor(y) + 1, height - 1)):
+        for j in (math.floor(x), min(math.floor(x) + 1, width - 1)):
+            taps[i, j] = max(0.0, 1 - abs(y - i)) * max(0.0, 1 - abs(x - j))
+    return taps
+
+
+def roi_align(
+    in_shape: Shape,
+    regions: Array,
+    *,
+    scale: float,
+    bins: tuple[int, int],
+    ratio: int,
+    aligned: bool,
+) -> Map:
+    """The mean, in each bin of each region, over a grid of samples (He et al., Mask R-CNN)."""
+    _, channels, height, width = in_shape
+    out_shape = (len(regions), channels, *bins)
+    result = empty(in_shape, out_shape)
+    shift = 0.5 if aligned else 0.0
+    for row, (r, c, bin_y, bin_x) in enumerate(places(out_shape)):
+        image, *corners = regions[r]
+        left, top, right, bottom = (corner * scale - shift for corner in corners)
+        tall, wide = bottom - top, right - left
+        if not aligned:
+            tall, wide = max(tall, 1.0), max(wide, 1.0)
+        tall, wide = tall / bins[0], wide / bins[1]
+        rows = ratio if ratio > 0 else math.ceil(tall)
+        columns = ratio if ratio > 0 else math.ceil(wide)
+        for i in range(rows):
+            for j in range(columns):
+                y = top + bin_y * tall + (i + 0.5) * tall / rows
+                x = left + bin_x * wide + (j + 0.5) * wide / columns
+                for (at_y, at_x), weight in bilinear_taps(y, x, height, width).items():
+                    column = flat((int(image), c, at_y, at_x), in_shape)
+                    result.matrix[row, column] += weight / (rows * columns)
+    return result

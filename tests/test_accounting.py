@@ -183,6 +183,80 @@ class InPlace(nn.Module):
         return self.head(canvas.sum((2, 3)) * self.canvas)
 
 
+class Standardised(nn.Conv2d):
+    """Weight standardisation: the kernel is computed, and the same for every image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        var, mean = torch.var_mean(self.weight, (1, 2, 3), keepdim=True, correction=0)
+        return F.conv2d(x, (self.weight - mean) / (var + 1e-5).sqrt(), self.bias, 1, 1)
+
+
+class Modern(nn.Module):
+    """NFNet's and ConvNeXt V2's parts: standardised weights, global response norm, blur pooling,
+    space to depth, gated linear units, local response norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = Standardised(12, 8, 3)
+        self.gamma, self.beta = nn.Parameter(torch.randn(8)), nn.Parameter(torch.randn(8))
+        self.register_buffer(
+            "blur", torch.tensor([1.0, 2, 1]).outer(torch.tensor([1.0, 2, 1])) / 16
+        )
+        self.gated = nn.Conv2d(8, 12, 1)
+        self.norm = nn.LocalResponseNorm(3, alpha=0.3)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(F.pixel_unshuffle(F.interpolate(x, 24, mode="bicubic"), 2))
+        x = F.gelu(x).permute(0, 2, 3, 1)
+        size = x.norm(p=2, dim=(1, 2), keepdim=True)
+        response = size / (size.mean(-1, keepdim=True) + 1e-6)
+        x = x + torch.addcmul(self.beta, self.gamma, x * response)
+        x = F.pad(x.permute(0, 3, 1, 2), (1, 1, 1, 1), mode="reflect")
+        x = F.conv2d(x, self.blur.expand(8, 1, 3, 3), stride=2, groups=8)
+        return self.head(self.norm(F.glu(self.gated(x), 1)).mean((2, 3)))
+
+
+class Split(nn.Module):
+    """ResNeSt's split attention: a softmax over the groups of channels is the gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.split = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, groups=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.attend = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 8, 1))
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.split(x)
+        halves = x.view(len(x), 2, 4, *x.shape[2:])
+        weights = self.attend(F.adaptive_avg_pool2d(halves.sum(1), 1))
+        weights = (
+            weights.view(len(x), 1, 2, -1).transpose(1, 2).softmax(1).reshape(len(x), -1, 1, 1)
+        )
+        gated = (halves * weights.view(len(x), 2, 4, 1, 1)).sum(1)
+        return self.head(gated.mean((2, 3)))
+
+
+class Statistics(nn.Module):
+    """Means, deviations, norms and log-sums as features, as audio and weakly supervised nets use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LeakyReLU(0.2))
+        self.head = nn.Linear(20, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).flatten(2)
+        parts = [
+            x.mean(2),
+            x.std(2),
+            x.norm(dim=2),
+            x.logsumexp(2),
+            x.topk(3).values.cumsum(2)[..., 2],
+        ]
+        return self.head(torch.cat(parts, 1))
+
+
 def fully_connected() -> nn.Module:
     """VGG's head: flatten, wide layers, dropout."""
     return nn.Sequential(
@@ -228,6 +302,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "norms": Mixed,
     "upscaling": Upscaling,
     "in place": InPlace,
+    "modern": Modern,
+    "split attention": Split,
+    "statistics": Statistics,
 }
 
 

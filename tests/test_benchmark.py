@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import howyouseeme as hysm
+from howyouseeme.evaluate import Settings, make_grids, score_grid
 
 PATH = Path(__file__).parent.parent / "benchmarks" / "quality.py"
 
@@ -63,8 +66,12 @@ def subject(quality: ModuleType) -> Any:
         array = np.asarray(photo.convert("RGB").resize((SIZE, SIZE)))
         return torch.tensor(array).permute(2, 0, 1).float() / 255
 
-    module = Colours().eval()
-    return quality.Subject("colours", module, SIZE, prepare, lambda _: Colours().eval())
+    def plain(module: nn.Module, _: bool) -> nn.Module:
+        made = Colours().eval()
+        made.load_state_dict(module.state_dict())
+        return made
+
+    return quality.Subject("colours", Colours().eval(), SIZE, prepare, plain)
 
 
 def box_of(i: int) -> tuple[int, int, int, int]:
@@ -125,24 +132,40 @@ def test_every_installed_method_finds_the_patch(
 ) -> None:
     items = quality.load_items(subject, data, "1")[:2]
     names = usable(quality)
-    settings = quality.Settings(steps=4)
-    results = quality.measure(subject, items, [], names, tmp_path, settings, lambda _: None)
+    settings = Settings(steps=4)
+    results = quality.measure(subject, items, [], names, tmp_path, settings, 2, lambda _: None)
     assert list(results) == names
-    for name, result in results.items():
-        row = quality.summary(items, result)
-        assert row["GridPG"] is None
+    for name, row in quality.summaries(results).items():
+        assert row["grid"] is None
+        assert (row["randomised"] is None) == quality.METHODS[name].slow
+        assert (row["second_class"] is None) == quality.METHODS[name].slow
+        assert row["time"].low > 0
         for column, value in row.items():
-            if value is not None:
-                least = -1 if column in ("ROAD", "2nd class") else 0
+            if value is not None and column != "time":
+                least = -1 if column in ("road", "second_class", "randomised") else 0
                 assert least <= value.low <= value.mean <= value.high <= 1, (name, column)
         if name not in ("random", "edges", "centre", "rise"):
             assert row["pointing"].mean == 1, name
         if name in ("evidence", "input-x-gradient", "lrp", "excitation"):
             assert row["energy"].mean > 0.9, name
-            assert row["box IoU .5"].mean == 1, name
-    text = quality.table(items, results)
+            assert row["box"].mean == 1, name
+    text = quality.table(results)
     assert len(text.splitlines()) == 2 + len(names)
     assert all(quality.METHODS[name].label in text for name in names)
+
+
+def test_slow_methods_get_few_images(
+    quality: ModuleType, subject: Any, data: Path, tmp_path: Path
+) -> None:
+    items = quality.load_items(subject, data, "1")
+    settings = Settings(steps=2, road=False)
+    results = quality.measure(
+        subject, items, [], ["edges", "rise"], tmp_path, settings, 2, lambda _: None
+    )
+    assert [len(result["images"]) for result in results.values()] == [3, 2]
+    rows = quality.table(results).splitlines()[2:]
+    assert [row.split(" | ")[1] for row in rows] == ["3", "2"]
+    assert "**" not in rows[1]
 
 
 def test_grids_ask_for_the_cell_of_each_class(
@@ -152,7 +175,7 @@ def test_grids_ask_for_the_cell_of_each_class(
         quality.make_item(subject, str(i), photo(i), np.array([box_of(i)], float)) for i in range(4)
     ]
     items = [quality.dataclasses.replace(item, probability=0.95) for item in items]
-    (grid,) = quality.make_grids(items, 1)
+    (grid,) = make_grids(items, 1)
     assert grid.input.shape == (3, 2 * SIZE, 2 * SIZE)
     assert sorted(grid.targets) == [0, 1, 2, 3]
     for cell, target in enumerate(grid.targets):
@@ -173,16 +196,16 @@ def test_grids_ask_for_the_cell_of_each_class(
             .reshape(2 * SIZE, 2 * SIZE)
         )
 
-    assert quality.measure_grid(only_there, grid) == {"grid": 1.0}
+    assert score_grid(only_there, grid) == {"grid": 1.0}
     assert asked == [grid.targets[0], grid.targets[3]]
-    assert quality.measure_grid(lambda x, target: torch.ones(x.shape[1:]), grid) == {"grid": 0.25}
+    assert score_grid(lambda x, target: torch.ones(x.shape[1:]), grid) == {"grid": 0.25}
 
 
 def test_a_run_that_was_broken_off_goes_on(
     quality: ModuleType, subject: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     items = quality.load_items(subject, data, "1")
-    settings = quality.Settings(steps=2, road=False, classes=False)
+    settings = Settings(steps=2, road=False, second=False, randomised=False)
     asked: list[int] = []
 
     def breaking(_: Any) -> Any:
@@ -196,7 +219,7 @@ def test_a_run_that_was_broken_off_goes_on(
 
     method = quality.Method("broken off", "peer", breaking)
     monkeypatch.setitem(quality.METHODS, "breaking", method)
-    ask = (subject, items, [], ["breaking"], tmp_path, settings, lambda _: None)
+    ask = (subject, items, [], ["breaking"], tmp_path, settings, 2, lambda _: None)
     with pytest.raises(KeyboardInterrupt):
         quality.measure(*ask)
     assert asked == [0, 0, 1, 2]  # the first warms up
@@ -205,7 +228,7 @@ def test_a_run_that_was_broken_off_goes_on(
     results = quality.measure(*ask)
     assert asked[4:] == [2]
     assert len(results["breaking"]["images"]) == 3
-    other = (*ask[:5], quality.Settings(steps=3, road=False, classes=False), ask[6])
+    other = (*ask[:5], Settings(steps=3, road=False, second=False, randomised=False), *ask[6:])
     quality.measure(*other)
     assert asked[5:] == [0, 0, 1, 2]  # other settings, other scores
 
@@ -213,13 +236,86 @@ def test_a_run_that_was_broken_off_goes_on(
 # -- peers get the network that they are said to get -------------------------------------------------
 
 
-def test_plain_network_answers_the_same(quality: ModuleType) -> None:
-    subject = quality.efficientnet()
+@pytest.mark.parametrize(
+    "name", ["efficientnet-lite0", "efficientnet-lite2", "squeezenet", "cifar"]
+)
+def test_plain_network_answers_the_same(quality: ModuleType, name: str) -> None:
+    try:
+        subject = quality.SUBJECTS[name]()
+    except click.ClickException as missing:
+        pytest.skip(missing.message)
     x = subject.prepare(hysm.load_image(hysm.sample_photo("cat")))[None]
     with torch.no_grad():
         expected = subject.module(x)
         for for_zennit in {False, quality.installed("zennit") is not None}:
-            torch.testing.assert_close(subject.plain(for_zennit)(x), expected, rtol=0, atol=1e-4)
+            plain = subject.plain(subject.module, for_zennit)
+            tolerance = 1e-4 * float(expected.abs().max())
+            torch.testing.assert_close(plain(x), expected, rtol=0, atol=tolerance)
+            assert plain.middle
+            assert plain.last
+            assert plain.last_conv
+
+
+def test_peers_get_the_randomised_network(quality: ModuleType, subject: Any) -> None:
+    x = torch.rand(3, SIZE, SIZE)
+    forgetful = quality.dataclasses.replace(
+        subject, module=quality.evaluate.randomised(subject.module, x[None])
+    )
+    plain = forgetful.plain(forgetful.module, False)
+    torch.testing.assert_close(plain(x[None]), forgetful.module(x[None]))
+    assert not torch.allclose(plain(x[None]), subject.module(x[None]))
+
+
+def test_cifar_comes_with_samples_of_its_own(quality: ModuleType, tmp_path: Path) -> None:
+    try:
+        subject = quality.cifar()
+    except click.ClickException as missing:
+        pytest.skip(missing.message)
+    items = quality.load_items(subject, tmp_path / "nowhere", "1")
+    assert len(items) == 20
+    assert all(item.boxes is None for item in items)
+    settings = Settings(steps=2, road=False)
+    results = quality.measure(
+        subject, items[:2], [], ["evidence", "grad-cam"], tmp_path, settings, 2, lambda _: None
+    )
+    for row in quality.summaries(results).values():
+        measured = {key for key, mean in row.items() if mean is not None}
+        assert measured == {"insertion", "deletion", "second_class", "randomised", "time"}
+
+
+# -- what is kept belongs to the source that made it -------------------------------------------------
+
+
+def test_scores_are_dropped_with_the_source_of_their_method_alone(
+    quality: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed: list[str] = []
+    read = Path.read_bytes
+
+    def other(path: Path) -> bytes:
+        return read(path) + b"#" * (path.name in changed)
+
+    monkeypatch.setattr(Path, "read_bytes", other)
+
+    def prints() -> dict[str, str]:
+        names = ("evidence", "seed", "edges", "rise")
+        return {name: quality.fingerprint(quality.METHODS[name], Settings()) for name in names}
+
+    before = prints()
+    assert len(set(before.values())) == 4
+
+    def dropped(*files: str) -> set[str]:
+        changed[:] = files
+        return {name for name, made_by in prints().items() if made_by != before[name]}
+
+    assert dropped("evidence.py") == {"evidence"}
+    assert dropped("seed.py") == {"seed"}
+    assert dropped("backtrack.py") == {"evidence", "seed"}
+    assert dropped("cli.py", "draw.py", "run.py", "onnx.py") == set()
+    assert dropped("measures.py") == {"evidence", "seed", "edges", "rise"}
+    assert dropped() == set()
+    other_settings = quality.fingerprint(quality.METHODS["edges"], Settings(steps=3))
+    assert other_settings != before["edges"]
 
 
 # -- command line ----------------------------------------------------------------------------------
@@ -235,18 +331,58 @@ def test_command_writes_the_page(
         "absent",
         quality.Method("Absent", "peer", lambda _: None, "no-such-package"),
     )
+
+    def not_there() -> None:
+        raise click.ClickException("cifar needs something")
+
     out = tmp_path / "docs" / "quality.md"
-    call = ["--data", str(data), "--images", "2", "--grids", "0", "--no-road", "--out", str(out)]
+    monkeypatch.setitem(quality.SUBJECTS, "cifar", not_there)
+    call = ["--data", str(data), "--images", "3", "--grids", "0", "--no-road", "--out", str(out)]
+    call += ["--network", "efficientnet-lite0", "--network", "cifar"]
     call += ["--scores", str(tmp_path / "scores"), "--methods", "evidence,edges,absent"]
     result = CliRunner().invoke(quality.main, call)
     assert result.exit_code == 0, result.output
     page = out.read_text()
     assert "| howyouseeme: evidence, saliency |" in page
-    assert "2 images of half 1" in page
-    assert "Absent (no-such-package)" in page
+    assert "3 images of half 1" in page
+    assert "- Absent: no-such-package is missing" in page
+    assert "- cifar needs something" in page
+    for line in re.findall(r"!\[.*\]\((.*)\)", page):
+        assert (out.parent / line).is_file()
     assert f"torch {torch.__version__}".split("+")[0] in page
-    with Image.open(out.with_name("quality-pictures.jpg")) as picture:
-        assert min(picture.size) > 200
+    for path in (
+        out.with_name("quality-pictures.jpg"),  # of the package's own photos
+        out.with_name("quality-efficientnet-lite0.png"),
+        tmp_path / "scores" / "pictures-efficientnet-lite0.jpg",  # of the data
+    ):
+        with Image.open(path) as picture:
+            assert min(picture.size) > 200
+            assert np.asarray(picture.convert("L")).std() > 10
+    assert sorted(path.name for path in out.parent.iterdir()) == [
+        "quality-efficientnet-lite0.png",
+        "quality-pictures.jpg",
+        "quality.md",
+    ]
+
+
+def test_the_page_of_pictures_begins_with_our_worst(quality: ModuleType, subject: Any) -> None:
+    items = [
+        quality.make_item(subject, str(i), photo(i % 3), np.array([box_of(i % 3)], float))
+        for i in range(14)
+    ]
+    scores = [{"energy": (5 * i % 14) / 14, "insertion": 0.5, "deletion": 0.2} for i in range(14)]
+    subject = quality.dataclasses.replace(
+        subject, samples=lambda: [(str(i), photo(i % 3), i % 3) for i in range(14)]
+    )
+    result = {"items": items, "images": scores}
+    columns = quality.ten_photos(subject, Path("nowhere"), result, "evidence")
+    order = [5 * i % 14 for i in range(14)]
+    assert [item.name for _, _, item in columns[:5]] == [
+        str(order.index(rank)) for rank in range(5)
+    ]
+    assert len({item.name for _, _, item in columns}) == 10
+    assert columns[0][0].startswith("worst 1 of evidence\nenergy 0.00")
+    assert columns[9][0].startswith("one of the others")
 
 
 @pytest.mark.parametrize(
@@ -264,6 +400,7 @@ def test_command_says_what_is_wrong(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(quality.SUBJECTS, "efficientnet-lite0", lambda: subject)
+    call = [*call, "--network", "efficientnet-lite0"]
     result = CliRunner().invoke(quality.main, call)
     assert result.exit_code == 1
     assert message in result.output

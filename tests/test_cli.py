@@ -204,7 +204,6 @@ def test_models(run: Run) -> None:
     result = run("models")
     assert result.exit_code == 0
     assert cli.DEFAULT_MODEL in result.output.split()
-    assert "vit_" not in result.output
 
 
 def test_classes(run: Run, factories: Path) -> None:

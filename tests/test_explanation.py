@@ -24,6 +24,7 @@ from howyouseeme import Explainer, Explanation, InputError, Network, Preprocess,
 from howyouseeme import __version__ as version
 from howyouseeme.backtrack import plan
 from howyouseeme.explanation import MOST_POINTS, Node
+from howyouseeme.maps import gaussian_blur
 from howyouseeme.methods import get_method
 from howyouseeme.tape import Value
 
@@ -163,7 +164,7 @@ def test_the_coordinates_of_a_tensor_are_its_own() -> None:
     assert [len(points) for points in explanation.points] == [1, 1]
     for i, (y, x) in enumerate([(4, 7), (9, 0)]):
         assert explanation.saliency[i, y, x] == 1
-        assert explanation.saliency[i].sum() == 1
+        assert (explanation.saliency[i] == 1).sum() == 1
         assert explanation.attention[i].argmax() == y * 12 + x
 
 
@@ -488,9 +489,22 @@ def test_layers_go_from_the_pixels_up(method: str, images: Tensor) -> None:
         explanation.layers(2)
 
 
-def test_the_layer_of_the_pixels_is_the_saliency(images: Tensor) -> None:
+def test_the_layer_of_the_pixels_is_their_evidence(images: Tensor) -> None:
     explanation = Explainer(network(), focus=False)(images)
-    torch.testing.assert_close(explanation.layers(1)[0].map, explanation.saliency[1])
+    evidence = explanation.evidence[1].clamp(min=0)
+    torch.testing.assert_close(explanation.layers(1)[0].map, evidence / evidence.max())
+
+
+def test_saliency_says_how_much_evidence_lies_below(images: Tensor) -> None:
+    explanation = Explainer(network())(images)
+    for i, item in enumerate(explanation.evidence):
+        own = item.clamp(min=0).double()
+        # The attention's maximum is 1: scaled back, it is the evidence blurred.
+        around = gaussian_blur(own, explanation.method.blur * min(own.shape))
+        counted = own + 0.3 * around
+        for y, x in [(0, 0), (3, 5), (7, 2)]:
+            below = counted[counted <= counted[y, x]].sum() / counted.sum()
+            assert explanation.saliency[i, y, x] == pytest.approx(float(below), abs=1e-6)
 
 
 # -- numbers ------------------------------------------------------------------------------------------

@@ -451,8 +451,7 @@ def test_the_description_is_complete_and_fits_json() -> None:
         ({"std": (1.0, 1.0)}, r"std has .* not \(1\.0, 1\.0\)"),
         ({"mean": (0.0,) * 3, "channels": "grey"}, "mean has .* 1 for grey"),
         ({"resize": "crop", "crop_from": 0}, "from 1 up"),
-        ({"resize": "crop"}, "goes with resize='crop'"),
-        ({"crop_from": 256}, "goes with resize='crop'"),
+        ({"resize": "crop"}, "needs crop_from"),
         ({"std": (1, 0, 1)}, "can't be zero"),
         ({"scale": 0}, "can't be zero"),
     ],
@@ -546,3 +545,73 @@ def test_unknown_sample_photo() -> None:
     assert sample_photo() == sample_photo("cat")
     with pytest.raises(InputError, match="'dog'; choose from cat, coffee, rocket"):
         sample_photo("dog")
+
+
+def test_the_centre_of_a_squashed_picture() -> None:
+    size = (60, 60)
+    picture = load_image(sample_photo("cat"))
+    larger, _ = Preprocess((80, 80))(picture)
+    cut, geometry = Preprocess(size, resize="squash", crop_from=80)(picture)
+    # Pillow resizes only the part that is cut, which may differ by a level.
+    assert (cut - larger[:, 10:70, 10:70]).abs().max() < 2 / 255
+    y, x = geometry.points_to_image(np.array([0, 59]), np.array([0, 59]))
+    assert np.allclose(y, (np.array([10, 69]) + 0.5) * picture.height / 80 - 0.5)
+    assert np.allclose(x, (np.array([10, 69]) + 0.5) * picture.width / 80 - 0.5)
+
+
+# --- inputs in another range than the model's
+
+TO_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+TO_LEVELS = {"scale": 1.0, "mean": (127.0,), "std": (128.0,)}
+TO_CAFFE = {"scale": 1.0, "mean": (104.0, 117.0, 124.0), "channels": "bgr"}
+TO_PLAIN = {"scale": 1 / 255}
+TO_WHITE = {"scale": 1.0}
+
+
+def photos() -> torch.Tensor:
+    """Three photos as [3, 3, 64, 64] in 0..1."""
+    plain = Preprocess((64, 64))
+    return torch.stack(
+        [plain(load_image(sample_photo(name)))[0] for name in ("cat", "coffee", "rocket")]
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "factor"),
+    [
+        (TO_IMAGENET, 1),
+        (TO_IMAGENET, 255),
+        (TO_LEVELS, 1),
+        (TO_LEVELS, 255),
+        (TO_CAFFE, 1),
+        (TO_PLAIN, 255),
+        (TO_WHITE, 1),
+    ],
+)
+def test_unnormalised_inputs_are_told(settings: dict, factor: int) -> None:
+    preprocess = Preprocess((64, 64), **settings)
+    inputs = photos() * factor
+    told = preprocess.misfit(inputs)
+    assert told is not None
+    assert told.startswith(f"go from {inputs.min():.3g} to {inputs.max():.3g}, and ")
+
+
+@pytest.mark.parametrize("settings", [TO_IMAGENET, TO_LEVELS, TO_CAFFE, TO_PLAIN, TO_WHITE])
+def test_normalised_inputs_are_not(settings: dict) -> None:
+    preprocess = Preprocess((64, 64), **settings)
+    for name in ("cat", "coffee", "rocket"):
+        photo = load_image(sample_photo(name))
+        assert preprocess.misfit(preprocess(photo)[0][None]) is None
+        dark, bright = photo.point(lambda v: v // 30), photo.point(lambda v: 160 + v // 12)
+        for picture in (dark, bright):  # 0..8 and 160..181
+            assert preprocess.misfit(preprocess(picture)[0][None]) is None
+    noise = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    middle = (
+        torch.tensor(preprocess.mean)[:, None, None] / torch.tensor(preprocess.std)[:, None, None]
+    )
+    spread = 64 * preprocess.scale / torch.tensor(preprocess.std)[:, None, None]
+    assert (
+        preprocess.misfit(noise * spread + 127 * preprocess.scale / preprocess.std[0] - middle)
+        is None
+    )
+    assert preprocess.misfit(torch.zeros(1, 3, 8, 8)) is None

@@ -15,6 +15,7 @@ from howyouseeme.maps import (
     Points,
     gaussian_blur,
     inliers,
+    levels,
     scale_to_one,
     strongest_points,
 )
@@ -176,3 +177,28 @@ def test_scale_to_one_stays_within_one(tiny: float) -> None:
     scaled = scale_to_one(torch.tensor([0.0, tiny]))
     assert torch.isfinite(scaled).all()
     assert scaled.max() <= 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_levels_are_the_share_of_the_evidence_below(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    evidence = torch.randint(-3, 6, (5, 7), generator=generator).double()  # many ties
+    found = levels(evidence)
+    positive = evidence.clamp(min=0)
+    for value, level in zip(evidence.flatten(), found.flatten(), strict=True):
+        below = sum(float(other) for other in positive.flatten() if other <= value)
+        assert float(level) == pytest.approx(below / float(positive.sum()) if value > 0 else 0)
+
+
+def test_levels_keep_the_order_and_hold_what_they_say() -> None:
+    evidence = torch.rand(30, 40, generator=torch.Generator().manual_seed(1)).double() ** 3
+    found = levels(evidence)
+    assert torch.equal(found.flatten().argsort(), evidence.flatten().argsort())
+    for level in (0.1, 0.5, 0.9):
+        held = float(evidence[found >= level].sum() / evidence.sum())
+        assert 1 - level <= held + 1e-12
+        assert held <= 1 - level + float(evidence.max() / evidence.sum())
+
+
+def test_levels_of_nothing_are_zero() -> None:
+    assert not levels(-torch.ones(3, 4)).any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -27,6 +28,7 @@ from howyouseeme.evaluate import (
     pointing,
     rank_correlation,
     road,
+    structural_similarity,
 )
 
 SIZE = 64
@@ -409,6 +411,71 @@ def test_rank_correlation_agrees_with_scipy() -> None:
     one, other = random.integers(-3, 4, (2, 9, 9))
     expected = stats.spearmanr(one.ravel(), other.ravel()).statistic
     assert rank_correlation(one, other) == pytest.approx(expected)
+
+
+def naive_similarity(one: np.ndarray, other: np.ndarray) -> float:
+    """SSIM from its definition, window by window, of maps whose maximum is 1."""
+    reach = 5
+    weight = np.array(
+        [
+            [math.exp(-(dy**2 + dx**2) / (2 * 1.5**2)) for dx in range(-reach, reach + 1)]
+            for dy in range(-reach, reach + 1)
+        ]
+    )
+    weight /= weight.sum()
+    found = []
+    for y in range(reach, one.shape[0] - reach):
+        for x in range(reach, one.shape[1] - reach):
+            place = np.s_[y - reach : y + reach + 1, x - reach : x + reach + 1]
+            a, b = one[place], other[place]
+            mean_a, mean_b = (weight * a).sum(), (weight * b).sum()
+            var_a = (weight * (a - mean_a) ** 2).sum()
+            var_b = (weight * (b - mean_b) ** 2).sum()
+            both = (weight * (a - mean_a) * (b - mean_b)).sum()
+            light = (2 * mean_a * mean_b + 0.01**2) / (mean_a**2 + mean_b**2 + 0.01**2)
+            found.append(light * (2 * both + 0.03**2) / (var_a + var_b + 0.03**2))
+    return float(np.mean(found))
+
+
+def test_structural_similarity_is_what_its_definition_says() -> None:
+    random = np.random.default_rng(0)
+    one, other = random.random((2, 17, 14))
+    one, other = one / one.max(), other / other.max()
+    assert structural_similarity(one, other) == pytest.approx(naive_similarity(one, other))
+    assert structural_similarity(one, 5 * other) == pytest.approx(naive_similarity(one, other))
+    blend = 0.9 * one + 0.1 * other
+    blend /= blend.max()
+    assert structural_similarity(one, blend) == pytest.approx(naive_similarity(one, blend))
+
+
+def test_structural_similarity_agrees_with_scikit_image() -> None:
+    metrics = pytest.importorskip("skimage.metrics")
+    one, other = np.random.default_rng(0).random((2, 40, 30))
+    one, other = one / one.max(), other / other.max()
+    expected = metrics.structural_similarity(
+        one, other, data_range=1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+    )
+    assert structural_similarity(one, other) == pytest.approx(expected)
+
+
+def test_structural_similarity_of_known_maps() -> None:
+    random = np.random.default_rng(0).random((SIZE, SIZE))
+    assert structural_similarity(random, random) == pytest.approx(1)
+    assert structural_similarity(random, 3 * random) == pytest.approx(1)
+    assert structural_similarity(random - 5, -random) == 1  # both without evidence
+    assert structural_similarity(uniform(), EMPTY) == pytest.approx(0.01**2 / (1 + 0.01**2))
+    assert structural_similarity(random, random.T[::-1]) < 0.1
+    assert structural_similarity(perfect(), 1 - perfect()) < structural_similarity(
+        perfect(), perfect() + 0.1
+    )
+
+
+def test_structural_similarity_takes_maps_of_one_size_with_room_for_a_window() -> None:
+    with pytest.raises(InputError, match="different shapes"):
+        structural_similarity(np.ones((20, 30)), np.ones((30, 20)))
+    with pytest.raises(InputError, match="smaller than a window of 11 x 11"):
+        structural_similarity(np.ones((10, 30)), np.ones((10, 30)))
+    assert structural_similarity(np.ones((7, 9)), np.ones((7, 9)), sigma=0.8) == pytest.approx(1)
 
 
 def test_bootstrap_of_equal_values_is_sure() -> None:

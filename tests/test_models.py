@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import howyouseeme.models.torchvision as hub
-from howyouseeme.errors import InputError, MissingExtraError, ModelError, UnsupportedCallError
+from howyouseeme.errors import InputError, MissingExtraError, ModelError
 from howyouseeme.images import Preprocess, load_image, sample_photo
 from howyouseeme.models import Network, available, load_model
 from howyouseeme.models.classes import imagenet_classes
@@ -104,10 +104,11 @@ def test_the_embedded_network_is_quiet_and_ready(capfd: pytest.CaptureFixture[st
     assert network.classes == imagenet_classes()
 
 
-def test_loading_the_package_loads_neither_torchvision_nor_the_architecture() -> None:
+def test_loading_the_package_loads_no_package_of_models() -> None:
     code = (
         "import sys, howyouseeme.models;"
-        "sys.exit(bool({'torchvision', 'efficientnet_lite_pytorch', 'safetensors'} & {*sys.modules}))"
+        "others = 'torchvision timm transformers keras onnx onnxruntime safetensors';"
+        "sys.exit(bool({'efficientnet_lite_pytorch', *others.split()} & {*sys.modules}))"
     )
     assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", code]) == 0
 
@@ -190,16 +191,7 @@ def test_available() -> None:
     names = available()
     assert names[0] == "efficientnet-lite0"
     assert {"torchvision:vgg16", "torchvision:resnet50", SMALL} <= {*names}
-    assert not {"torchvision:fcn_resnet50", "torchvision:vit_b_16", "torchvision:swin_t"} & {*names}
-
-
-@pytest.mark.parametrize("name", ["vit_b_16", "swin_v2_t", "maxvit_t"])
-def test_transformers_are_refused_before_any_download(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(hub, "_models", lambda: pytest.fail("too late"))
-    with pytest.raises(UnsupportedCallError, match=f"torchvision:{name} .* attention has no rules"):
-        load_model(f"torchvision:{name}")
+    assert "torchvision:fcn_resnet50" not in names
 
 
 def test_available_without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,6 +256,13 @@ def test_a_factory_in_a_file_with_mistakes(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModelError, match=r"can't be imported \(SyntaxError: "):
         load_model("mistaken:factory")
+
+
+@pytest.mark.parametrize("kind", ["timm", "transformers"])
+def test_missing_packages_of_models(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, kind, None)
+    with pytest.raises(MissingExtraError, match=rf"pip install {kind}$"):
+        load_model(f"{kind}:resnet50")
 
 
 def test_preprocess_can_be_replaced() -> None:

@@ -8,26 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .errors import ModelError, UnsupportedCallError
-from .links import Convolution
 from .rules import Refusal, Step, find_rule
 from .tape import Call, Tape, Value
 
-__all__ = ["Ledger", "Plan", "multipliers", "plan", "signs", "spatial"]
+__all__ = ["Ledger", "Plan", "multipliers", "plan", "signs"]
 
 
 @dataclass(eq=False)
 class Plan:
-    """The steps from a value back to the inputs: `steps` in the order of the walk, last call first."""
+    """The steps from a value back to the inputs: `steps` in the order of the walk, last call first.
+
+    `layouts` keeps what `howyouseeme.places.layouts` found out, by input.
+    """
 
     start: Value
     steps: list[tuple[Value, Step]]
     inputs: list[Value]
     exclusive: bool = True  # whether the start's elements exclude each other, as softmax classes do
+    layouts: dict[Value, dict[Value, Any]] = field(default_factory=dict)
     _step_of: dict[Value, Step] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -143,28 +147,6 @@ def multipliers(
             assert value.call is not None
             on_bias(value.call, multiplier * step.bias_like(value.data))
     yield from waiting.items()
-
-
-#: Their output has other places than their input, or the same ones without a look at them.
-_REARRANGING = {
-    f"aten.{name}"
-    for name in (
-        "view _unsafe_view reshape flatten permute transpose t unfold unsqueeze squeeze select "
-        "pixel_shuffle pixel_unshuffle index gather as_strided constant_pad_nd mean sum"
-    ).split()
-}
-
-
-def spatial(way: Plan) -> set[Value]:
-    """Values of the shape [batch, channel, ...]: made by convolutions and pools, or like their source."""
-    found = {value for value in way.inputs if value.data.dim() > 2}
-    for value, step in reversed(way.steps):
-        assert value.call is not None
-        if value.data.dim() < 3 or value.call.name in _REARRANGING:
-            continue
-        if any(isinstance(link, Convolution) or source in found for source, link in step.links):
-            found.add(value)
-    return found
 
 
 def signs(tensor: Tensor) -> Tensor:

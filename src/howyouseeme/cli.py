@@ -14,7 +14,7 @@ import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from .errors import HowYouSeeMeError, InputError, ModelError
 if TYPE_CHECKING:
     from .explainer import Explainer
     from .explanation import Explanation
+    from .images import Preprocess
     from .models import Network
 
 DEFAULT_MODEL = "efficientnet-lite0"
@@ -78,9 +79,43 @@ def _model_option(command: Callable[..., Any]) -> Callable[..., Any]:
         "--model",
         default=DEFAULT_MODEL,
         show_default=True,
-        help="Network to explain: one that `howyouseeme models` lists, or package.module:factory, "
-        "a function of yours that returns it.",
+        help="Network to explain: one that `howyouseeme models` lists, timm:NAME, "
+        "transformers:FOLDER, a file (.onnx, .keras, .h5, .pt2, .pt), or package.module:factory, a "
+        "function of yours that returns it.",
     )(command)
+
+
+def _input_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How a photo becomes the network's input, where that isn't known or is known wrongly."""
+    for option in reversed(
+        [
+            click.option(
+                "--size",
+                metavar="N|HxW",
+                help="Height and width of the network's input, such as 224 or 192x256; the whole "
+                "photo is squashed into it.",
+            ),
+            click.option(
+                "--mean",
+                metavar="M|R,G,B",
+                help="Subtracted from the values, one number or one for each channel.",
+            ),
+            click.option("--std", metavar="S|R,G,B", help="What they are divided by after that."),
+            click.option(
+                "--channels",
+                type=click.Choice(["rgb", "bgr", "grey"]),
+                help="Order of the channels, that of --mean and --std too.",
+            ),
+            click.option(
+                "--range",
+                "white",
+                type=click.Choice(["1", "255"]),
+                help="Value of white, before --mean and --std.",
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
 
 
 def _out_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -107,6 +142,13 @@ def main() -> None:
     "--weights",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="File with the weights of the network, instead of its own.",
+)
+@_input_options
+@click.option(
+    "--allow-code",
+    is_flag=True,
+    help="Load a --model file that can run any code (pickled models, TorchScript, .pt2, Keras "
+    "Lambda layers): only if you trust its source.",
 )
 @click.option(
     "--target",
@@ -140,6 +182,12 @@ def explain(
     photos: tuple[Path, ...],
     model: str,
     weights: Path | None,
+    size: str | None,
+    mean: str | None,
+    std: str | None,
+    channels: str | None,
+    white: str | None,
+    allow_code: bool,
     target: str | None,
     method: str,
     k: int | None,
@@ -160,12 +208,9 @@ def explain(
     if k is not None and method != "seed":
         raise click.UsageError(f"--k belongs to --method seed, not to {method}.")
     files = _find_photos(photos)
-    network = _load(model, weights, device)
-    if network.preprocess is None:
-        raise ModelError(
-            f"How a photo becomes the input of {model} is not known; let the factory return "
-            "howyouseeme.Network(name, module, howyouseeme.Preprocess(...), classes)."
-        )
+    asked = _read_input_options(size, mean, std, channels, white)
+    network = _load(model, weights, device, allow_code)
+    network = replace(network, preprocess=_preprocess(network, asked))
     wanted = _read_target(target, network)
     explainer = _explainer(network, method, {} if k is None else {"k": k})
     _make_folder(out)  # only now: a mistyped class should leave no empty folder behind
@@ -224,7 +269,102 @@ def classes(text: str | None, model: str) -> None:
         click.echo(f"{index:>{len(str(len(names)))}}  {name}")
 
 
-# What to explain
+@main.command()
+@_model_option
+@click.option(
+    "--weights",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File with the weights of the network, instead of its own.",
+)
+@_input_options
+@click.option(
+    "--allow-code",
+    is_flag=True,
+    help="Load a --model file that can run any code: only if you trust its source.",
+)
+@click.option(
+    "--images",
+    required=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder with the photos.",
+)
+@click.option(
+    "--boxes",
+    type=click.Path(exists=True, path_type=Path),
+    help="Where the objects are: a CSV (file, class, x0, y0, x1, y1), a COCO .json, or a folder of "
+    "Pascal VOC's .xml.",
+)
+@click.option(
+    "--methods",
+    default=DEFAULT_METHOD,
+    show_default=True,
+    help="How to walk back, with commas between: "
+    f"{', '.join(METHODS)}; seed:attention for its blurred map.",
+)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Measure N images at most.")
+@click.option(
+    "--grids",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    help="Grids of four photos for GridPG.",
+)
+@click.option(
+    "--out",
+    default="howyouseeme-out",
+    show_default=True,
+    type=click.Path(file_okay=False, writable=True, path_type=Path),
+    help="Folder for evaluation.csv and evaluation.json; made if it is missing.",
+)
+@click.option("--device", default="cpu", show_default=True, help="Such as cpu, cuda or mps.")
+@_verbose_option
+def evaluate(
+    *,
+    model: str,
+    weights: Path | None,
+    size: str | None,
+    mean: str | None,
+    std: str | None,
+    channels: str | None,
+    white: str | None,
+    allow_code: bool,
+    images: Path,
+    boxes: Path | None,
+    methods: str,
+    limit: int | None,
+    grids: int,
+    out: Path,
+    device: str,
+) -> None:
+    """Measure how well the maps show where the answers come from.
+
+    Prints a table of means with their 95 % intervals. What could not be used is told on the error
+    output, and then the exit status is 1.
+    """
+    files = _find_photos([images])
+    asked = _read_input_options(size, mean, std, channels, white)
+    network = _load(model, weights, device, allow_code)
+    network = replace(network, preprocess=_preprocess(network, asked))
+    from .evaluate import evaluate as measure  # noqa: PLC0415
+
+    found = measure(
+        network,
+        files,
+        boxes,
+        methods=[name.strip() for name in methods.split(",") if name.strip()],
+        limit=limit,
+        grids=grids,
+        say=_tell,
+    )
+    click.echo(found.table())
+    for line in found.notes:
+        click.echo(line, err=True)
+    written = found.save(out)
+    click.echo(f"{len(found.items)} images → {', '.join(map(str, written))}")
+    for line in found.problems:
+        click.echo(line, err=True)
+    if found.problems:
+        sys.exit(1)
 
 
 @dataclass(frozen=True)
@@ -304,13 +444,54 @@ def _make_folder(out: Path) -> None:
         raise click.UsageError(f"Can't make the folder {out}: {_reason(error)}.") from error
 
 
-def _load(model: str, weights: Path | None, device: str) -> Network:
+def _read_input_options(
+    size: str | None, mean: str | None, std: str | None, channels: str | None, white: str | None
+) -> dict[str, Any]:
+    """What --size and the like ask for, as fields of a `Preprocess`."""
+    asked: dict[str, Any] = {}
+    if size is not None:
+        sides = re.fullmatch(r"(\d+)(?:x(\d+))?", size.strip().lower(), re.ASCII)
+        if sides is None:
+            raise click.UsageError(f"--size {size}: give a number, or HEIGHTxWIDTH, as in 192x256.")
+        asked |= {"size": (int(sides[1]), int(sides[2] or sides[1])), "resize": "squash"}
+        asked["crop_from"] = None
+    for name, given in (("mean", mean), ("std", std)):
+        if given is not None:
+            try:
+                asked[name] = tuple(float(number) for number in given.split(","))
+            except ValueError:
+                raise click.UsageError(
+                    f"--{name} {given}: give a number, or one for each channel, as in 0.5,0.5,0.5."
+                ) from None
+    if channels is not None:
+        asked["channels"] = channels
+    if white is not None:
+        asked["scale"] = float(white) / 255
+    return asked
+
+
+def _preprocess(network: Network, asked: dict[str, Any]) -> Preprocess:
+    """The network's own preprocessing with what was asked for instead, or all of it as asked."""
+    from .images import Preprocess  # noqa: PLC0415
+
+    if network.preprocess is not None:
+        return replace(network.preprocess, **asked)
+    if "size" in asked:
+        return Preprocess(**asked)
+    raise ModelError(
+        f"How a photo becomes the input of {network.name} is not known; give --size, and --mean, "
+        "--std, --channels and --range as it was trained, or let a factory return "
+        "howyouseeme.Network(name, module, howyouseeme.Preprocess(...), classes)."
+    )
+
+
+def _load(model: str, weights: Path | None, device: str, allow_code: bool = False) -> Network:
     from .models import load_model  # noqa: PLC0415
 
     _tell(f"loading {model}" + (f" with the weights in {weights}" if weights else ""))
-    if ":" in model and not model.startswith("torchvision:"):
+    if ":" in model and not model.startswith(("torchvision:", "timm:", "transformers:")):
         sys.path.insert(0, "")  # a factory may be in the current folder
-    network = load_model(model, weights=weights)
+    network = load_model(model, weights=weights, allow_code=allow_code)
     try:
         network.module.to(device)
     except (RuntimeError, AssertionError) as error:  # torch's ways to say that there is no such one

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import PurePath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import torch
@@ -17,17 +20,58 @@ from .errors import HowYouSeeMeError, InputError, ModelError
 from .explanation import Explanation, Sample
 from .images import Geometry, Preprocess, Source, load_image
 from .methods import Method, get_method
-from .methods.base import Trail
+from .methods.base import Trail, Walked
 from .models import Network, load_model
-from .tape import Tape, Value, record
+from .rules import Refusal, find_rule
+from .rules.movement import pick
+from .tape import Reader, Tape, Value, record
+from .targets import Target as NamedTarget
 
 __all__ = ["Explainer", "explain"]
 
-#: A batch ready for the model, or one picture or several.
-Images = Tensor | Source | Sequence[Source]
+#: A batch ready for the model, several of its inputs, or one picture or several.
+Images = Tensor | tuple[Tensor, ...] | Source | Sequence[Source]
 
-#: What can be asked for: nothing (the top class), a class, one a sample, or a function of the output.
-Target = None | int | str | Sequence[int | str] | Tensor | np.ndarray | Callable[[Any], Any]
+#: What can be asked for: nothing (the top class), a class, a box, region, neuron or channel
+#: (`howyouseeme.targets`), a function of the output, or one of these for each sample.
+Target = (
+    None
+    | int
+    | str
+    | NamedTarget
+    | Callable[[Any], Any]
+    | Sequence[int | str | NamedTarget | Callable[[Any], Any]]
+    | Tensor
+    | np.ndarray
+)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """The model's inputs, and what each is of each image."""
+
+    tensors: tuple[Tensor, ...]
+    samples: tuple[tuple[Sample, ...], ...]  # by input, then by image
+
+    def __len__(self) -> int:
+        return len(self.samples[0])
+
+    def one(self, i: int) -> _Batch:
+        """Image i alone."""
+        return _Batch(
+            tuple(tensor[i : i + 1] for tensor in self.tensors),
+            tuple(samples[i : i + 1] for samples in self.samples),
+        )
+
+    @property
+    def floats(self) -> list[int]:
+        """Which of the inputs can be explained: those that are a tape's inputs, in that order."""
+        return [j for j, tensor in enumerate(self.tensors) if tensor.is_floating_point()]
+
+    @property
+    def main(self) -> int:
+        """The first of these with places in it, or else the first."""
+        return next((j for j in self.floats if self.tensors[j].dim() > 2), self.floats[0])
 
 
 class _Rank:
@@ -125,11 +169,14 @@ class Explainer:
             images: a float tensor [batch, channel, height, width] ([batch, channel, ...] for networks
                 over other axes), ready for the model, on its device; or, if the preprocessing is
                 known, a picture or a list of pictures of any sizes (path, bytes, PIL image, array, or
-                tensor [3, height, width] of floats in 0..1 or of uint8).
-            target: None for each image's top class; a class (index or name) for all; a class for each
-                (list, array or tensor); or a function from the model's output, of any structure, to
-                the element that is to be explained: a tensor with one element a sample, or with one
-                alone, in which case the images are explained one by one. A function may also
+                tensor [3, height, width] of floats in 0..1 or of uint8). For a model with several
+                inputs a tuple of tensors, each [batch, ...]: the explanation is that of the first with
+                places in it, and its `inputs` has one for each of floats.
+            target: None for each image's top class; a class (index or name) for all; one of
+                `howyouseeme.targets` (a box, region, neuron or channel); a function from the model's
+                output, of any structure, to the element that is to be explained: a tensor with one
+                element a sample, or with one alone, in which case the images are explained one by
+                one; or a list (array, tensor) with one of these for each image. A function may also
                 return whole numbers: they are taken as classes.
 
         Raises:
@@ -164,25 +211,22 @@ class Explainer:
 
         Where the network mixes the samples of a batch, each sample gets a pass of its own.
         """
-        inputs, samples = self._prepare(images)
-        targets = [_one_each(target, len(samples)) for target in targets]
-        readers = [_reader(target) for target in targets if callable(target)]
-        tape = self._record(inputs, readers)
-        for read in tape.reads:
-            _check_read(read, len(samples))
-        explanations = self._explain_all(tape, samples, targets)
+        batch = self._prepare(images)
+        targets = [_one_each(target, len(batch)) for target in targets]
+        if any(isinstance(target, list) and any(map(callable, target)) for target in targets):
+            return self._explain_alone(batch, targets)
+        tape = self._record(batch, targets)
+        explanations = self._explain_all(tape, batch, targets)
         if explanations is not None:
             return explanations
         # Samples share an axis with something else: one pass for each keeps them apart.
-        alone = [
-            self._explain_alone(tape, readers, i, sample, targets)
-            for i, sample in enumerate(samples)
-        ]
-        return [Explanation.join(parts) for parts in zip(*alone, strict=True)]
+        return self._explain_alone(batch, targets, tape)
 
     # -- in ---------------------------------------------------------------------------------------
 
-    def _prepare(self, images: Images) -> tuple[Tensor, list[Sample]]:
+    def _prepare(self, images: Images) -> _Batch:
+        if _are_inputs(images, self.network.preprocess is not None):
+            return self._check_inputs(images)
         # A tensor of three axes is a picture, or, where pictures can't be used, the input of a 1-d network.
         known = self.network.preprocess is not None
         if (
@@ -190,7 +234,8 @@ class Explainer:
             and images.is_floating_point()
             and not (images.dim() == 3 and known)
         ):
-            return self._check_tensor(images)
+            images = self._check_tensor(images)
+            return _Batch((images,), (_samples(images),))
         if self.network.preprocess is None:
             raise InputError(
                 f"Explaining {_kind(images)} needs to know how the model wants its input: give "
@@ -208,9 +253,34 @@ class Explainer:
             tensors.append(tensor)
             name = str(source) if isinstance(source, (str, PurePath)) else None
             samples.append(Sample(tensor, geometry, picture, name))
-        return torch.stack(tensors), samples
+        return _Batch((torch.stack(tensors),), (tuple(samples),))
 
-    def _check_tensor(self, images: Tensor) -> tuple[Tensor, list[Sample]]:
+    def _check_inputs(self, inputs: tuple[Tensor, ...]) -> _Batch:
+        device = self._like().device
+        for position, tensor in enumerate(inputs):
+            if tensor.dim() < 1 or not tensor.numel() or len(tensor) != len(inputs[0]):
+                raise InputError(
+                    f"Input {position} has the shape {tuple(tensor.shape)}: each is [batch, ...], with "
+                    f"as many samples as the first one, {len(inputs[0]) if inputs[0].dim() else 1}, "
+                    "and no axis of 0."
+                )
+            if tensor.device != device:
+                raise InputError(
+                    f"Input {position} is on {tensor.device} and the model on {device}: "
+                    "move one of them with .to(device)."
+                )
+            if not bool(torch.isfinite(tensor).all()):
+                raise InputError(
+                    f"Input {position} contains NaN or infinity: check how it was loaded."
+                )
+        if not any(tensor.is_floating_point() and tensor.dim() > 1 for tensor in inputs):
+            raise InputError(
+                "None of the inputs is of floats [batch, ...], which can be explained."
+            )
+        inputs = tuple(tensor.detach().clone() for tensor in inputs)
+        return _Batch(inputs, tuple(map(_samples, inputs)))
+
+    def _check_tensor(self, images: Tensor) -> Tensor:
         if images.dim() < 3 or not images.numel():
             raise InputError(
                 f"The input has the shape {tuple(images.shape)}: a batch has the shape "
@@ -224,13 +294,14 @@ class Explainer:
             )
         if not bool(torch.isfinite(images).all()):
             raise InputError("The input contains NaN or infinity: check how it was loaded.")
-        images = (
-            images.detach().clone()
-        )  # paths are looked up later, when the user's may have changed
-        geometry = (
-            Geometry.identity((images.shape[2], images.shape[3])) if images.dim() == 4 else None
-        )
-        return images, [Sample(image, geometry) for image in images]
+        misfit = self.network.preprocess and self.network.preprocess.misfit(images)
+        if misfit:
+            warnings.warn(
+                f"The input's values {misfit} as {self.network.name} takes them: is it normalised? "
+                "Give pictures themselves, or what the network's preprocess makes of them.",
+                stacklevel=5,
+            )
+        return images.detach().clone()  # the user's may change before paths are looked up
 
     def _like(self) -> Tensor:
         """A tensor of the type and on the device that the model's input must have."""
@@ -246,108 +317,157 @@ class Explainer:
 
     # -- through ----------------------------------------------------------------------------------
 
-    def _record(self, inputs: Tensor, readers: Sequence[Callable[[Any], Any]]) -> Tape:
+    def _record(self, batch: _Batch, targets: Sequence[Target | _Rank]) -> Tape:
         module = self.network.module
+        readers = [self._reader(target) for target in targets if callable(target)]
+        first, shapes = batch.tensors[0], [tuple(item.shape) for item in batch.tensors]
         try:
-            tape = record(module, [inputs], readers=readers)
+            tape = record(module, batch.tensors, readers=readers)
         except HowYouSeeMeError:
             raise
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-            hint = "" if inputs.dim() != 3 else " A single image needs a batch axis: image[None]."
+            hint = "" if first.dim() != 3 else " A single image needs a batch axis: image[None]."
             raise InputError(
                 f"The model {self.network.name} can't run on an input of the shape "
-                f"{tuple(inputs.shape)} and type {inputs.dtype}: {_first_line(error)}.{hint}"
+                f"{', '.join(map(str, shapes))} and type {first.dtype}: {_first_line(error)}.{hint}"
             ) from error
+        for read, reader in zip(tape.reads, readers, strict=True):
+            if read is None and reader.module is not None:
+                raise InputError(
+                    f"The target can't be read on this input: the layer did not run, a "
+                    f"{type(reader.module).__name__} of {self.network.name}."
+                )
+            _check_read(read, len(batch))
         _check_finite(tape, module)
         return tape
 
     def _explain_alone(
-        self,
-        together: Tape,
-        readers: Sequence[Callable[[Any], Any]],
-        i: int,
-        sample: Sample,
-        targets: Sequence[Target | _Rank],
+        self, batch: _Batch, targets: Sequence[Target | _Rank], together: Tape | None = None
     ) -> list[Explanation]:
-        """Sample i in a pass of its own, if that gives the answer that it had among the others."""
-        tape = self._record(sample.input[None], readers)
-        for read in tape.reads:
-            _check_read(read, 1)
-        pairs = zip(_values(together.output), _values(tape.output), strict=True)
-        if not all(_agrees(batch.data, i, one.data) for batch, one in pairs):
-            raise InputError(
-                "The model's answer to an image depends on the others in its batch: explain one image "
-                "at a time."
-            )
-        own = [target[i : i + 1] if isinstance(target, list) else target for target in targets]
-        explanations = self._explain_all(tape, [sample], own)
-        assert explanations is not None  # one sample can't mix
-        return explanations
+        """Each sample in a pass of its own, if that gives the answer that it had among the others."""
+        alone = []
+        for i in range(len(batch)):
+            one = batch.one(i)
+            own = [_of_one(target, i) for target in targets]
+            tape = self._record(one, own)
+            if together is not None and not _agree(together.output, i, tape.output):
+                raise InputError(
+                    "The model's answer to an image depends on the others in its batch: explain one "
+                    "image at a time."
+                )
+            explanations = self._explain_all(tape, one, own)
+            assert explanations is not None  # one sample can't mix
+            alone.append(explanations)
+        return [Explanation.join(parts) for parts in zip(*alone, strict=True)]
 
     def _explain_all(
-        self, tape: Tape, samples: list[Sample], targets: Sequence[Target | _Rank]
+        self, tape: Tape, batch: _Batch, targets: Sequence[Target | _Rank]
     ) -> list[Explanation] | None:
         """One explanation a target; None if the samples of the batch mix on the way back."""
         reads = iter(tape.reads)
         explanations = []
         for target in targets:
-            asked = self._asked(tape, target, reads, len(samples))
+            asked = self._asked(tape, target, reads, len(batch))
             with torch.no_grad():
                 way = plan(tape, asked.start, asked.exclusive)
-                if not way.separable(len(samples)):
+                if not way.separable(len(batch)):
                     return None
                 walked = self.method.walk(way, asked.nodes)
-            picture = tape.inputs[0]
-            if not bool(torch.isfinite(walked.strength[picture]).all()):
-                raise ModelError(
-                    "The evidence overflows: the model's activations or weights are too large or too "
-                    "small for their type; try it in float64, model.double()."
-                )
-            explanations.append(
-                Explanation(
-                    samples=tuple(samples),
-                    evidence=self.method.clean(walked.strength[picture].sum(1)),
-                    share=walked.share[picture].clamp(min=0).sum(1),
-                    target=asked.classes,
-                    label=tuple("" if c is None else self.network.label(c) for c in asked.classes),
-                    probability=asked.probability,
-                    model=self.network,
-                    method=self.method,
-                    walk_again=tuple(
-                        partial(self._walk_again, samples, i, target)
-                        if c is None  # a function may give each sample of the batch its own element
-                        else partial(self._walk_again, [sample], 0, c)
-                        for i, (sample, c) in enumerate(zip(samples, asked.classes, strict=True))
-                    ),
-                )
-            )
+            found = [
+                self._explanation(batch, j, tape.inputs[position], walked, asked, target)
+                for position, j in enumerate(batch.floats)
+            ]
+            main = found[batch.floats.index(batch.main)]
+            explanations.append(main if len(found) == 1 else replace(main, inputs=tuple(found)))
         return explanations
 
-    def _walk_again(
-        self, samples: Sequence[Sample], i: int, target: Any
-    ) -> tuple[Plan, Trail, int]:
-        """The walk of sample i, with all that it passed; the tape is not kept in between."""
-        readers = [_reader(target)] if callable(target) else []
-        tape = self._record(torch.stack([sample.input for sample in samples]), readers)
-        asked = self._asked(tape, target, iter(tape.reads), len(samples))
-        trail = Trail(len(samples))
+    def _explanation(
+        self, batch: _Batch, j: int, given: Value, walked: Walked, asked: _Asked, target: Any
+    ) -> Explanation:
+        """The explanation by input j, which is `given` on the tape."""
+        nothing = torch.zeros_like(given.data)
+        strength, share = walked.strength.get(given, nothing), walked.share.get(given, nothing)
+        if not bool(torch.isfinite(strength).all()):
+            raise ModelError(
+                "The evidence overflows: the model's activations or weights are too large or too "
+                "small for their type; try it in float64, model.double()."
+            )
+        share = share.clamp(min=0)
+        if given.data.dim() > 2:  # places, and channels in each
+            strength, share = self.method.clean(strength.sum(1)), share.sum(1)
+        elif given.data.dim() == 1:  # a single number for each sample
+            strength, share = strength[:, None], share[:, None]
+        return Explanation(
+            samples=batch.samples[j],
+            evidence=strength,
+            share=share,
+            target=asked.classes,
+            label=asked.labels or tuple(map(self._label, asked.classes)),
+            probability=asked.probability,
+            model=self.network,
+            method=self.method,
+            walk_again=tuple(
+                partial(self._walk_again, batch, i, target, j)
+                if c is None  # a function may give each sample of the batch its own element
+                else partial(self._walk_again, batch.one(i), 0, c, j)
+                for i, c in enumerate(asked.classes)
+            ),
+        )
+
+    def _label(self, index: int | None) -> str:
+        return "" if index is None else self.network.label(index)
+
+    def _walk_again(self, batch: _Batch, i: int, target: Any, j: int) -> tuple[Plan, Trail, int]:
+        """The walk of sample i, with all that it passed, to input j; the tape is not kept meanwhile."""
+        tape = self._record(batch, [target])
+        asked = self._asked(tape, target, iter(tape.reads), len(batch))
+        trail = Trail(len(batch))
         with torch.no_grad():
             way = plan(tape, asked.start, asked.exclusive)
             self.method.walk(way, asked.nodes, trail)
+        given = tape.inputs[batch.floats.index(j)]
+        trail.evidence.setdefault(given, torch.zeros_like(given.data))
+        way.inputs = [given, *(value for value in way.inputs if value is not given)]
         return way, trail, i
+
+    def _reader(self, target: Any) -> Reader:
+        """The target function, with an error that says what it was given."""
+        named = target if isinstance(target, NamedTarget) else None
+
+        def read(output: Any) -> Any:
+            try:
+                return target(output) if named is None else named.read(output, self.network)
+            except HowYouSeeMeError:
+                raise
+            except Exception as error:
+                raise InputError(
+                    f"The target function failed with {type(error).__name__}: {_first_line(error)}. "
+                    f"It was given the model's output: {_outline(output)}."
+                ) from error
+
+        return Reader(read, None if named is None else named.module(self.network))
 
     # -- targets ----------------------------------------------------------------------------------
 
     def _asked(self, tape: Tape, target: Any, reads: Iterator[Any], batch: int) -> _Asked:
         """Where the walk sets out for a target; what a function made of the output is in `reads`."""
         if callable(target):
-            target = next(reads)
-            if not _is_whole(target):
-                nodes = torch.arange(batch, device=target.data.device)
-                return _Asked(target, nodes, (None,) * batch, (None,) * batch)
-            target = _one_each(target, batch)
+            read = next(reads)
+            if not _is_whole(read):
+                start, nodes = read, torch.arange(batch, device=read.data.device)
+                label, exclusive = "", True
+                certainty: tuple[float | None, ...] = (None,) * batch
+                if isinstance(target, NamedTarget):
+                    label = target.label
+                    if target.score and read.numel == batch:
+                        certainty = tuple(read.data.reshape(-1).tolist())
+                        start, nodes, exclusive = _class_scores(tape, read, nodes)
+                return _Asked(start, nodes, (None,) * batch, certainty, exclusive, (label,) * batch)
+            target = _one_each(read, batch)
         scores = _scores(tape.output)
-        if tuple(scores.shape[:1]) != (batch,) or scores.data.dim() > 2:
+        # Some networks leave the last convolution's axes of one place: [batch, classes, 1, 1].
+        places = tuple(scores.shape[2:])
+        if tuple(scores.shape[:1]) != (batch,) or places not in ((), (1, 1)):
             raise InputError(
                 f"The model's output has the shape {tuple(scores.shape)} for {batch} image(s), not "
                 "[batch, classes]: is the input [batch, channel, height, width]? For another kind of "
@@ -409,6 +529,7 @@ class _Asked(NamedTuple):
     classes: tuple[int | None, ...]
     probability: tuple[float | None, ...]
     exclusive: bool = True  # softmax, not sigmoids
+    labels: tuple[str, ...] | None = None  # where there is no class that has one
 
 
 def _one_each(target: Any, batch: int) -> Any:
@@ -423,19 +544,11 @@ def _one_each(target: Any, batch: int) -> Any:
     return list(target)
 
 
-def _reader(target: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The target function, with an error that says what it was given."""
-
-    def read(output: Any) -> Any:
-        try:
-            return target(output)
-        except Exception as error:
-            raise InputError(
-                f"The target function failed with {type(error).__name__}: {_first_line(error)}. "
-                f"It was given the model's output: {_outline(output)}."
-            ) from error
-
-    return read
+def _of_one(target: Any, i: int) -> Any:
+    """The target of image i, for a batch of it alone."""
+    if not isinstance(target, list):
+        return target
+    return target[i] if callable(target[i]) else [target[i]]
 
 
 def _outline(output: Any) -> str:
@@ -486,6 +599,20 @@ def _unwrapped(model: nn.Module) -> nn.Module:
         model = inner
 
 
+def _are_inputs(images: Any, pictures: bool) -> TypeGuard[tuple[Tensor, ...]]:
+    """True for a tuple of tensors for as many inputs; where pictures can be used, it may be of these."""
+    if not isinstance(images, tuple) or not all(isinstance(item, Tensor) for item in images):
+        return False
+    return bool(images) and not (pictures and all(item.dim() == 3 for item in images))
+
+
+def _samples(images: Tensor) -> tuple[Sample, ...]:
+    """Each of a batch; those with two axes of places are pictures."""
+    picture = images.dim() == 4
+    geometry = Geometry.identity((images.shape[2], images.shape[3])) if picture else None
+    return tuple(Sample(image, geometry) for image in images)
+
+
 def _kind(images: Any) -> str:
     if isinstance(images, Tensor):
         return f"a {images.dtype} tensor of the shape {tuple(images.shape)}"
@@ -516,38 +643,89 @@ def _values(output: Any) -> list[Value]:
     return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Value)]
 
 
-def _agrees(batch: Tensor, i: int, one: Tensor) -> bool:
+def _agree(together: Any, i: int, alone: Any) -> bool:
     """Whether the i-th answer of a batch is the one given alone, up to rounding."""
-    if batch.shape[1:] != one.shape[1:] or one.shape[:1] != (1,) or not one.is_floating_point():
-        return True  # no batch axis to compare
+    if isinstance(together, Sequence) and len(alone) == 1 < len(together):  # one answer an image
+        pairs = zip_longest(_values(together[i]), _values(alone[0]))
+        return all(b is not None and a is not None and _close(a.data, b.data) for a, b in pairs)
+    return all(
+        _close(batch.data[i], one.data[0])
+        for batch, one in zip(_values(together), _values(alone), strict=True)
+        if batch.shape[1:] == one.shape[1:] and one.shape[:1] == (1,)  # else there is no batch axis
+    )
+
+
+def _close(batch: Tensor, one: Tensor) -> bool:
+    if batch.shape != one.shape:
+        return False
+    if not one.is_floating_point() or not one.numel():
+        return True
     scale = one.float().abs().max().clamp(min=1e-6)
-    return bool(((batch[i] - one[0]).float().abs() <= 1e-2 * scale).all())
+    return bool(((batch - one).float().abs() <= 1e-2 * scale).all())
 
 
-def _logits(scores: Value) -> tuple[Value, str]:
-    """The scores before a softmax or sigmoid at the end, and its call's name; '' if there is none.
+def _before_squashing(scores: Value, nodes: Tensor) -> tuple[Value, Tensor, str]:
+    """Where scores were before a softmax or sigmoid, and its call's name; '' if there was none.
 
     A softmax sets every class against all others, and a sigmoid that is sure of itself is flat.
+    Between the two the scores may only have been moved, or clamped.
     """
-    value, squashed_by = scores, ""
-    while (call := value.call) is not None:
+    start, chosen, squashed_by = scores, nodes, ""
+    found: tuple[Value, Tensor] | None = scores, nodes
+    while found is not None and (call := found[0].call) is not None:
+        value, nodes = found
         if call.name in _SQUASHING:
             squashed: Value = call.args[0]
             dims = squashed.data.dim()
             if call.name != "aten.sigmoid" and call.args[1] % dims != dims - 1:
                 break  # over something else than classes
-            scores, squashed_by = squashed, squashed_by or call.name
-        elif call.name not in _UNCHANGING:
-            break
-        value = call.args[0]
-    return scores, squashed_by
+            start, chosen, squashed_by = squashed, nodes, squashed_by or call.name
+            found = start, nodes
+        else:
+            found = _moved_from(value, nodes)
+    return start, chosen, squashed_by
 
 
 _SQUASHING = {"aten._softmax", "aten._log_softmax", "aten.sigmoid"}
-_UNCHANGING = {
-    f"aten.{name}"
-    for name in ("view", "_unsafe_view", "squeeze", "clone", "_to_copy", "alias", "detach", "clamp")
-}
+
+
+def _moved_from(value: Value, nodes: Tensor) -> tuple[Value, Tensor] | None:
+    """The value that these elements were only moved (or clamped) from, and where they are in it."""
+    call = value.call
+    assert call is not None
+    find = find_rule(call.name)
+    try:
+        step = find(call, value) if find is not None else None
+    except Refusal:
+        step = None
+    for source, link in step.links if step is not None else ():
+        index = link.edges(nodes).index
+        if not link.one_to_one or bool((index < 0).any()):
+            continue
+        if call.name == "aten.clamp" or torch.equal(value.flat[nodes], source.flat[index]):
+            return source, index
+    return None
+
+
+def _logits(scores: Value) -> tuple[Value, str]:
+    """The table of scores [batch, classes] before a softmax or sigmoid at the end, and its call."""
+    nodes = torch.arange(scores.numel, device=scores.data.device)
+    start, found, squashed_by = _before_squashing(scores, nodes)
+    same = start.numel == scores.numel and torch.equal(found, nodes)
+    return (start, squashed_by) if same else (scores, "")
+
+
+def _class_scores(tape: Tape, scores: Value, nodes: Tensor) -> tuple[Value, Tensor, bool]:
+    """Where scores [batch] of detections were logits, at which nodes, and whether of a softmax."""
+    start, found, squashed_by = _before_squashing(scores, nodes)
+    if squashed_by in {"", "aten.sigmoid"}:
+        return start, found, False
+    # A softmax has one row of classes for each detection: only theirs stand against each other.
+    classes = start.shape[-1]
+    first = torch.div(found, classes, rounding_mode="floor") * classes
+    rows = first[:, None] + torch.arange(classes, device=found.device)
+    picked = pick(tape, start, rows)
+    return picked, nodes * classes + found % classes, True
 
 
 def _probabilities(scores: Tensor, squashed_by: str, classes: Tensor) -> tuple[float, ...]:

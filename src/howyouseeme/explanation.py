@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .backtrack import spatial
 from .errors import InputError
 from .images import Geometry
-from .maps import Point, Points, gaussian_blur, scale_to_one, strongest_points
+from .maps import Point, Points, gaussian_blur, levels, scale_to_one, strongest_points
 from .methods.base import Hop, Method, Trail, per_sample
+from .places import spatial
 from .tape import Value
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ __all__ = ["Explanation", "Layer", "Node", "Path", "Sample"]
 
 #: So many points are kept of an image; evidence beyond them shows in the maps, not in the points.
 MOST_POINTS = 2000
+
+#: What the blurred evidence around a pixel counts in its saliency, next to the pixel's own.
+SURROUNDINGS = 0.3
 
 SCHEMA_VERSION = 1
 
@@ -139,13 +142,16 @@ class Explanation:
             sign. In logits for 'evidence' (times the weight, 0..1, of the place, if focused) and
             'exact', in paths for 'seed'.
         share: the same as a share of the evidence that the walk set out with, not focused.
-        target: the class of each image; None where a function chose an element.
-        label: its name, 'class 7' where names aren't known; '' where `target` is None.
+        target: the class of each image; None where another element than a class was asked for.
+        label: its name, 'class 7' where names aren't known; that of a `howyouseeme.targets`; '' for
+            any other function.
         probability: of that class, 0..1: softmax over the model's scores, or sigmoid where the model
-            ends in one or has a single score; None where `target` is None.
+            ends in one or has a single score; of a box its score; None for any other element.
         model: the network with its preprocessing and classes.
         method: the method with its parameters.
         walk_again: for each image, the walk with all that it passed; for `path` and `layers`.
+        inputs: where the model takes several, the explanation by each of them, in their order; this
+            one is by the first that has places in it.
     """
 
     samples: tuple[Sample, ...]
@@ -157,6 +163,7 @@ class Explanation:
     model: Network
     method: Method
     walk_again: tuple[Callable[[], tuple[Plan, Trail, int]], ...]
+    inputs: tuple[Explanation, ...] = ()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -173,6 +180,7 @@ class Explanation:
             label=self.label[i : i + 1],
             probability=self.probability[i : i + 1],
             walk_again=self.walk_again[i : i + 1],
+            inputs=tuple(part[i] for part in self.inputs),
         )
 
     @staticmethod
@@ -202,6 +210,9 @@ class Explanation:
             parts[0],
             evidence=torch.cat([p.evidence for p in parts]),
             share=torch.cat([p.share for p in parts]),
+            inputs=tuple(
+                Explanation.join(same) for same in zip(*(p.inputs for p in parts), strict=True)
+            ),
             **{  # type: ignore[arg-type]
                 name: tuple(item for p in parts for item in getattr(p, name))
                 for name in ("samples", "target", "label", "probability", "walk_again")
@@ -266,23 +277,28 @@ class Explanation:
         Raises:
             InputError: the images differ in size; take `explanation[i].attention`.
         """
-        return self._maps(
-            lambda item: gaussian_blur(item.clamp(min=0), self.method.blur * min(item.shape))
-        )
+        return self._maps(self._blurred)
 
     @cached_property
     def saliency(self) -> Tensor:
-        """[batch, height, width], 0..1: the evidence for the answer, pixel by pixel.
+        """[batch, height, width], 0..1: which pixels answer for it, level by level.
 
-        >>> explanation.saliency.shape
-        torch.Size([1, 480, 640])
+        >>> object_ = explanation.saliency[0] > 0.1     # the pixels that hold 90 % of the evidence
 
-        As `attention`, without the blur.
+        A pixel's level is the share of the evidence in pixels with no more of it than it has, so that a
+        level means the same on every image. Each pixel counts with its own evidence and, with 0.3, that
+        of its surroundings (`attention`): max-pooling picks one pixel where the network saw a window.
+        Otherwise as `attention`.
 
         Raises:
             InputError: the images differ in size; take `explanation[i].saliency`.
         """
-        return self._maps(lambda item: item)
+        return self._maps(
+            lambda item: levels(item.clamp(min=0) + SURROUNDINGS * self._blurred(item))
+        )
+
+    def _blurred(self, item: Tensor) -> Tensor:
+        return gaussian_blur(item.clamp(min=0), self.method.blur * min(item.shape))
 
     def _maps(self, make: Callable[[Tensor], Tensor]) -> Tensor:
         maps = []
@@ -340,6 +356,8 @@ class Explanation:
         way, trail, row = self._trail(image)
         picture = way.inputs[0]
         evidence = trail.evidence[picture][row]
+        if evidence.dim() < 2:  # no channels: each element is a place
+            evidence = evidence.reshape(1, -1)
         place = self._strongest[image][0][list(points)]
         pixel = torch.zeros(len(place), dtype=torch.long, device=place.device)
         for axis, size in enumerate(evidence.shape[1:]):
@@ -369,7 +387,8 @@ class Explanation:
         last: dict[str, Value] = {}
         places = spatial(way)
         for value, _ in reversed(way.steps):
-            if value in trail.evidence and value in places and value.call is not None:
+            there = value in trail.evidence and places.get(value) == 1 and value.data.dim() > 2
+            if there and value.call is not None:
                 last.pop(value.call.module, None)
                 last[value.call.module] = value
         values = [("", way.inputs[0]), *last.items()]

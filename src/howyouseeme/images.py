@@ -323,7 +323,8 @@ class Preprocess:
 
     `size`: the input's (height, width). `resize`: "squash" the whole picture into it, or "crop"
     its centre after the shorter side was brought to `crop_from` pixels, padded with black where
-    that is too small. Then (value * scale - mean) / std, for values 0..255; `mean` and `std` are
+    that is too small; with both, the centre is cut of the picture squashed to `crop_from` pixels
+    along its input's shorter side. Then (value * scale - mean) / std, for values 0..255; `mean` and `std` are
     in the order of `channels`, or one number for all of them. With "grey" the input is [1, h, w].
     Antialiased, with the arithmetic of Pillow and torchvision.
 
@@ -362,10 +363,8 @@ class Preprocess:
                 object.__setattr__(self, name, (*values, *values, *values))
         if min(self.size) < 1 or (self.crop_from is not None and self.crop_from < 1):
             raise InputError(f"Sizes go from 1 up, not {self.size} from {self.crop_from}.")
-        if (self.resize == "crop") != (self.crop_from is not None):
-            raise InputError(
-                "crop_from, the shorter side before the crop, goes with resize='crop'."
-            )
+        if self.resize == "crop" and self.crop_from is None:
+            raise InputError("resize='crop' needs crop_from, the shorter side before the crop.")
         if self.scale == 0 or 0 in self.std:
             raise InputError("scale and std can't be zero: they would wipe out the picture.")
 
@@ -407,6 +406,31 @@ class Preprocess:
         )
         return tensor.contiguous(), geometry
 
+    def misfit(self, inputs: torch.Tensor) -> str | None:
+        """What is wrong with the range of a model's input [..., channel, h, w]; None if it fits.
+
+            preprocess.misfit(torch.rand(1, 3, 224, 224))   # "go from 0 to 1, and ..."
+
+        Judged is what can't be chance: values far beyond all that pictures become, or far smaller,
+        or all in 0..1 where darker pixels would be negative.
+        """
+        low, high = float(inputs.min()), float(inputs.max())
+        mean, std = self._column(self.mean), self._column(self.std)
+        ends = torch.stack([(level * self.scale - mean) / std for level in (0, 255)])
+        least, most = float(ends.min()), float(ends.max())
+        reach, peak = max(-least, most), max(-low, high)
+        unnormalised = low >= 0 and high <= 1 and least < -0.5
+        if low == high or not (unnormalised or peak > 10 * reach or peak < reach / 10):
+            return None
+        if inputs.ndim >= 3 and inputs.shape[-3] == len(self.mean):
+            # Whole levels of grey: a picture that really is that bright, or that dark.
+            levels = (inputs.float() * std.to(inputs.device) + mean.to(inputs.device)) / self.scale
+            if peak <= reach * 1.01 and bool(((levels - levels.round()).abs() < 0.02).all()):
+                return None
+        return (
+            f"go from {low:.3g} to {high:.3g}, and those of pictures from {least:.3g} to {most:.3g}"
+        )
+
     def undo(self, tensor: torch.Tensor) -> Image.Image:
         """The picture that the model saw, as RGB, from its input [channel, h, w].
 
@@ -433,7 +457,12 @@ class Preprocess:
 
     def _axis(self, side: int, shorter: int, wanted: int) -> _Axis:
         # The rounding is torchvision's, of the resized side as of the crop.
-        resized = wanted if self.crop_from is None else int(self.crop_from * side / shorter)
+        if self.crop_from is None:
+            resized = wanted
+        elif self.resize == "squash":
+            resized = self.crop_from * wanted // min(self.size)
+        else:
+            resized = int(self.crop_from * side / shorter)
         margin = round((resized - wanted) / 2) if resized >= wanted else -((wanted - resized) // 2)
         return _Axis(side=side, resized=resized, margin=margin, length=min(resized, wanted))
 

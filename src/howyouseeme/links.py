@@ -22,7 +22,19 @@ from math import prod
 import torch
 from torch import Tensor
 
-__all__ = ["Convolution", "Diagonal", "Edges", "Link", "Matrix", "Selection", "Separable", "Spread"]
+__all__ = [
+    "BatchedMatrix",
+    "Convolution",
+    "Diagonal",
+    "Edges",
+    "Link",
+    "Matrix",
+    "Pad",
+    "Selection",
+    "Separable",
+    "Sparse",
+    "Spread",
+]
 
 Shape = Sequence[int]
 
@@ -83,7 +95,8 @@ class Diagonal(Link):
     """The same place, times a weight: y = weight · x, also where only the shape changes.
 
     `weight` broadcasts against `in_shape`; None is 1. A function of no arguments is called when the
-    weight is first needed, for slopes that cost a tensor of the activation's size.
+    weight is first needed, for slopes that cost a tensor of the activation's size; `rising` promises
+    that none of them is negative.
     """
 
     one_to_one = True
@@ -93,9 +106,16 @@ class Diagonal(Link):
         in_shape: Shape,
         out_shape: Shape,
         weight: Tensor | Callable[[], Tensor] | None = None,
+        rising: bool = False,
     ) -> None:
         super().__init__(in_shape, out_shape)
         self._weight = weight
+        self.rising = rising or weight is None
+
+    @property
+    def plain(self) -> bool:
+        """Whether the weight is 1."""
+        return self._weight is None
 
     @property
     def weight(self) -> Tensor | None:
@@ -118,7 +138,7 @@ class Diagonal(Link):
     def transposed(self) -> Diagonal:
         if self._weight is None:
             return Diagonal(self.out_shape, self.in_shape)
-        return Diagonal(self.out_shape, self.in_shape, self._reshaped)
+        return Diagonal(self.out_shape, self.in_shape, self._reshaped, self.rising)
 
     def _reshaped(self) -> Tensor:
         weight = self.weight
@@ -131,15 +151,17 @@ class Diagonal(Link):
         return prod(self.in_shape) % batch == 0
 
     def positive(self) -> Link | None:
-        weight = self.weight
-        if weight is None:
+        if self.rising:
             return self
+        weight = self.weight
+        assert weight is not None
         return Diagonal(self.in_shape, self.out_shape, weight.clamp(min=0))
 
     def negative(self) -> Link | None:
-        weight = self.weight
-        if weight is None:
+        if self.rising:
             return None
+        weight = self.weight
+        assert weight is not None
         return Diagonal(self.in_shape, self.out_shape, weight.clamp(max=0))
 
 
@@ -147,16 +169,25 @@ class Selection(Link):
     """Each output element is the input element at `index` [outputs], times a weight.
 
     An index of -1 selects nothing: the output is 0 there. `weight` [outputs] may be None, for 1.
+
+    Where the contents of a window decide, as in max-pooling, `centres` tells for some axes, which stay
+    in their order, where on the input's axis the centre of each output's window lies.
     """
 
     one_to_one = True
 
     def __init__(
-        self, in_shape: Shape, out_shape: Shape, index: Tensor, weight: Tensor | None = None
+        self,
+        in_shape: Shape,
+        out_shape: Shape,
+        index: Tensor,
+        weight: Tensor | None = None,
+        centres: dict[int, Tensor] | None = None,
     ) -> None:
         super().__init__(in_shape, out_shape)
         self.index = index.reshape(-1)
         self.weight = None if weight is None else weight.reshape(-1)
+        self.centres = centres
 
     def forward(self, x: Tensor) -> Tensor:
         chosen = x.reshape(-1)[self.index.clamp(min=0)].masked_fill(self.index < 0, 0)
@@ -169,8 +200,16 @@ class Selection(Link):
             weight = weight * self.weight[nodes]
         return Edges(index, weight)
 
-    def transposed(self) -> Spread:
+    def transposed(self) -> Link:
         return Spread(self)
+
+    def unweighted(self) -> Selection:
+        """The same selection, each weight being 1."""
+        return self if self.weight is None else Selection(self.in_shape, self.out_shape, self.index)
+
+    def ended(self, y: Tensor) -> Tensor:
+        """What of a tensor of the output's shape lies where nothing was selected; 0 elsewhere."""
+        return y.masked_fill((self.index >= 0).reshape(self.out_shape), 0)
 
     def keeps_samples(self, batch: int) -> bool:
         if prod(self.in_shape) % batch or prod(self.out_shape) % batch:
@@ -191,6 +230,46 @@ class Selection(Link):
         return None if self.weight is None else self._with(self.weight.clamp(max=0))
 
 
+class Pad(Selection):
+    """A tensor with constants around it, or, where `margins` are negative, without its edges.
+
+    `margins` are those of `torch.nn.functional.pad`: for the last axis before and after, then for the
+    one before it.
+    """
+
+    def __init__(self, in_shape: Shape, out_shape: Shape, margins: Sequence[int]) -> None:
+        Link.__init__(self, in_shape, out_shape)
+        self.margins = tuple(margins)
+        self.weight = self.centres = None
+        self._index: Tensor | None = None
+
+    @property
+    def index(self) -> Tensor:  # type: ignore[override]
+        if self._index is None:
+            places = torch.arange(1, prod(self.in_shape) + 1).reshape(self.in_shape)
+            self._index = self._padded(places).reshape(-1) - 1
+        return self._index
+
+    def _padded(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.pad(x, self.margins)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._padded(x)
+
+    def ended(self, y: Tensor) -> Tensor:
+        return y - self.forward(self.transposed().forward(y))
+
+    def transposed(self) -> Pad:
+        return Pad(self.out_shape, self.in_shape, [-margin for margin in self.margins])
+
+    def edges(self, nodes: Tensor) -> Edges:
+        index = self.index.to(nodes.device)[nodes]
+        return Edges(index, (index >= 0).float())
+
+    def keeps_samples(self, batch: int) -> bool:
+        return len(self.margins) < 2 * len(self.in_shape) and Link.keeps_samples(self, batch)
+
+
 class Spread(Link):
     """The transpose of a `Selection`: each input element is added up over the places it went to."""
 
@@ -203,7 +282,7 @@ class Spread(Link):
         index, x = self.selection.index, x.reshape(-1)
         if self.selection.weight is not None:
             x = x * self.selection.weight
-        if bool((index < 0).any()):
+        if len(index) and int(index.min()) < 0:
             used = index >= 0
             index, x = index[used], x[used]
         total = x.new_zeros(prod(self.out_shape))
@@ -392,6 +471,15 @@ class Convolution(Link):
             not self.back,
         )
 
+    def turned(self, signs: Tensor) -> Convolution:
+        """The link with its outputs times `signs`, one a channel."""
+        weight, signs = self.weight, signs.reshape(-1)
+        if self.back:  # [in, out / groups, ...]
+            inputs = weight.shape[0] // self.groups
+            rows = signs.reshape(self.groups, 1, -1).expand(-1, inputs, -1).flatten(0, 1)
+            return self._with(weight * rows.reshape(*rows.shape, *[1] * (weight.dim() - 2)))
+        return self._with(weight * signs.reshape(-1, *[1] * (weight.dim() - 1)))
+
     def positive(self) -> Convolution:
         return self._with(self.weight.clamp(min=0))
 
@@ -465,6 +553,165 @@ class Separable(Link):
 
     def fan_in(self) -> int:
         return prod(int((m != 0).sum(1).max()) for m in self.matrices.values())
+
+
+class BatchedMatrix(Link):
+    """y[b, p, o, s] = Σᵢ weight[b, o, i] · x[b, p, i, s]: attention, and other products of matrices.
+
+    `weight` [batch, outputs, inputs] may be a function of no arguments, called when it is first
+    needed. s runs over `columns`, and p over what is left of the tensors.
+    """
+
+    def __init__(
+        self,
+        in_shape: Shape,
+        out_shape: Shape,
+        weight: Tensor | Callable[[], Tensor],
+        columns: int = 1,
+    ) -> None:
+        super().__init__(in_shape, out_shape)
+        self._weight = weight
+        self.columns = columns
+
+    @property
+    def weight(self) -> Tensor:
+        if not isinstance(self._weight, Tensor):
+            self._weight = self._weight()
+        return self._weight
+
+    def _rows(self) -> int:
+        """The length of p."""
+        batch, _, inputs = self.weight.shape
+        return prod(self.in_shape) // max(batch * inputs * self.columns, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, _, inputs = self.weight.shape
+        if self.columns == 1:
+            y = x.reshape(batch, self._rows(), inputs) @ self.weight.mT
+        else:
+            y = self.weight[:, None] @ x.reshape(batch, self._rows(), inputs, self.columns)
+        return y.reshape(self.out_shape)
+
+    def edges(self, nodes: Tensor) -> Edges:
+        batch, outputs, inputs = self.weight.shape
+        rows, columns = self._rows(), self.columns
+        b, p, o, s = torch.unravel_index(nodes, (batch, rows, outputs, columns))
+        first = (b * rows + p) * inputs * columns + s
+        index = first[:, None] + torch.arange(inputs, device=nodes.device) * columns
+        return Edges(index, self.weight[b, o])
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> BatchedMatrix:
+        return BatchedMatrix(
+            self.in_shape, self.out_shape, lambda: change(self.weight), self.columns
+        )
+
+    def transposed(self) -> BatchedMatrix:
+        return BatchedMatrix(self.out_shape, self.in_shape, lambda: self.weight.mT, self.columns)
+
+    def positive(self) -> BatchedMatrix:
+        return self._with(lambda weight: weight.clamp(min=0))
+
+    def negative(self) -> BatchedMatrix:
+        return self._with(lambda weight: weight.clamp(max=0))
+
+    def keeps_samples(self, batch: int) -> bool:
+        matrices = self.weight.shape[0]
+        return (matrices if matrices > 1 else self._rows()) % batch == 0
+
+    def fan_in(self) -> int:
+        return self.weight.shape[2]
+
+
+def sparse(index: Tensor, weight: Tensor, size: tuple[int, int]) -> Tensor:
+    """A sparse matrix with the entries `weight` [n] at (row, column) `index` [2, n]."""
+    return torch.sparse_coo_tensor(index, weight, size, check_invariants=False)
+
+
+class Sparse(Link):
+    """One sparse matrix for every channel: y[r, c, o] = Σ weight · x[s, c, i] over its entries.
+
+    `entries` is a sparse COO matrix [r · o, s · i], and `parts` (s, r) says what comes before the
+    channels: images and regions for a RoI align; (1, 1) where all that comes before the places is
+    one stack of channels, as in an interpolation.
+    """
+
+    def __init__(
+        self,
+        in_shape: Shape,
+        out_shape: Shape,
+        entries: Tensor,
+        channels: int = 1,
+        parts: tuple[int, int] = (1, 1),
+    ) -> None:
+        super().__init__(in_shape, out_shape)
+        self.entries = entries.coalesce()
+        self.channels, self.parts = channels, parts
+        self.places = entries.shape[1] // max(parts[0], 1), entries.shape[0] // max(parts[1], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        (images, regions), (inputs, outputs) = self.parts, self.places
+        entries = self.entries
+        dtype = torch.promote_types(x.dtype, entries.dtype)
+        if dtype in {torch.half, torch.bfloat16}:  # no sparse product in half precision
+            dtype = torch.float32
+        columns = x.reshape(images, self.channels, inputs).movedim(1, 2).to(dtype)
+        columns = columns.reshape(images * inputs, self.channels)
+        y: Tensor = torch.sparse.mm(entries.to(dtype), columns)
+        y = y.reshape(regions, outputs, self.channels).movedim(2, 1)
+        return y.reshape(self.out_shape).to(x.dtype)
+
+    def edges(self, nodes: Tensor) -> Edges:
+        (_, regions), (inputs, outputs) = self.parts, self.places
+        part, channel, place = torch.unravel_index(nodes, (regions, self.channels, outputs))
+        rows, columns = self.entries.indices()
+        row = (part * outputs + place).contiguous()
+        first = torch.searchsorted(rows, row)
+        count = torch.searchsorted(rows, row, right=True) - first
+        slots = torch.arange(max(int(count.max()), 1) if count.numel() else 1, device=nodes.device)
+        hole = slots >= count[:, None]
+        if not len(columns):
+            index = torch.zeros_like(hole, dtype=torch.long)
+            weight = self.entries.values().new_zeros(hole.shape)
+        else:
+            at = (first[:, None] + slots).masked_fill(hole, 0)
+            index, weight = columns[at], self.entries.values()[at]
+        image = torch.div(index, inputs, rounding_mode="floor")
+        index = (image * self.channels + channel[:, None]) * inputs + index % inputs
+        return Edges(index.masked_fill(hole, -1)[:, None], weight.masked_fill(hole, 0)[:, None])
+
+    def transposed(self) -> Sparse:
+        images, regions = self.parts
+        back = self.entries.t()
+        return Sparse(self.out_shape, self.in_shape, back, self.channels, (regions, images))
+
+    def _with(self, weight: Tensor) -> Sparse:
+        height, width = self.entries.shape
+        entries = sparse(self.entries.indices(), weight, (height, width))
+        return Sparse(self.in_shape, self.out_shape, entries, self.channels, self.parts)
+
+    def positive(self) -> Sparse:
+        return self._with(self.entries.values().clamp(min=0))
+
+    def negative(self) -> Sparse | None:
+        values = self.entries.values()
+        return self._with(values.clamp(max=0)) if bool((values < 0).any()) else None
+
+    def keeps_samples(self, batch: int) -> bool:
+        (images, regions), (inputs, outputs) = self.parts, self.places
+        if self.parts == (1, 1) and self.channels > 1:  # the samples are among the channels
+            return self.channels % batch == 0
+        if (images * inputs) % batch or (regions * outputs) % batch:
+            return False
+        rows, columns = self.entries.indices()
+        parts = (
+            torch.div(rows, max(regions * outputs // batch, 1), rounding_mode="floor"),
+            torch.div(columns, max(images * inputs // batch, 1), rounding_mode="floor"),
+        )
+        return bool((parts[0] == parts[1]).all())
+
+    def fan_in(self) -> int:
+        rows = self.entries.indices()[0]
+        return int(torch.bincount(rows).max()) if len(rows) else 1
 
 
 def _taps(matrix: Tensor) -> tuple[Tensor, Tensor]:

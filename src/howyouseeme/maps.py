@@ -132,6 +132,24 @@ def gaussian_blur(evidence: Tensor, sigma: float) -> Tensor:
     return evidence
 
 
+def levels(evidence: Tensor) -> Tensor:
+    """For each element of a map above zero, the share of the evidence in elements no stronger than it.
+
+    >>> levels(torch.tensor([3.0, 1.0, -2.0, 1.0]))
+    tensor([1.0000, 0.4000, 0.0000, 0.4000])
+
+    0..1, the strongest has 1; what reaches the level t holds 1 - t of all evidence, or a little more. The
+    order of the elements stays.
+    """
+    positive = evidence.clamp(min=0)
+    flat = positive.reshape(-1)
+    value, where = flat.unique(return_inverse=True)
+    total = torch.zeros_like(value).index_add_(0, where, flat).cumsum(0)
+    return (total / total[-1:].clamp(min=torch.finfo(total.dtype).tiny))[where].reshape(
+        evidence.shape
+    )
+
+
 def scale_to_one(evidence: Tensor) -> Tensor:
     """The positive part, divided by its maximum; all zero where nothing is positive."""
     positive = evidence.clamp(min=0)

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .errors import ModelError
 
-__all__ = ["Call", "Tape", "Value", "record"]
+__all__ = ["Call", "Reader", "Tape", "Value", "record"]
 
 
 class Value:
@@ -29,7 +29,7 @@ class Value:
     Rules treat it as a flat array in row-major order, whatever its strides are.
     """
 
-    __slots__ = ("_flat", "call", "data", "index", "output", "seen_writes")
+    __slots__ = ("_flat", "_signed", "call", "data", "index", "output", "seen_writes")
 
     def __init__(self, data: Tensor, index: int, call: Call | None = None, output: int = 0) -> None:
         self.data = data
@@ -38,6 +38,24 @@ class Value:
         self.output = output
         self.seen_writes = 0  # how many writes to its storage it has seen
         self._flat: Tensor | None = None
+        self._signed: bool | None = None
+
+    @property
+    def signed(self) -> bool:
+        """Whether any element is below zero."""
+        if self._signed is None:
+            self._signed = bool(self.data.numel() and self.data.amin() < 0)
+        return self._signed
+
+    @property
+    def positive(self) -> Tensor:
+        """The contents where they are above zero, 0 elsewhere."""
+        return self.data.clamp(min=0) if self.signed else self.data
+
+    @property
+    def negative(self) -> Tensor:
+        """The contents where they are below zero, 0 elsewhere."""
+        return self.data.clamp(max=0)
 
     @property
     def shape(self) -> torch.Size:
@@ -111,14 +129,24 @@ class Tape:
     inputs: list[Value]
     calls: list[Call]
     output: Any  # the model's output, with a Value wherever a tensor depends on the input
-    module_names: dict[nn.Module, str] = field(repr=False, default_factory=dict)
-    reads: list[Any] = field(default_factory=list)  # what each reader made of the output
+    reads: list[Any] = field(default_factory=list)  # what each reader made of what it was given
 
     @property
     def values(self) -> Iterator[Value]:
         yield from self.inputs
         for call in self.calls:
             yield from (value for value in call.outputs if value is not None)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A function of the model's output, or of the output that a module in it gave last.
+
+    What the function makes of it is recorded too.
+    """
+
+    function: Callable[[Any], Any]
+    module: nn.Module | None = None
 
 
 def _is_write(op: Any) -> tuple[int, ...]:
@@ -207,8 +235,10 @@ class _Recorder(TorchDispatchMode):
     slice assignment and buffers filled piece by piece, with one mechanism.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, readers: Sequence[Reader] = ()) -> None:
         super().__init__()
+        self.readers = readers
+        self.reads: list[Any] = [None] * len(readers)
         self.calls: list[Call] = []
         self.count = 0
         self.modules: list[nn.Module] = []
@@ -393,6 +423,13 @@ class _Recorder(TorchDispatchMode):
             value.seen_writes = len(log)
         return value
 
+    def read(self, module: nn.Module | None, output: Any) -> None:
+        """Let the readers of a module see its output, before anything can be written to it."""
+        for position, reader in enumerate(self.readers):
+            if reader.module is module:
+                made = reader.function(output)
+                self.reads[position] = pytree.tree_map(self.result, made)
+
     def result(self, item: Any) -> Any:
         """A part of the model's output: a value, or a constant that `restore` won't change."""
         item = self.lift(item)
@@ -412,6 +449,29 @@ def _geometry(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], int]:
 
 
 _HOOKS = threading.Lock()
+_taken_apart = 0  # recordings under way, with PyTorch's fused layers switched off
+_fused = True, True
+
+
+@contextmanager
+def _layers_taken_apart(model: nn.Module) -> Iterator[None]:
+    """Record transformer layers and LSTMs call by call, not as a whole layer in one call."""
+    global _taken_apart, _fused  # noqa: PLW0603 - the switch is PyTorch's, and global as well
+    with _HOOKS:
+        if not _taken_apart:
+            _fused = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        if any(isinstance(module, nn.LSTM) for module in model.modules()):
+            torch._C._set_mkldnn_enabled(False)
+        _taken_apart += 1
+    try:
+        yield
+    finally:
+        with _HOOKS:
+            _taken_apart -= 1
+            if not _taken_apart:
+                torch.backends.mha.set_fastpath_enabled(_fused[0])
+                torch._C._set_mkldnn_enabled(_fused[1])
 
 
 @contextmanager
@@ -426,6 +486,8 @@ def _following(recorder: _Recorder) -> Iterator[None]:
     def leave(module: nn.Module, inputs: Any, output: Any) -> None:
         if threading.get_ident() == thread and recorder.modules:
             recorder.modules.pop()
+            if output is not None:
+                recorder.read(module, output)
 
     with _HOOKS:
         handles = [
@@ -443,7 +505,12 @@ def _following(recorder: _Recorder) -> Iterator[None]:
 @contextmanager
 def _same_buffers(model: nn.Module) -> Iterator[None]:
     """Undo reassigned buffers (`self.count = self.count + 1`), which no dispatcher sees."""
-    before = [(m._buffers, dict(m._buffers)) for m in model.modules() if m._buffers]
+    # A ScriptModule's are a view of what TorchScript holds, and no dict.
+    before = [
+        (m._buffers, dict(m._buffers))
+        for m in model.modules()
+        if m._buffers and isinstance(m._buffers, dict)
+    ]
     try:
         yield
     finally:
@@ -457,7 +524,7 @@ def record(
     model: nn.Module,
     args: Sequence[Any],
     kwargs: dict[str, Any] | None = None,
-    readers: Sequence[Callable[[Any], Any]] = (),
+    readers: Sequence[Reader | Callable[[Any], Any]] = (),
 ) -> Tape:
     """Run `model(*args, **kwargs)` once and return its tape.
 
@@ -467,7 +534,8 @@ def record(
 
     Every floating-point tensor found in `args` and `kwargs` (lists, tuples and dicts are searched)
     becomes an input of the tape. The model must be in eval mode. What each of the `readers` makes of
-    the model's output is recorded too, and returned in `Tape.reads`.
+    the model's output (or, for a `Reader` with a module, of that module's) is recorded too, and
+    returned in `Tape.reads`; it is None there if the module did not run.
 
     Raises:
         ModelError: the model, or a part of it, is in training mode.
@@ -480,7 +548,8 @@ def record(
             "differently each time: call model.eval() first."
         )
     kwargs = kwargs or {}
-    recorder = _Recorder(model)
+    asked = [item if isinstance(item, Reader) else Reader(item) for item in readers]
+    recorder = _Recorder(model, asked)
     inputs = []
     leaves, spec = pytree.tree_flatten((tuple(args), kwargs))
     # In inference mode the dispatcher shows whole layers, not the calls that they are made of.
@@ -493,13 +562,13 @@ def record(
                 inputs.append(value)
         args, kwargs = pytree.tree_unflatten(leaves, spec)
         try:
-            with _following(recorder), recorder:
+            with _layers_taken_apart(model), _following(recorder), recorder:
                 output = model(*args, **kwargs)
-                reads = [reader(output) for reader in readers]
-            output, reads = pytree.tree_map(recorder.result, (output, reads))
+                recorder.read(None, output)
+            output = pytree.tree_map(recorder.result, output)
         finally:
             recorder.restore()
     names = {module: name for name, module in model.named_modules()}
     for call in recorder.calls:
         call.module = names.get(call.owner, "") if call.owner is not None else ""
-    return Tape(inputs, recorder.calls, output, names, reads)
+    return Tape(inputs, recorder.calls, output, recorder.reads)

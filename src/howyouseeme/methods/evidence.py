@@ -18,15 +18,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from torch import Tensor
 
-from ..backtrack import Plan, multipliers, signs, spatial
+from ..backtrack import Plan, multipliers, signs
 from ..errors import InputError
 from ..links import Convolution, Diagonal, Link, Selection
+from ..places import layouts, onto_input, spatial
 from ..rules import Step
 from ..tape import Value
 from .base import Crossing, Method, Trail, Walked, one_hot, per_sample
@@ -60,12 +61,14 @@ class Evidence(Method):
     def walk(self, plan: Plan, nodes: Tensor, trail: Trail | None = None) -> Walked:
         batch = len(nodes)
         waiting = self._head(plan, nodes, trail)
-        maps = [item.evidence for value, item in waiting.items() if value.call is not None]
+        maps = {value: item.evidence for value, item in waiting.items() if value.call is not None}
         found, lost = self._body(plan, waiting, batch, trail)
         total = lost + sum(_positive(item, batch) for item in found.values())
         walked = Walked.relative(found, total, trail)
         if self.focus:
-            walked.strength = {value: item * _places(maps, item) for value, item in found.items()}
+            walked.strength = {
+                value: item * _places(plan, maps, value) for value, item in found.items()
+            }
         if trail is not None:
             trail.evidence.update(walked.strength)
         return walked
@@ -109,20 +112,25 @@ class Evidence(Method):
         return {value: arrived.evidence for value, arrived in waiting.items()}, lost
 
 
-def _places(maps: list[Tensor], like: Tensor) -> Tensor:
-    """[batch, 1, ...], 0..1: the evidence of each place of the feature maps, at the size of `like`.
+def _places(plan: Plan, maps: dict[Value, Tensor], source: Value) -> Tensor:
+    """[batch, 1, ...], 0..1: the evidence of each place of the feature maps, drawn over an input.
 
-    Maps with other axes than `like` (a spectrum made of a wave) have no place in it.
+    Where they lie is told by `layouts`; all ones if there is none whose places are known.
     """
-    maps = [evidence for evidence in maps if evidence.dim() == like.dim()]
-    if not maps:
-        return torch.ones_like(like[:, :1])
-    mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[like.dim()]
-    weight = torch.zeros_like(like[:, :1])
-    for evidence in maps:
-        place = evidence.sum(1, keepdim=True).clamp(min=0)
-        weight += torch.nn.functional.interpolate(place, size=like.shape[2:], mode=mode)
-    most = per_sample(weight, len(like)).max(1).values.reshape(-1, *[1] * (like.dim() - 1))
+    weight = torch.zeros_like(source.data[:, :1])
+    known = layouts(plan, source) if source.data.dim() > 2 else {}
+    drawn = False
+    for value, evidence in maps.items():
+        layout = known.get(value, {})
+        mixed = [axis for axis in range(1, evidence.dim()) if axis not in layout]
+        place = evidence.sum(mixed).clamp(min=0) if mixed else evidence.clamp(min=0)
+        over = onto_input(place, layout, source.shape[2:])
+        if over is not None:
+            weight += over[:, None]
+            drawn = True
+    if not drawn:
+        return torch.ones_like(weight)
+    most = per_sample(weight, len(weight)).max(1).values.reshape(-1, *[1] * (weight.dim() - 1))
     return weight / most.clamp(min=torch.finfo(weight.dtype).tiny)
 
 
@@ -137,28 +145,40 @@ def _against_rivals(plan: Plan, nodes: Tensor) -> Tensor:
     Rivals weigh in by their probability, and together half. They weigh less against a class that
     they beat, so that something is left to see of it: half of its lead over the mean at least.
     """
-    scores = plan.start.data
-    seed = one_hot(plan, nodes)
-    if not plan.exclusive or scores.dim() != 2 or scores.shape[1] < 2:
+    scores, seed = plan.start.data, one_hot(plan, nodes)
+    table = scores.dim() > 1 and scores.numel() == scores.shape[0] * scores.shape[1]
+    if not plan.exclusive or not table or scores.shape[1] < 2:
         return seed
     rivals = scores.masked_fill(seed > 0, -torch.inf).softmax(1)
-    mean = scores.mean(1)
-    lead, best = (scores * seed).sum(1) - mean, (scores * rivals).sum(1) - mean
-    weight = torch.where(best > 0, (lead / best).clamp(0, 1), 1)[:, None] / 2
+    mean = scores.mean(1, keepdim=True)
+    lead, best = ((scores * one).sum(1, keepdim=True) - mean for one in (seed, rivals))
+    weight = torch.where(best > 0, (lead / best).clamp(0, 1), 1) / 2
     return seed - weight * rivals - (1 - weight) / scores.shape[1]
 
 
 def _feature_maps(plan: Plan) -> set[Value]:
     """The values with places in them that a convolution made, through one-to-one calls only.
 
-    Where one place is all that is left, a convolution is a fully connected layer.
+    Where one place is all that is left, a convolution is a fully connected layer. And where the start is
+    such a map itself (a detector's scores, a neuron), the evidence there would be but the score: the head
+    takes one convolution more.
     """
+    weighed: set[Value] = set()
+    for value, step in plan.steps:
+        for source, link in step.links:
+            if value in weighed or not link.one_to_one:
+                weighed.add(source)
     made: set[Value] = set()
     for value, step in reversed(plan.steps):
         for source, link in step.links:
             if source in made if link.one_to_one else isinstance(link, Convolution):
                 made.add(value)
-    return {value for value in made & spatial(plan) if prod(value.shape[2:]) > 1}
+    axes = spatial(plan)
+    return {
+        value
+        for value in made & weighed & axes.keys()
+        if value.numel > value.shape[0] * value.shape[axes[value]]
+    }
 
 
 @dataclass
@@ -196,34 +216,41 @@ def _hand_on(
         source, link = step.links[0]
         if trail is not None:
             trail.cross(source, Crossing(value, link, arrived.evidence, moved=True))
-        ended = None
-        if isinstance(link, Selection):
-            ended = arrived.evidence.reshape(-1).masked_fill(link.index >= 0, 0)
-            ended = ended.reshape(value.shape)
-        return [(source, _move(value, link, arrived))], ended
+        ended = link.ended(arrived.evidence) if isinstance(link, Selection) else None
+        return [(source, _move(value, link, arrived, step.bias is not None))], ended
     return _excite(value, step, arrived, trail)
 
 
-def _move(value: Value, link: Link, arrived: _Arrived) -> _Arrived:
-    """Through a call with one input for each output: all the evidence goes there."""
+def _move(value: Value, link: Link, arrived: _Arrived, shifted: bool = False) -> _Arrived:
+    """Through a call with one input for each output: all the evidence goes there.
+
+    Asked is what made the output as it is, also where a constant that was added changed its sign.
+    """
     orientation = arrived.orientation
     if isinstance(link, Selection):
-        spread = Selection(link.in_shape, link.out_shape, link.index).transposed()
+        spread = link.unweighted().transposed()
         evidence = spread.forward(arrived.evidence)
         if orientation is None and link.weight is None:
             return _Arrived(evidence)
-        orientation = signs(value.data) if orientation is None else orientation
+        orientation = _own(value) if orientation is None else orientation
         if link.weight is not None:
             orientation = orientation * signs(link.weight).reshape(value.shape)
         # Where one element went to several places, those with more evidence have more to say.
         return _Arrived(evidence, signs(spread.forward(orientation * arrived.evidence.abs())))
     assert isinstance(link, Diagonal)
-    if link.weight is not None:
-        orientation = signs(value.data) if orientation is None else orientation
-        orientation = orientation.reshape(link.in_shape) * signs(link.weight)
-    elif orientation is not None:
-        orientation = orientation.reshape(link.in_shape)
+    if orientation is None and (shifted or not link.plain):
+        orientation = _own(value)
+    if orientation is not None and link.in_shape != link.out_shape:
+        orientation = orientation.expand(value.shape).reshape(link.in_shape)
+    if orientation is not None and not link.rising:
+        assert link.weight is not None
+        orientation = orientation * signs(link.weight)
     return _Arrived(arrived.evidence.reshape(link.in_shape), orientation)
+
+
+def _own(value: Value) -> Tensor:
+    """The sign of each activation; a single 1 where none is negative."""
+    return signs(value.data) if value.signed else value.data.new_ones(())
 
 
 def _excite(
@@ -231,38 +258,58 @@ def _excite(
 ) -> tuple[list[tuple[Value, _Arrived]], Tensor]:
     """e[i] = sum over j of e[j] · (o[j] w[j, i] a[i])⁺ / z[j], z[j] being the sum over all i."""
     evidence = arrived.evidence
-    orientation = signs(value.data) if arrived.orientation is None else arrived.orientation
-    shares = [torch.zeros_like(source.data) for source, _ in step.links]
-    rates = torch.zeros_like(evidence)
+    orientation = asking = _own(value) if arrived.orientation is None else arrived.orientation
+    links = step.links
+    if asking.shape == (1, *value.shape[1:2], *[1] * (value.data.dim() - 2)):
+        # One sign a channel, as batch norm leaves it: turn the filters around instead, and walk once.
+        turned = [link.turned(asking) for _, link in links if isinstance(link, Convolution)]
+        if len(turned) == len(links):
+            links = [(source, link) for (source, _), link in zip(links, turned, strict=True)]
+            asking = asking.new_ones(())
+    shares: list[Tensor | None] = [None] * len(links)
+    rates = None
     for sign in (1.0, -1.0):
-        asked = torch.where(orientation == sign, evidence, 0)
-        if sign < 0 and not bool((asked != 0).any()):
+        there = asking == sign
+        if not bool(there.any()):
             continue
-        parts = [_parts(source, link, sign) for source, link in step.links]
-        z = sum(sign * part.forward(half) for pairs in parts for part, half in pairs)
-        if not isinstance(z, Tensor):
+        asked = evidence if bool(there.all()) else evidence * there
+        parts = [_parts(source, link, sign) for source, link in links]
+        z = _sum(part.forward(half) for pairs in parts for part, half in pairs)
+        if z is None:
             continue  # nothing can excite it
-        limits = torch.finfo(z.dtype)
         # Below these z is rounding, and evidence divided by it would overflow.
-        sound = (z > limits.tiny / limits.eps) & (asked.abs() < z * (limits.max / 1024))
-        rate = torch.where(sound, asked / z, 0)
-        rates += rate
-        for share, pairs in zip(shares, parts, strict=True):
+        limits = torch.finfo(z.dtype)
+        least = (asked.abs().amax() / (limits.max / 1024)).clamp(min=limits.tiny / limits.eps)
+        z = z if sign > 0 else -z
+        rate = asked / z.masked_fill(z <= least, torch.inf)
+        rates = rate if rates is None else rates + rate
+        for i, pairs in enumerate(parts):
             for part, half in pairs:
-                share.add_(sign * half * part.transposed().forward(rate))
+                share = part.transposed().forward(rate if sign > 0 else -rate) * half
+                before = shares[i]
+                shares[i] = share if before is None else before + share
+    if rates is None:
+        rates = torch.zeros_like(evidence)
     if trail is not None:
         for source, link in step.links:
-            trail.cross(source, Crossing(value, link, rates, orientation))
+            trail.cross(source, Crossing(value, link, rates, orientation.expand(value.shape)))
     sent = [
-        (source, _Arrived(share)) for (source, _), share in zip(step.links, shares, strict=True)
+        (source, _Arrived(torch.zeros_like(source.data) if share is None else share))
+        for (source, _), share in zip(step.links, shares, strict=True)
     ]
     return sent, evidence.masked_fill(rates != 0, 0)
 
 
+def _sum(parts: Iterable[Tensor]) -> Tensor | None:
+    total = None
+    for part in parts:
+        total = part if total is None else total + part
+    return total
+
+
 def _parts(source: Value, link: Link, sign: float) -> list[tuple[Link, Tensor]]:
     """The weights and activations whose products have the sign: same signs make +, others make -."""
-    above, below = source.data.clamp(min=0), source.data.clamp(max=0)
-    pairs = [(link.positive(), above), (link.negative(), below)]
-    if sign < 0:
-        pairs = [(link.positive(), below), (link.negative(), above)]
-    return [(part, half) for part, half in pairs if part is not None and bool((half != 0).any())]
+    pairs = [(link.positive if sign > 0 else link.negative, source.positive)]
+    if source.signed:
+        pairs.append((link.negative if sign > 0 else link.positive, source.negative))
+    return [(part, half) for make, half in pairs if (part := make()) is not None]

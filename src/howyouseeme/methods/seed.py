@@ -223,7 +223,7 @@ def _top(contribution: Tensor, k: int) -> Tensor:
 def _strongest_branch(options: list[_Sent], count: int) -> list[_Sent]:
     best = torch.full((count,), -torch.inf, dtype=torch.float64, device=options[0].child.device)
     for sent in options:
-        best[sent.child] = torch.maximum(best[sent.child], sent.contribution)
+        best.scatter_reduce_(0, sent.child, sent.contribution, "amax")
     total = torch.zeros_like(best)
     for sent in options:
         total.index_add_(0, sent.child, sent.contribution.clamp(min=0))

@@ -1,8 +1,9 @@
-"""Where networks come from: the embedded one, torchvision's, or a function of yours."""
+"""Where networks come from: the embedded one, packages of them, files, or a function of yours."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from difflib import get_close_matches
 from importlib import import_module
@@ -13,19 +14,28 @@ from torch import nn
 from ..errors import ModelError
 from ..images import Preprocess
 from .embedded import NAME, load_embedded
+from .keras import from_keras, load_keras
 from .network import Network
-from .torchvision import PREFIX, load_torchvision, torchvision_names
+from .onnx import load_onnx
+from .programs import load_program
+from .timm import PREFIX as TIMM
+from .timm import load_timm
+from .torchvision import PREFIX as TORCHVISION
+from .torchvision import load_torchvision, torchvision_names
+from .transformers import PREFIX as TRANSFORMERS
+from .transformers import load_transformers
 from .weights import check_finite, load_weights
 
-__all__ = ["Network", "available", "load_model"]
+__all__ = ["Network", "available", "from_keras", "load_model"]
 
 
 def available() -> list[str]:
-    """The names that `load_model` takes, besides "package.module:factory".
+    """The names of models that `load_model` knows itself: the embedded one and torchvision's.
 
         available()                                          # ["efficientnet-lite0", ...]
 
-    Torchvision's are among them where torchvision is installed.
+    Torchvision's are among them where torchvision is installed. Besides them it takes whatever timm
+    and transformers have, files, and functions of yours.
     """
     return [NAME, *torchvision_names()]
 
@@ -35,25 +45,36 @@ def load_model(
     weights: str | os.PathLike[str] | None = None,
     *,
     preprocess: Preprocess | None = None,
+    allow_code: bool = False,
 ) -> Network:
-    """A network by name, in eval mode on the CPU.
+    """A network by name or from a file, in eval mode on the CPU.
 
         network = load_model()
         network = load_model("torchvision:resnet50", weights="resnet50.safetensors")
+        network = load_model("timm:convnext_atto", weights="convnext_atto.safetensors")
+        network = load_model("transformers:my-resnet")       # a folder, or a name on the hub
+        network = load_model("model.onnx", preprocess=Preprocess((224, 224)))
         network = load_model("package.module:factory", preprocess=Preprocess((64, 64)))
 
-    `name` is "efficientnet-lite0" (embedded, needs no download), "torchvision:NAME", or
-    "package.module:factory", a callable without arguments that returns the module, or a `Network`
-    with its preprocessing and classes too. `weights` is a `.safetensors` file or a state dict made
-    by `torch.save`, alone or in a checkpoint; None: the model's own, or the hub's. `preprocess`
-    replaces the network's own.
+    `name` is "efficientnet-lite0" (embedded, needs no download), "torchvision:NAME", "timm:NAME",
+    "transformers:FOLDER_OR_NAME", a file (`.onnx`; `.keras` or `.h5`; `.pt2` of torch.export, or
+    TorchScript or a pickled model in a `.pt` or `.pth`), or "package.module:factory", a callable
+    without arguments that returns the module, or a `Network` with its preprocessing and classes
+    too. `weights` is a `.safetensors` file or a state dict made by `torch.save`, alone or in a
+    checkpoint; None: the model's own, or the hub's. `preprocess` replaces the network's own.
+    `allow_code` loads files that can run code while they are loaded: only for files whose source
+    you trust.
 
-    Raises `ModelError` for unknown names, weights that can't be had, don't fit, could run code, or
-    hold NaN or infinity, and `MissingExtraError` when an optional package is missing.
+    Raises `ModelError` for unknown names, files that can't be read or could run code, weights that
+    can't be had, don't fit, could run code, or hold NaN or infinity, and `MissingExtraError` when
+    an optional package is missing.
     """
     file = None if weights is None else Path(weights)
-    if name.startswith(PREFIX):
-        network = load_torchvision(name.removeprefix(PREFIX), file)
+    prefix, _, place = name.partition(":")
+    if loader := _BY_PREFIX.get(f"{prefix}:"):
+        network = loader(place, file)
+    elif Path(name).suffix.lower() in _BY_SUFFIX:
+        network = _from_file(Path(name), file, allow_code)
     elif ":" in name:
         network = _from_factory(name, file)
     elif name == NAME:
@@ -61,10 +82,32 @@ def load_model(
     else:
         raise ModelError(
             f"There is no model {name!r}{_close(name)}; "
-            "`howyouseeme models` lists them, or give package.module:factory."
+            "`howyouseeme models` lists them, or give a file or package.module:factory."
         )
     check_finite(network.module, network.name)
     return network if preprocess is None else replace(network, preprocess=preprocess)
+
+
+_BY_PREFIX: dict[str, Callable[[str, Path | None], Network]] = {
+    TORCHVISION: load_torchvision,
+    TIMM: load_timm,
+    TRANSFORMERS: load_transformers,
+}
+
+#: What loads a file, given it and whether it may run code.
+_BY_SUFFIX: dict[str, Callable[[Path, bool], Network]] = {
+    ".onnx": lambda path, _: load_onnx(path),
+    **dict.fromkeys((".keras", ".h5", ".hdf5"), load_keras),
+    **dict.fromkeys((".pt2", ".pt", ".pth", ".torchscript", ".safetensors"), load_program),
+}
+
+
+def _from_file(path: Path, weights: Path | None, allow_code: bool) -> Network:
+    if not path.is_file():
+        raise ModelError(f"There is no model file {path}; check its name and folder.")
+    if weights is not None:
+        raise ModelError(f"{path} brings its own weights; leave {weights} out (--weights).")
+    return _BY_SUFFIX[path.suffix.lower()](path, allow_code)
 
 
 def _from_factory(name: str, weights: Path | None) -> Network:
@@ -98,6 +141,6 @@ def _from_factory(name: str, weights: Path | None) -> Network:
 
 def _close(name: str) -> str:
     # Compared without the prefix, which would outweigh the difference between short names.
-    by_name = {known.removeprefix(PREFIX): known for known in available()}
+    by_name = {known.removeprefix(TORCHVISION): known for known in available()}
     close = get_close_matches(name, by_name, n=3)
     return f" (did you mean {', '.join(by_name[known] for known in close)}?)" if close else ""

@@ -13,16 +13,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import MissingExtraError, ModelError, UnsupportedCallError
+from ..errors import MissingExtraError, ModelError
 from ..images import Preprocess
 from .classes import imagenet_classes
 from .network import Network
 from .weights import fill, read_weights
 
 PREFIX = "torchvision:"
-
-# Transformers: attention multiplies two computed tensors, which no rule can walk back through yet.
-_ATTENTION = ("maxvit_t", "swin_", "vit_")
 
 # What the builders set on their own only when they download the weights themselves.
 _AS_TRAINED: dict[str, dict[str, Any]] = {
@@ -34,9 +31,7 @@ _AS_TRAINED: dict[str, dict[str, Any]] = {
 def torchvision_names() -> list[str]:
     """The names of torchvision's image classifiers, e.g. "torchvision:vgg16"; none without it.
 
-        torchvision_names()
-
-    Without the transformers, which can't be explained.
+    torchvision_names()
     """
     return [] if find_spec("torchvision") is None else [PREFIX + name for name in _names(_models())]
 
@@ -50,15 +45,9 @@ def load_torchvision(name: str, weights: Path | None = None) -> Network:
     A file that keeps the name it has in the hub gets the preprocessing of those weights, any
     other file that of the model's default ones.
 
-    Raises `MissingExtraError` without torchvision, `UnsupportedCallError` for a transformer, and
-    `ModelError` for an unknown name, or when the hub can't be reached or the file can't be read or
-    doesn't fit.
+    Raises `MissingExtraError` without torchvision, and `ModelError` for an unknown name, or when
+    the hub can't be reached or the file can't be read or doesn't fit.
     """
-    if name.startswith(_ATTENTION):
-        raise UnsupportedCallError(
-            f"{PREFIX}{name} can't be explained, for attention has no rules yet; "
-            f"take a convolutional network, such as {PREFIX}resnet50."
-        )
     models = _models()
     names = _names(models)
     if name not in names:
@@ -89,7 +78,7 @@ def _models() -> ModuleType:
 
 
 def _names(models: ModuleType) -> list[str]:
-    return [name for name in models.list_models(module=models) if not name.startswith(_ATTENTION)]
+    return list(models.list_models(module=models))
 
 
 def _from_hub(models: ModuleType, name: str, chosen: Any) -> nn.Module:

@@ -89,10 +89,13 @@ def find_rule(name: str) -> Rule | None:
 
 
 from . import (  # noqa: E402 - the families need the decorator above
+    attention,  # noqa: F401
     branches,  # noqa: F401
     convolution,  # noqa: F401
     linear,  # noqa: F401
     movement,  # noqa: F401
     pointwise,  # noqa: F401
     pooling,  # noqa: F401
+    reductions,  # noqa: F401
+    regions,  # noqa: F401
 )

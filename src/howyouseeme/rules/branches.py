@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..links import Diagonal, Link, Selection
 from ..tape import Call, Value
-from . import Refusal, Step, find_rule, rule
+from . import Refusal, Step, rule
+from .gates import gate_rank
 
 
 def broadcast(x: Value, shape: torch.Size, weight: Tensor | None = None) -> Link:
@@ -23,90 +24,69 @@ def broadcast(x: Value, shape: torch.Size, weight: Tensor | None = None) -> Link
     return Selection(x.shape, shape, index, None if weight is None else weight.expand(shape))
 
 
-def _tensor(item: Any, like: Tensor) -> Tensor:
+def contents(item: Any, like: Tensor) -> Tensor:
     """An operand's contents: value, constant tensor or number."""
     if isinstance(item, Value):
         return item.data
     return item if isinstance(item, Tensor) else like.new_tensor(item)
 
 
-def _weighted_sum(output: Value, terms: Sequence[tuple[Any, float]]) -> Step:
-    """y = sum of factor · term, whatever is constant being bias."""
+def _sum(output: Value, terms: Sequence[tuple[Any, Any]]) -> Step:
+    """y = sum of factor · term, whatever is constant being bias; a factor is a number or a tensor."""
     links: list[tuple[Value, Link]] = []
     bias: Tensor | None = None
     for term, factor in terms:
         if isinstance(term, Value):
-            weight = None if factor == 1 else output.data.new_tensor(factor)
+            one = not isinstance(factor, Tensor) and factor == 1
+            weight = None if one else contents(factor, output.data)
             links.append((term, broadcast(term, output.shape, weight)))
         else:
-            constant = factor * _tensor(term, output.data)
+            constant = factor * contents(term, output.data)
             bias = constant if bias is None else bias + constant
     return Step(links, bias)
+
+
+def _product(a: Any, b: Any, output: Value) -> list[tuple[Any, Tensor]]:
+    """a · b as terms of `_sum`: the signal times its gate; half each where neither is a gate."""
+    a_data, b_data = contents(a, output.data), contents(b, output.data)
+    if not isinstance(b, Value):
+        return [(a, b_data)]
+    if not isinstance(a, Value):
+        return [(b, a_data)]
+    rank_a, rank_b = gate_rank(a, b), gate_rank(b, a)
+    if rank_a > rank_b:
+        return [(b, a_data)]
+    if rank_b > rank_a:
+        return [(a, b_data)]
+    return [(a, b_data / 2), (b, a_data / 2)]
 
 
 @rule("aten.add")
 def add(call: Call, output: Value) -> Step:
     """y = a + alpha · b: a residual connection"""
     alpha = call.argument(2, "alpha", 1)
-    return _weighted_sum(output, [(call.args[0], 1), (call.args[1], alpha)])
+    return _sum(output, [(call.args[0], 1), (call.args[1], alpha)])
 
 
 @rule("aten.sub")
 def sub(call: Call, output: Value) -> Step:
     """y = a - alpha · b"""
     alpha = call.argument(2, "alpha", 1)
-    return _weighted_sum(output, [(call.args[0], 1), (call.args[1], -alpha)])
+    return _sum(output, [(call.args[0], 1), (call.args[1], -alpha)])
 
 
 @rule("aten.rsub")
 def rsub(call: Call, output: Value) -> Step:
     """y = b - alpha · a"""
     alpha = call.argument(2, "alpha", 1)
-    return _weighted_sum(output, [(call.args[1], 1), (call.args[0], -alpha)])
-
-
-_BOUNDED = {"aten.sigmoid", "aten.hardsigmoid", "aten._softmax"}
-_CLAMPED = {"aten.hardtanh", "aten.clamp"}
-
-
-def _is_bounded(operand: Value) -> bool:
-    """True for what a sigmoid made, or a clamp to 0..1, moved, pooled or scaled since as may be."""
-    call = operand.call
-    while call is not None and call.name not in _BOUNDED | _CLAMPED:
-        find = find_rule(call.name)
-        family = find.__module__.rsplit(".", 1)[-1] if find is not None else ""
-        if family not in {"movement", "pooling", "branches"} or len(call.inputs) != 1:
-            return False
-        call = call.inputs[0].call
-    if call is None:
-        return False
-    inside = operand.data.min() >= 0 and operand.data.max() <= 1
-    return call.name in _BOUNDED or bool(inside)
-
-
-def _gate_rank(operand: Value, other: Value) -> int:
-    """How much an operand of a product looks like the gate: what a sigmoid made, else the smaller."""
-    return 2 * _is_bounded(operand) + (operand.numel < other.numel)
+    return _sum(output, [(call.args[1], 1), (call.args[0], -alpha)])
 
 
 @rule("aten.mul")
 def mul(call: Call, output: Value) -> Step:
     """y = a · b: through a gate to the gated signal; half each where neither is a gate"""
     a, b = call.args[:2]
-    if not isinstance(a, Value) or not isinstance(b, Value):
-        signal, factor = (a, b) if isinstance(a, Value) else (b, a)
-        return Step([(signal, broadcast(signal, output.shape, _tensor(factor, output.data)))])
-    rank_a, rank_b = _gate_rank(a, b), _gate_rank(b, a)
-    if rank_a > rank_b:
-        return Step([(b, broadcast(b, output.shape, a.data))])
-    if rank_b > rank_a:
-        return Step([(a, broadcast(a, output.shape, b.data))])
-    return Step(
-        [
-            (a, broadcast(a, output.shape, b.data / 2)),
-            (b, broadcast(b, output.shape, a.data / 2)),
-        ]
-    )
+    return _sum(output, _product(a, b, output))
 
 
 @rule("aten.div")
@@ -116,9 +96,45 @@ def div(call: Call, output: Value) -> Step:
     if call.kwargs.get("rounding_mode"):
         raise Refusal("division with rounding is not supported")
     if not isinstance(a, Value):  # constant / x
-        divisor = b
-        return Step([(divisor, broadcast(divisor, output.shape, output.data / divisor.data))])
-    return Step([(a, broadcast(a, output.shape, 1 / _tensor(b, output.data)))])
+        return _sum(output, [(b, output.data / b.data)])
+    return _sum(output, [(a, 1 / contents(b, output.data))])
+
+
+@rule("aten.addcmul")
+def addcmul(call: Call, output: Value) -> Step:
+    """y = x + value · a · b, the product as in `mul`"""
+    x, a, b = call.args[:3]
+    value = call.kwargs.get("value", 1)
+    terms = [(term, value * factor) for term, factor in _product(a, b, output)]
+    return _sum(output, [(x, 1), *terms])
+
+
+@rule("aten.addcdiv")
+def addcdiv(call: Call, output: Value) -> Step:
+    """y = x + value · a / b, the quotient as in `div`"""
+    x, a, b = call.args[:3]
+    factor = call.kwargs.get("value", 1) / contents(b, output.data)
+    if isinstance(b, Value) and not isinstance(a, Value):
+        return _sum(output, [(x, 1), (b, factor * a / b.data)])
+    return _sum(output, [(x, 1), (a, factor)])
+
+
+@rule("aten.lerp")
+def lerp(call: Call, output: Value) -> Step:
+    """y = (1 - w) · a + w · b, where w is a gate"""
+    a, b, weight = call.args[:3]
+    weight = contents(weight, output.data)
+    return _sum(output, [(a, 1 - weight), (b, weight)])
+
+
+@rule("aten.glu")
+def glu(call: Call, output: Value) -> Step:
+    """y = a · sigmoid(b), a and b being the halves of x: b is the gate"""
+    x = call.args[0]
+    axis = call.argument(1, "dim", -1)
+    place = torch.arange(x.numel, device=x.data.device).reshape(x.shape)
+    gate = x.data.chunk(2, axis)[1].sigmoid()
+    return Step([(x, Selection(x.shape, output.shape, place.chunk(2, axis)[0], gate))])
 
 
 @rule("aten.maximum", "aten.minimum")
@@ -128,7 +144,7 @@ def maximum(call: Call, output: Value) -> Step:
     taken = torch.zeros_like(output.data, dtype=torch.bool)
     bias = torch.zeros_like(output.data)
     for term in call.args[:2]:
-        chosen = (_tensor(term, output.data) == output.data) & ~taken
+        chosen = (contents(term, output.data) == output.data) & ~taken
         taken |= chosen
         if isinstance(term, Value):
             links.append((term, broadcast(term, output.shape, chosen.to(output.data.dtype))))

@@ -1,49 +1,83 @@
-"""Fully connected layers, means and sums: y = W x + b."""
+"""Products of matrices, means and sums: y = W x + b."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..links import Matrix, Separable
+from ..links import BatchedMatrix, Link, Matrix, Separable
 from ..tape import Call, Value
 from . import Refusal, Step, rule
+from .branches import broadcast, contents
+from .gates import is_attention
 
 
 def _times(x: Value, weight: Tensor, output: Value, bias: Tensor | None) -> Step:
     return Step([(x, Matrix(x.shape, output.shape, weight))], bias)
 
 
-@rule("aten.addmm")
-def addmm(call: Call, output: Value) -> Step:
-    """y = beta · b + alpha · x W"""
-    bias, x, weight = call.args[:3]
+def _from_left(a: Tensor, b: Value, output: Value, factor: float = 1) -> tuple[Value, Link]:
+    """The link of y = factor · a b to b."""
+
+    def weight() -> Tensor:
+        full = a.reshape(-1, *a.shape[-2:])
+        return full if factor == 1 else factor * full
+
+    return b, BatchedMatrix(b.shape, output.shape, weight, columns=b.shape[-1])
+
+
+def _from_right(a: Value, b: Tensor, output: Value, factor: float = 1) -> tuple[Value, Link]:
+    """The link of y = factor · a b to a."""
+    if b.dim() == 2 or b.shape[0] == 1 or b.stride(0) == 0:  # one matrix for all
+        weight = b.reshape(-1, *b.shape[-2:])[0].T
+        return a, Matrix(a.shape, output.shape, weight if factor == 1 else factor * weight)
+
+    def weights() -> Tensor:
+        return b.mT if factor == 1 else factor * b.mT
+
+    return a, BatchedMatrix(a.shape, output.shape, weights)
+
+
+def _product(a: Any, b: Any, output: Value, factor: float = 1) -> list[tuple[Value, Link]]:
+    """The links of y = factor · a b: weights of attention are frozen, and the values the signal.
+
+    Where both are computed, and neither is attention, each gets half: what it is worth on average
+    over the orders in which the two may come (Shapley).
+    """
+    if not isinstance(b, Value):
+        return [_from_right(a, b, output, factor)] if isinstance(a, Value) else []
+    if not isinstance(a, Value):
+        return [_from_left(a, b, output, factor)]
+    gate_a, gate_b = is_attention(a), is_attention(b)
+    if gate_a and not gate_b:
+        return [_from_left(a.data, b, output, factor)]
+    if gate_b and not gate_a:
+        return [_from_right(a, b.data, output, factor)]
+    return [
+        _from_right(a, b.data, output, factor / 2),
+        _from_left(a.data, b, output, factor / 2),
+    ]
+
+
+@rule("aten.mm", "aten.bmm")
+def product(call: Call, output: Value) -> Step:
+    """y = a b: through weights of attention to the values; half each where neither is attention"""
+    a, b = call.args[:2]
+    return Step(_product(a, b, output))
+
+
+@rule("aten.addmm", "aten.baddbmm")
+def sum_of_product(call: Call, output: Value) -> Step:
+    """y = beta · c + alpha · a b, the product as in `product`"""
+    c, a, b = call.args[:3]
     alpha, beta = call.kwargs.get("alpha", 1), call.kwargs.get("beta", 1)
-    if not isinstance(x, Value) or isinstance(weight, Value) or isinstance(bias, Value):
-        raise Refusal("only a computed input times a constant weight is supported")
-    if alpha != 1:  # else spare a copy of the weight
-        weight = alpha * weight
-    return _times(x, weight.T, output, bias if beta == 1 else beta * bias)
-
-
-@rule("aten.mm")
-def mm(call: Call, output: Value) -> Step:
-    """y = x W"""
-    x, weight = call.args[:2]
-    if not isinstance(x, Value) or isinstance(weight, Value):
-        raise Refusal("only a computed input times a constant weight is supported")
-    return _times(x, weight.T, output, None)
-
-
-@rule("aten.bmm")
-def bmm(call: Call, output: Value) -> Step:
-    """y = x W with the same W for the whole batch: a linear layer on a transposed input"""
-    x, weight = call.args[:2]
-    if not isinstance(x, Value) or isinstance(weight, Value):
-        raise Refusal("only a computed input times a constant weight is supported")
-    if weight.shape[0] > 1 and weight.stride(0) != 0:
-        raise Refusal("only one matrix for the whole batch is supported")
-    return _times(x, weight[0].T, output, None)
+    links = _product(a, b, output, alpha)
+    if isinstance(c, Value):
+        weight = None if beta == 1 else contents(beta, output.data)
+        return Step([(c, broadcast(c, output.shape, weight)), *links])
+    return Step(links, c if beta == 1 else beta * c)
 
 
 @rule("aten.linear")
@@ -55,7 +89,18 @@ def linear(call: Call, output: Value) -> Step:
     return _times(x, weight, output, bias)
 
 
-def _axes(x: Value, dims: int | list[int] | None) -> list[int]:
+@rule("aten.mv", "aten.dot")
+def vector_product(call: Call, output: Value) -> Step:
+    """y = a b, where b is a vector"""
+    a, b = call.args[:2]
+    if isinstance(a, Value) and isinstance(b, Value):
+        raise Refusal("only a product with one computed operand is supported")
+    x, weight = (a, b[None]) if isinstance(a, Value) else (b, a.reshape(-1, b.numel))
+    return Step([(x, BatchedMatrix(x.shape, output.shape, weight[None]))])
+
+
+def axes_of(x: Value, dims: int | list[int] | None) -> list[int]:
+    """The axes that a reduction goes over, counted from 0."""
     if isinstance(dims, int):
         dims = [dims]
     return [d % x.data.dim() for d in dims] if dims else list(range(x.data.dim()))
@@ -66,7 +111,7 @@ def mean(call: Call, output: Value) -> Step:
     """y = sum of x over the axes / their size: global average pooling"""
     x = call.args[0]
     matrices = {}
-    for axis in _axes(x, call.argument(1, "dim")):
+    for axis in axes_of(x, call.argument(1, "dim")):
         size = x.shape[axis]
         matrices[axis] = torch.full((1, size), 1 / size, dtype=x.data.dtype, device=x.data.device)
     return Step([(x, Separable(x.shape, output.shape, matrices))])
@@ -78,6 +123,16 @@ def sum_(call: Call, output: Value) -> Step:
     x = call.args[0]
     matrices = {
         axis: torch.ones(1, x.shape[axis], dtype=x.data.dtype, device=x.data.device)
-        for axis in _axes(x, call.argument(1, "dim"))
+        for axis in axes_of(x, call.argument(1, "dim"))
     }
     return Step([(x, Separable(x.shape, output.shape, matrices))])
+
+
+@rule("aten.cumsum")
+def cumsum(call: Call, output: Value) -> Step:
+    """y[i] = sum of x[j] for all j up to i, along an axis"""
+    x = call.args[0]
+    axis = call.argument(1, "dim") % max(x.data.dim(), 1)
+    size = x.shape[axis] if x.data.dim() else 1
+    lower = torch.ones(size, size, dtype=output.data.dtype, device=x.data.device).tril()
+    return Step([(x, Separable(x.shape, output.shape, {axis: lower}))])

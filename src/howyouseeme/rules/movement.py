@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ..links import Diagonal, Link, Selection
-from ..tape import Call, Value
+from ..links import Diagonal, Link, Pad, Selection
+from ..tape import Call, Tape, Value
 from . import Refusal, Step, rule
 
 
@@ -40,7 +41,7 @@ def same(call: Call, output: Value) -> Step:
 # Arguments that say what goes where; every other tensor is contents.
 _PLANS = {"index", "indices", "condition", "mask"}
 # Numbers that become contents.
-_FILLERS = {"aten.masked_fill", "aten.constant_pad_nd", "aten.fill"}
+_FILLERS = {"aten.masked_fill", "aten.fill", "aten.scatter"}
 
 
 @rule(
@@ -49,19 +50,23 @@ _FILLERS = {"aten.masked_fill", "aten.constant_pad_nd", "aten.fill"}
     aten.slice aten.select aten.narrow aten.index aten.index_select aten.gather aten.take_along_dim
     aten.split aten.split_with_sizes aten.unsafe_split aten.chunk aten.unbind aten.tensor_split
     aten.cat aten.stack aten.expand aten.repeat aten.roll aten.flip aten.rot90 aten.unfold
-    aten.constant_pad_nd aten.reflection_pad1d aten.reflection_pad2d aten.reflection_pad3d
+    aten.reflection_pad1d aten.reflection_pad2d aten.reflection_pad3d
     aten.replication_pad1d aten.replication_pad2d aten.replication_pad3d
     aten.pixel_shuffle aten.pixel_unshuffle aten.channel_shuffle aten.native_channel_shuffle
     aten.upsample_nearest1d aten.upsample_nearest2d aten.upsample_nearest3d
     aten._upsample_nearest_exact1d aten._upsample_nearest_exact2d aten._upsample_nearest_exact3d
     aten.where aten.masked_fill aten.copy aten.slice_scatter aten.select_scatter aten.index_put
-    aten.diagonal aten.fill aten.zero aten.im2col
+    aten.diagonal aten.fill aten.zero aten.im2col aten._unsafe_index aten.tril aten.triu
+    aten.scatter aten.index_copy aten.masked_scatter aten.masked_select aten.max_unpool2d
+    aten.max_unpool3d aten.take aten.diag_embed
     """.split()
 )
 def movement(call: Call, output: Value) -> Step:
     """y[i] = x[j] for the j that the call itself tells; padding and constants are bias"""
     if call.name == "aten.index_put" and call.argument(3, "accumulate", False):
         raise Refusal("only an index_put that replaces, and does not add, is supported")
+    if call.kwargs.get("reduce"):
+        raise Refusal("only a scatter that replaces is supported")
     sources: list[tuple[Value, int]] = []
     total = 1  # 0 is for what is constant, as the calls themselves pad with zeros
 
@@ -96,6 +101,30 @@ def movement(call: Call, output: Value) -> Step:
     return _selected(output, result.reshape(-1).long(), sources)
 
 
+@rule("aten.constant_pad_nd")
+def pad(call: Call, output: Value) -> Step:
+    """y = x with a constant around it, or without its edges"""
+    x, margins = call.args[:2]
+    link = Pad(x.shape, output.shape, margins)
+
+    def around() -> Tensor:
+        inside = link.forward(torch.ones_like(x.data)) > 0
+        return output.data.masked_fill(inside, 0)
+
+    return Step([(x, link)], around if call.argument(2, "value", 0) else None)
+
+
+@rule("aten.col2im")
+def fold(call: Call, output: Value) -> Step:
+    """y = sum of the windows of x, each at its place: the transpose of `im2col`"""
+    x = call.args[0]
+    window = call.args[2:]
+    places = torch.arange(1, prod(output.shape) + 1, device=x.data.device, dtype=torch.float64)
+    windows = torch.nn.functional.unfold(places.reshape(output.shape), *window)
+    selection = Selection(output.shape, x.shape, windows.long() - 1)
+    return Step([(x, selection.transposed())])
+
+
 def _selected(output: Value, index: Tensor, sources: list[tuple[Value, int]]) -> Step:
     """The step of y[i] = the element `index[i]` of all sources, each counted from its own start."""
     first = min((start for _, start in sources), default=0)  # what is below is constant
@@ -108,6 +137,22 @@ def _selected(output: Value, index: Tensor, sources: list[tuple[Value, int]]) ->
         links.append((value, Selection(value.shape, output.shape, local)))
     constant = (index < first).reshape(output.shape)
     return Step(links, lambda: output.data.masked_fill(~constant, 0))
+
+
+def pick(tape: Tape, source: Value, index: Tensor) -> Value:
+    """A new value on the tape, made of the elements of another at flat positions `index`."""
+    call = Call("hysm.pick", None, (source, index), {}, len(tape.calls))
+    last = max(value.index for value in tape.values)
+    call.outputs = (Value(source.flat[index], last + 1, call),)
+    tape.calls.append(call)
+    return call.output
+
+
+@rule("hysm.pick")
+def picked(call: Call, output: Value) -> Step:
+    """y = the elements of x at some places"""
+    source, index = call.args
+    return _selected(output, index.reshape(-1), [(source, 0)])
 
 
 def _positions(geometry: tuple[tuple[int, ...], tuple[int, ...], int]) -> Tensor:

@@ -34,16 +34,40 @@ def secant(call: Call, output: Value, at_zero: Tensor | None = None) -> Step:
     def slope() -> Tensor:
         return ((output.data - zero) / x.data).masked_fill(x.data == 0, 0)
 
-    return Step([(x, Diagonal(x.shape, output.shape, slope))], zero)
+    return Step([(x, Diagonal(x.shape, output.shape, slope, call.name in _RISING))], zero)
 
+
+#: Calls whose output is above f(0) where their input is above 0, and below where it is below.
+_RISING = {
+    f"aten.{name}"
+    for name in (
+        "asinh atan erf expm1 gelu hardsigmoid hardswish hardtanh log_sigmoid_forward mish relu relu6 "
+        "sigmoid sign silu sinh softplus softshrink tanh"
+    ).split()
+}
 
 for _name in (
-    "abs acos acosh asin asinh atan atanh ceil celu clamp clamp_max clamp_min cos cosh elu erf exp "
-    "expm1 floor gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu log log10 log1p log2 "
-    "log_sigmoid_forward mish pow reciprocal relu relu6 round rsqrt sigmoid sign silu sin sinh "
-    "softplus softshrink sqrt square tan tanh threshold trunc"
+    "abs acos acosh asin asinh atan atanh ceil celu clamp clamp_max clamp_min cos cosh elu erf erfc "
+    "exp exp2 expm1 floor gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu log log10 log1p "
+    "log2 log_sigmoid_forward logit mish nan_to_num pow reciprocal relu relu6 round rsqrt sigmoid "
+    "sign silu sin sinc sinh softplus softshrink sqrt square tan tanh threshold trunc"
 ).split():
     rule(f"aten.{_name}")(secant)
+
+
+@rule("aten._softmax", "aten._safe_softmax")
+def softmax(call: Call, output: Value) -> Step:
+    """y = exp(x) / z, with z, the sum of exp over the classes, taken as a constant"""
+    x = call.args[0]
+    z = x.data.logsumexp(call.argument(1, "dim"), keepdim=True)
+    return secant(call, output, at_zero=(-z).exp().to(output.data.dtype).expand(output.shape))
+
+
+@rule("aten._log_softmax")
+def log_softmax(call: Call, output: Value) -> Step:
+    """y = x - log z, with z, the sum of exp over the classes, taken as a constant"""
+    x = call.args[0]
+    return Step([(x, Diagonal(x.shape, output.shape))], output.data - x.data)
 
 
 @rule("aten.neg")
@@ -115,6 +139,16 @@ def layer_norm(call: Call, output: Value) -> Step:
     scale = rstd.data if weight is None else rstd.data * weight
     shift = -mean.data * scale
     return _affine(x, output, scale, shift if bias is None else shift + bias)
+
+
+@rule("aten._fused_rms_norm")
+def rms_norm(call: Call, output: Value) -> Step:
+    """y = w x / rms, with this input's root mean square taken as a constant"""
+    x, weight = call.args[0], call.argument(2, "weight")
+    rstd = call.outputs[1]
+    assert rstd is not None
+    scale = rstd.data if weight is None else rstd.data * weight
+    return Step([(x, Diagonal(x.shape, output.shape, scale))])
 
 
 @rule("aten.native_group_norm")

@@ -1,0 +1,451 @@
+"""The measures for a network, images and boxes of your own."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..explainer import Explainer
+from ..images import Geometry, load_image
+from ..models import Network, load_model
+from .boxes import Box, Boxes, read_boxes
+from .measures import Array, Interval, Predict, bootstrap
+from .randomise import randomised
+from .scoring import MEASURES, Explain, Item, Settings, make_grids, score_grid, score_image, values
+
+__all__ = ["Evaluation", "evaluate"]
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What `evaluate` returns.
+
+    >>> print(found.table())
+    >>> found.summary["evidence"]["energy"]
+    Interval(mean=0.84, low=0.81, high=0.87)
+
+    - `items`: the images measured, `values`: {method: {measure: {image: value}}};
+    - `problems`: images and boxes that could not be used, each a sentence;
+    - `notes`: what was left out for a good reason, such as images whose boxes show another class.
+    """
+
+    model: str
+    items: tuple[Item, ...]
+    labels: tuple[str, ...]
+    values: dict[str, dict[str, dict[str, float]]]
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def summary(self) -> dict[str, dict[str, Interval | None]]:
+        """{method: {measure: mean and 95 % bootstrap interval}}; None where there is nothing to it."""
+        return {
+            method: {
+                key: bootstrap(list(each.values())) if each else None
+                for key, each in measured.items()
+            }
+            for method, measured in self.values.items()
+        }
+
+    def table(self) -> str:
+        """The means with their intervals as text, a measure a line, a method a column."""
+        rows = [["", *self.values, "images"]]
+        for measure in MEASURES:
+            means = [self.summary[method][measure.key] for method in self.values]
+            if not any(means):
+                continue
+            count = max(len(self.values[method][measure.key]) for method in self.values)
+            shown = [
+                "" if m is None else f"{m.mean:.3f} ({m.low:.3f} to {m.high:.3f})" for m in means
+            ]
+            name = f"{measure.title} ({'high' if measure.high_is_good else 'low'} is good)"
+            rows.append([name, *shown, f"{count}" + (" grids" if measure.key == "grid" else "")])
+        wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, wide, strict=True)).rstrip()
+            for row in rows
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Means and intervals, ready for JSON."""
+        from .. import __version__  # noqa: PLC0415 - the package imports this module
+
+        return {
+            "schema": SCHEMA_VERSION,
+            "model": self.model,
+            "images": len(self.items),
+            "input_shape": list(self.items[0].input.shape),
+            "measures": {
+                method: {
+                    key: None
+                    if mean is None
+                    else {**mean._asdict(), "n": len(self.values[method][key])}
+                    for key, mean in means.items()
+                }
+                for method, means in self.summary.items()
+            },
+            "problems": list(self.problems),
+            "notes": list(self.notes),
+            "howyouseeme": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        }
+
+    def to_csv(self) -> str:
+        """One row for each method and image; a field is empty where nothing was measured."""
+        keys = [measure.key for measure in MEASURES if measure.key != "grid"]
+        file = io.StringIO()
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["method", "file", "class", "label", "probability", "covered", *keys])
+        for method, measured in self.values.items():
+            for item, label in zip(self.items, self.labels, strict=True):
+                known = [
+                    item.probability,
+                    item.covered,
+                    *(measured[k].get(item.name) for k in keys),
+                ]
+                numbers = ["" if value is None else f"{value:.6g}" for value in known]
+                writer.writerow([method, item.name, item.target, label, *numbers])
+        return file.getvalue()
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write evaluation.csv and evaluation.json into a folder, which is made if it is missing.
+
+        >>> found.save("out")
+        [PosixPath('out/evaluation.csv'), PosixPath('out/evaluation.json')]
+
+        Raises:
+            OSError: the folder can't be written to.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        table, summary = folder / "evaluation.csv", folder / "evaluation.json"
+        table.write_text(self.to_csv(), encoding="utf-8")
+        summary.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
+        return [table, summary]
+
+
+def evaluate(
+    model: nn.Module | Network | str,
+    images: Sequence[str | Path],
+    boxes: str | Path | Mapping[str, Sequence[Sequence[float]]] | None = None,
+    *,
+    methods: Sequence[str] = ("evidence",),
+    limit: int | None = None,
+    grids: int = 10,
+    settings: Settings | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Evaluation:
+    """How well the maps of a network show where its answers come from.
+
+    >>> found = evaluate("efficientnet-lite0", sorted(Path("photos").iterdir()), "boxes.csv")
+    >>> print(found.table())
+    >>> found.save("out")
+
+    Args:
+        model: what `Explainer` takes; its preprocessing must be known.
+        images: paths of pictures, each with a file name of its own.
+        boxes: what `read_boxes` takes; or, by file name, rows of class, x0, y0, x1, y1 in pixels of the
+            image, x1 and y1 exclusive. Without them, those measures are left out that need them.
+        methods: names that `Explainer` takes; "seed:attention" measures another map than the saliency.
+        limit: at most so many images are measured.
+        grids: so many 2 x 2 grids for GridPG.
+        settings: which of the slow measures are left out.
+        say: is told about each image as it is done.
+
+    Each image is asked for the class that the network finds likeliest. With boxes, only images are
+    measured that have a box of that class: what a wrong answer ought to look at, nobody knows. All is
+    measured in the pixels of the network's input, boxes being scaled and cut as the image was.
+
+    Raises:
+        InputError: an argument can't be used, or no image can.
+        ModelError, MissingExtraError: as `Explainer`.
+    """
+    network = _network(model)
+    views = [_view(name) for name in dict.fromkeys(methods)]
+    if not views:
+        raise InputError("There is no method to measure: give at least one, such as evidence.")
+    explainers = {name: Explainer(network, method=method) for name, method, _ in views}
+    network = explainers[views[0][0]].network
+    files = _by_name(images)
+    known = _boxes(boxes, network)
+    found = _Found([], [], list(known.problems) if known else [], [], {})
+    if known is not None:
+        _compare_names(files, known, found)
+        files = {name: path for name, path in files.items() if name in known.of}
+    predict = _load_all(network, explainers[views[0][0]], files, known, limit, found)
+    made = make_grids(found.items, grids)
+    if not made and grids:
+        found.notes.append(
+            "GridPG is left out: it takes four classes, each with an image of which the network is sure by 0.9."
+        )
+    forgetful = Network(
+        network.name,
+        randomised(network.module, found.items[0].input[None]),
+        network.preprocess,
+        network.classes,
+    )
+    for name, method, view in views:
+        explain = _explain(explainers[name], view)
+        other = _explain(Explainer(forgetful, method=method), view)
+        explain(found.items[0].input, found.items[0].target)  # what only the first call costs
+        items, scores = [], []
+        for number, item in enumerate(found.items, start=1):
+            try:
+                scores.append(score_image(predict, explain, item, settings, other))
+                items.append(item)
+            except InputError as error:
+                found.problems.append(f"{files[item.name]}: {error}")
+            say(f"{name}: {item.name}, {number} of {len(found.items)}")
+        in_grids: list[dict[str, Any]] = []
+        try:
+            in_grids = [score_grid(explain, grid) for grid in made]
+        except InputError as error:
+            note = f"GridPG is left out: the network does not take four images in one ({error})"
+            found.notes += [note] if note not in found.notes else []
+        found.values[name] = values(items, scores, in_grids)
+    return Evaluation(
+        network.name,
+        tuple(found.items),
+        tuple(network.label(item.target) for item in found.items),
+        found.values,
+        tuple(found.problems),
+        tuple(found.notes),
+    )
+
+
+@dataclass
+class _Found:
+    items: list[Item]
+    wrong: list[str]
+    problems: list[str]
+    notes: list[str]
+    values: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+
+
+# -- in -------------------------------------------------------------------------------------------
+
+
+def _network(model: nn.Module | Network | str) -> Network:
+    if isinstance(model, str):
+        model = load_model(model)
+    network = Explainer(model).network
+    if network.preprocess is None:
+        raise InputError(
+            f"How a photo becomes the input of {network.name} is not known: give "
+            "howyouseeme.Network(name, module, howyouseeme.Preprocess(...), classes)."
+        )
+    return network
+
+
+def _view(name: str) -> tuple[str, str, str]:
+    method, _, view = name.partition(":")
+    if view not in ("", "saliency", "attention"):
+        raise InputError(
+            f"{name!r} asks for no map: it is saliency or attention, as in {method}:attention."
+        )
+    return name, method, view or "saliency"
+
+
+def _explain(explainer: Explainer, view: str) -> Explain:
+    def explain(x: Tensor, target: int) -> Tensor:
+        found: Tensor = getattr(explainer(x[None], target=target), view)[0]
+        return found
+
+    return explain
+
+
+def _by_name(images: Sequence[str | Path]) -> dict[str, Path]:
+    if isinstance(images, (str, Path)):
+        raise InputError(f"images are paths of pictures: sorted(Path({str(images)!r}).iterdir())")
+    files: dict[str, Path] = {}
+    for path in map(Path, images):
+        if path.name in files:
+            raise InputError(
+                f"{files[path.name]} and {path} have one name, by which boxes are found: rename one."
+            )
+        files[path.name] = path
+    if not files:
+        raise InputError("There are no images to measure.")
+    return files
+
+
+def _boxes(
+    boxes: str | Path | Mapping[str, Sequence[Sequence[float]]] | None, network: Network
+) -> Boxes | None:
+    if boxes is None or isinstance(boxes, (str, Path)):
+        return None if boxes is None else read_boxes(boxes, network)
+    return Boxes(
+        {
+            name: [
+                Box(int(target), (x0, y0, x1, y1), f"the boxes of {name}")
+                for target, x0, y0, x1, y1 in rows
+            ]
+            for name, rows in boxes.items()
+        }
+    )
+
+
+def _compare_names(files: Mapping[str, Path], boxes: Boxes, found: _Found) -> None:
+    absent = [name for name in boxes.of if name not in files]
+    if absent:
+        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+        found.problems.append(
+            f"{len(absent)} file(s) with boxes are not among the images: {', '.join(absent[:3])}{more}."
+        )
+    bare = len(files) - (len(boxes.of) - len(absent))
+    if bare:
+        found.notes.append(f"{bare} image(s) without boxes are left out.")
+
+
+def _load_all(
+    network: Network,
+    explainer: Explainer,
+    files: Mapping[str, Path],
+    boxes: Boxes | None,
+    limit: int | None,
+    found: _Found,
+) -> Predict:
+    """Fill `found` with the images that can be measured; how the network is asked."""
+    predict: Predict | None = None
+    for name, path in files.items():
+        if limit is not None and len(found.items) >= limit:
+            break
+        try:
+            assert network.preprocess is not None
+            x, geometry = network.preprocess(load_image(path))
+            x = _like(x, network.module)
+            if predict is None:
+                predict = _predict(network.module, explainer, x)
+            item = _item(name, x, geometry, predict, boxes.of[name] if boxes else None, found)
+        except InputError as error:
+            sentence = str(error)
+            found.problems.append(sentence if str(path) in sentence else f"{path}: {sentence}")
+            continue
+        if item is None:
+            found.wrong.append(name)
+        else:
+            found.items.append(item)
+    if found.wrong:
+        found.notes.append(
+            f"{len(found.wrong)} image(s) are left out, the network's answer being a class without a box there."
+        )
+    if not found.items or predict is None:
+        reasons = " ".join([*found.problems[:3], *found.notes])
+        raise InputError(f"No image can be measured. {reasons}")
+    return predict
+
+
+def _item(
+    name: str,
+    x: Tensor,
+    geometry: Geometry,
+    predict: Predict,
+    boxes: Sequence[Box] | None,
+    found: _Found,
+) -> Item | None:
+    """The image as the network gets it; None where it answers a class without a box there."""
+    scores = predict(x[None])[0].double().cpu()
+    if not bool(torch.isfinite(scores).all()):
+        raise InputError("the network's answer has NaN or infinity.")
+    order = scores.sort(descending=True, stable=True).indices.tolist()
+    corners: Array | None = None
+    if boxes is not None:
+        mine = [box for box in boxes if box.target == order[0]]
+        kept = [_to_input(box, geometry, found) for box in mine]
+        rows = [row for row in kept if row is not None]
+        if not rows:
+            return None
+        corners = np.array(rows)
+    second = order[1] if len(order) > 1 else None
+    return Item(name, x, order[0], second, float(scores[order[0]]), corners)
+
+
+def _to_input(box: Box, geometry: Geometry, found: _Found) -> list[float] | None:
+    """The corners of a box in pixels of the network's input, cut to what the network saw."""
+    height, width = geometry.image_size
+    if box.size is not None and box.size != (width, height):
+        found.problems.append(
+            f"{box.where}: it is for an image of {box.size[0]} x {box.size[1]} pixels, and the image has "
+            f"{width} x {height}."
+        )
+        return None
+    x0, y0, x1, y1 = box.corners
+    if x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
+        found.problems.append(
+            f"{box.where}: the box from ({x0:g}, {y0:g}) to ({x1:g}, {y1:g}) lies outside of the image, "
+            f"which has {width} x {height} pixels."
+        )
+        return None
+    (down, across), (top, left) = geometry.scale, geometry.offset
+    tall, wide = geometry.input_size
+    corners = [
+        min(max((x0 - left) / across, 0.0), wide),
+        min(max((y0 - top) / down, 0.0), tall),
+        min(max((x1 - left) / across, 0.0), wide),
+        min(max((y1 - top) / down, 0.0), tall),
+    ]
+    if corners[2] - corners[0] <= 0 or corners[3] - corners[1] <= 0:
+        return None  # cropped away
+    return corners
+
+
+def _like(x: Tensor, module: nn.Module) -> Tensor:
+    """On the device of the module, and of its type."""
+    tensors = (item for item in (*module.parameters(), *module.buffers()))
+    like = next((item for item in tensors if item.is_floating_point()), None)
+    return x if like is None else x.to(like)
+
+
+# -- asking ---------------------------------------------------------------------------------------
+
+
+def _scores(output: Any) -> Tensor:
+    """The class scores [batch, classes] in a model's output, where the explainer finds them."""
+    if isinstance(output, Mapping):
+        named = [output[name] for name in ("logits", "out") if name in output]
+        output = named[0] if named else list(output.values())
+    if isinstance(output, Sequence) and len(output) == 1:
+        output = output[0]
+    assert isinstance(output, Tensor)  # or the explainer would have refused it
+    return output
+
+
+def _predict(module: nn.Module, explainer: Explainer, x: Tensor) -> Predict:
+    """From inputs to probabilities: that reading of the scores which agrees with an explanation's."""
+    with torch.no_grad():
+        scores = _scores(module(x[None])).float()
+    if not bool(torch.isfinite(scores).all()):
+        raise InputError("the network's answer has NaN or infinity.")
+    explanation = explainer(x[None])
+    target, expected = explanation.target[0], explanation.probability[0]
+    assert target is not None
+    assert expected is not None
+    readings: list[Callable[[Tensor], Tensor]] = [
+        lambda scores: scores,
+        lambda scores: scores.softmax(1),
+        torch.sigmoid,
+        torch.exp,
+    ]
+    with torch.no_grad():
+        gaps = [abs(float(read(scores)[0, target]) - expected) for read in readings]
+    best = gaps.index(min(gap for gap in gaps if not math.isnan(gap)))
+
+    def predict(batch: Tensor) -> Tensor:
+        return readings[best](_scores(module(batch)).float())
+
+    return torch.no_grad()(predict)

@@ -1,0 +1,67 @@
+"""Norms, variances and logsumexp: sums of x, each element weighted by what this image made of it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..links import Sparse, sparse
+from ..tape import Call, Value
+from . import Refusal, Step, rule
+from .linear import axes_of
+
+
+def _weighted(x: Value, output: Value, axes: list[int], weight: Tensor) -> Sparse:
+    """The link of y = sum of weight · x over the axes."""
+    kept = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
+    row = torch.arange(output.numel, device=x.data.device).reshape(kept).expand(x.shape)
+    index = torch.stack([row.reshape(-1), torch.arange(x.numel, device=x.data.device)])
+    entries = sparse(index, weight.reshape(-1), (output.numel, x.numel))
+    return Sparse(x.shape, output.shape, entries)
+
+
+def _kept(output: Tensor, x: Value, axes: list[int]) -> Tensor:
+    """The output with every reduced axis kept, to broadcast against x."""
+    return output.reshape([1 if axis in axes else size for axis, size in enumerate(x.shape)])
+
+
+@rule("aten.linalg_vector_norm")
+def norm(call: Call, output: Value) -> Step:
+    """y = |x|_p over the axes = sum of x · sign(x) (|x| / y)^(p - 1)"""
+    x, order = call.args[0], call.argument(1, "ord", 2)
+    if not 1 <= order < float("inf"):
+        raise Refusal("only a norm of order 1 and above, not of infinity, is supported")
+    axes = axes_of(x, call.argument(2, "dim"))
+    size = _kept(output.data, x, axes)
+    weight = x.data.sign() * (x.data.abs() / size).nan_to_num(0.0) ** (order - 1)
+    return Step([(x, _weighted(x, output, axes, weight))])
+
+
+@rule("aten.var", "aten.std", "aten.var_mean", "aten.std_mean")
+def variance(call: Call, output: Value) -> Step:
+    """var = sum of x · (x - mean) / (n - 1), with the mean taken as a constant; std = var / std"""
+    x = call.args[0]
+    names = [argument.name for argument in call.op._schema.arguments]
+    given = dict(zip(names, call.args, strict=False)) | call.kwargs
+    axes = axes_of(x, given.get("dim"))
+    count = x.numel // max(output.numel, 1)
+    if output.output == 1:  # the mean
+        weight = torch.full_like(x.data, 1 / count)
+        return Step([(x, _weighted(x, output, axes, weight))])
+    correction = given.get("correction")
+    if correction is None:
+        correction = 1 if given.get("unbiased", True) else 0
+    weight = (x.data - x.data.mean(axes, keepdim=True)) / max(count - correction, 0)
+    if "std" in call.name:
+        weight = (weight / _kept(output.data, x, axes)).nan_to_num(0.0)
+    return Step([(x, _weighted(x, output, axes, weight))])
+
+
+@rule("aten.logsumexp")
+def logsumexp(call: Call, output: Value) -> Step:
+    """y = sum of p · x + entropy of p, with p = softmax(x) taken as a constant"""
+    x = call.args[0]
+    axes = axes_of(x, call.args[1])
+    weight = (x.data - _kept(output.data, x, axes)).exp()
+    link = _weighted(x, output, axes, weight)
+    return Step([(x, link)], lambda: output.data - link.forward(x.data))

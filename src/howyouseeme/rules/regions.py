@@ -1,0 +1,92 @@
+"""Calls that read a feature map between its places: RoI align, and sampling on a grid."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..links import Sparse, sparse
+from ..tape import Call, Value
+from . import Refusal, Step, rule
+from .branches import contents
+
+
+def _bilinear(at: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The two places [..., 2] on either side of positions along an axis, and their weights [..., 2].
+
+    Places that lie outside have the weight 0.
+    """
+    low = at.floor()
+    places = torch.stack([low, low + 1], -1)
+    weights = torch.stack([low + 1 - at, at - low], -1)
+    inside = (places >= 0) & (places < size)
+    return places.clamp(0, size - 1).long(), weights * inside
+
+
+def _roi_axis(start: Tensor, length: Tensor, bins: int, size: int, samples: Tensor) -> Tensor:
+    """[regions, bins, size]: the mean over each bin's samples, along one axis."""
+    most = int(samples.max()) if len(samples) else 1
+    step = torch.arange(most, device=start.device, dtype=start.dtype)
+    one = length / bins
+    bin_ = torch.arange(bins, device=start.device, dtype=start.dtype)
+    at = (
+        start[:, None, None]
+        + bin_[:, None] * one[:, None, None]
+        + (step + 0.5) * (one / samples)[:, None, None]
+    )  # [regions, bins, samples]
+    used = (at >= -1) & (at <= size) & (step < samples[:, None, None])
+    places, weights = _bilinear(at.clamp(0, size - 1), size)
+    weights = weights * used[..., None] / samples[:, None, None, None].to(start.dtype)
+    matrix = start.new_zeros(len(start), bins, size)
+    return matrix.scatter_add_(2, places.flatten(2), weights.flatten(2))
+
+
+@rule("torchvision.roi_align")
+def roi_align(call: Call, output: Value) -> Step:
+    """y = mean of x, bilinear in between, over a grid of samples in each bin of a fixed region"""
+    x, regions, scale, height, width, ratio, aligned = call.args
+    if not isinstance(x, Value):
+        raise Refusal("only regions of computed features are supported")
+    regions = contents(regions, x.data).to(torch.promote_types(x.data.dtype, torch.float32))
+    image = regions[:, 0].long()
+    left, top, right, bottom = (regions[:, 1:] * scale - (0.5 if aligned else 0.0)).unbind(1)
+    matrices = []
+    for start, end, bins, size in (
+        (top, bottom, height, x.shape[2]),
+        (left, right, width, x.shape[3]),
+    ):
+        length = end - start if aligned else (end - start).clamp(min=1)
+        samples = torch.full_like(image, ratio) if ratio > 0 else (length / bins).ceil().long()
+        # A region without extent has no samples, and counts as 0.
+        matrices.append(_roi_axis(start, length, bins, size, samples.clamp(min=1)))
+        if ratio <= 0:
+            matrices[-1] = matrices[-1] * (samples > 0)[:, None, None]
+    rows, columns = (matrix.to_sparse() for matrix in matrices)
+    entries = _outer(rows, columns, image, x.shape[0])
+    link = Sparse(
+        x.shape,
+        output.shape,
+        entries.to(x.data.dtype) if x.data.dtype.itemsize >= 4 else entries,
+        channels=x.shape[1],
+        parts=(x.shape[0], len(regions)),
+    )
+    return Step([(x, link)])
+
+
+def _outer(rows: Tensor, columns: Tensor, image: Tensor, images: int) -> Tensor:
+    """[regions · bins², images · places²] from matrices [regions, bins, places] along y and x."""
+    region, y, i = rows.coalesce().indices()
+    other, x, j = columns.coalesce().indices()
+    (regions, height, places_y), (_, width, places_x) = rows.shape, columns.shape
+    # Entries of the same region meet: those of `columns` lie in a row, being sorted by region.
+    count = torch.bincount(other, minlength=regions)
+    first = count.cumsum(0) - count
+    times = count[region]
+    left = torch.repeat_interleave(torch.arange(len(region), device=region.device), times)
+    run = torch.arange(len(left), device=region.device) - (times.cumsum(0) - times)[left]
+    right = first[region[left]] + run
+    row = (region[left] * height + y[left]) * width + x[right]
+    column = (image[region[left]] * places_y + i[left]) * places_x + j[right]
+    weight = rows.coalesce().values()[left] * columns.coalesce().values()[right]
+    size = (regions * height * width, images * places_y * places_x)
+    return sparse(torch.stack([row, column]), weight, size)

@@ -1,0 +1,240 @@
+"""What can be asked besides a class: a box, a region, a neuron, a channel.
+
+>>> import howyouseeme as hysm
+>>> explainer = hysm.Explainer(detector)
+>>> explanation = explainer(images, target=hysm.targets.box(3))
+
+Anything else is a function of the model's output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from .models import Network
+
+__all__ = ["Target", "box", "channel", "neuron", "region"]
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """Something to explain: what it is called, and how it is read off an output.
+
+    >>> brightest = Target("the brightest", lambda output, network: output.flatten(1).amax(1))
+
+    Args:
+        label: what pictures and JSON call it.
+        read: from the model's output, or that of `layer`, and the `Network`, to a tensor [batch], one
+            element for each image. It works with PyTorch on floats alone.
+        layer: the module whose output is read, or its name in `model.named_modules()`; None: the
+            model itself. Of a module that runs more than once the last output is read.
+        score: whether the elements are class scores, 0..1; these are explained before a softmax or
+            sigmoid.
+    """
+
+    label: str
+    read: Callable[[Any, Network], Tensor]
+    layer: str | nn.Module | None = None
+    score: bool = False
+
+    def __call__(self, output: Any, network: Network) -> Tensor:
+        return self.read(output, network)
+
+    def module(self, network: Network) -> nn.Module | None:
+        """The module whose output is read; None for the model itself.
+
+        Raises:
+            InputError: the network has no such module.
+        """
+        if self.layer is None or isinstance(self.layer, nn.Module):
+            found = self.layer
+            if found is not None and all(found is not m for m in network.module.modules()):
+                raise InputError(
+                    f"The layer {type(found).__name__} is no module of {network.name}: take one from "
+                    "model.modules(), or its name."
+                )
+            return found
+        named: dict[str, nn.Module] = dict(network.module.named_modules())
+        if self.layer not in named:
+            last = [name for name in named if name][-3:]
+            raise InputError(
+                f"{network.name} has no layer {self.layer!r}: model.named_modules() lists them, "
+                f"the last being {', '.join(last) or 'the model itself'}."
+            )
+        return named[self.layer]
+
+
+def box(index: int) -> Target:
+    """Why this box? The score of a detection, the most certain being number 0.
+
+    >>> explanation = explainer(images, target=hysm.targets.box(0))
+
+    Of each image the `index`-th of those that the detector kept is explained, by its class score
+    before the softmax or sigmoid, where that is all that came after it. The detector answers as
+    torchvision's do, with one dict a picture that has 'scores'. Which boxes were kept, and where
+    they lie, is taken as given on this image.
+
+    Raises, when it is explained:
+        InputError: the model is no such detector, or keeps fewer boxes.
+    """
+
+    def read(output: Any, network: Network) -> Tensor:
+        found = [output] if isinstance(output, Mapping) else output
+        if not isinstance(found, Sequence) or not all(
+            isinstance(item, Mapping) and isinstance(item.get("scores"), Tensor) for item in found
+        ):
+            raise InputError(
+                f"{network.name} is no detector whose output has 'scores' for each image: give a "
+                "function of its output as the target, target=lambda output: output[...]."
+            )
+        scores = [item["scores"] for item in found]
+        for image, kept in enumerate(scores):
+            if not 0 <= index < len(kept):
+                raise InputError(
+                    f"There is no box {index} in image {image}, where {network.name} keeps "
+                    f"{len(kept)}: ask for a lower number, or lower its score threshold."
+                )
+        return torch.stack([kept[index] for kept in scores])
+
+    return Target(f"box {index}", read, score=True)
+
+
+def region(mask: Tensor | np.ndarray, category: int | str) -> Target:
+    """Why is this region sky? The scores of a class, summed over a region.
+
+    >>> sky = torch.zeros(520, 520, dtype=torch.bool)
+    >>> sky[:100] = True
+    >>> explanation = explainer(images, target=hysm.targets.region(sky, "sky"))
+
+    `mask` [height, width] is true inside of the region, at the size of the model's scores [batch,
+    classes, height, width] (or of its input, if that is larger by a whole factor). The scores are the
+    model's output, its 'out' or its 'logits'. For a mask each, give a list of regions.
+
+    Raises:
+        InputError: the mask is no mask, or empty; when it is explained: it does not fit the scores, or
+            there is no such class.
+    """
+    inside = torch.as_tensor(mask)
+    if inside.dim() != 2 or inside.dtype not in {torch.bool, torch.uint8}:
+        raise InputError(
+            f"The mask is a {inside.dtype} tensor of the shape {tuple(inside.shape)}: give a boolean one "
+            "[height, width]."
+        )
+    inside = inside.bool()
+    if not bool(inside.any()):
+        raise InputError("The mask is empty: no place lies inside of the region.")
+
+    def read(output: Any, network: Network) -> Tensor:
+        if isinstance(output, Mapping):
+            output = next((output[name] for name in ("out", "logits") if name in output), output)
+        if not isinstance(output, Tensor) or output.dim() != 4:
+            raise InputError(
+                f"{network.name} is no segmenter whose output is [batch, classes, height, width]: give "
+                "a function of its output as the target, target=lambda output: output[...]."
+            )
+        count, height, width = output.shape[1:]
+        index = network.class_index(category) if isinstance(category, str) else category
+        if not 0 <= index < count:
+            raise InputError(
+                f"There is no class {index}: {network.name} has {count} classes, 0 to {count - 1}."
+            )
+        rows, columns = inside.shape[0] // height, inside.shape[1] // width
+        if (rows * height, columns * width) != tuple(inside.shape):
+            raise InputError(
+                f"The mask has the size {tuple(inside.shape)} and the scores {(height, width)}: "
+                "make it as large as them."
+            )
+        chosen = inside[rows // 2 :: rows, columns // 2 :: columns].to(output.device)
+        if not bool(chosen.any()):
+            raise InputError(
+                "The mask has no place inside of the region at the size of the scores."
+            )
+        return output[:, index][:, chosen].sum(1)
+
+    return Target(
+        f"region of {category if isinstance(category, str) else f'class {category}'}", read
+    )
+
+
+def _features(output: Any, layer: str | nn.Module, network: Network) -> Tensor:
+    """The first tensor of floats in what a layer gave."""
+    for leaf in pytree.tree_leaves(output):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() > 1:
+            return leaf
+    raise InputError(
+        f"The layer {_name(layer)} of {network.name} makes no tensor [batch, channel, ...]."
+    )
+
+
+def _name(layer: str | nn.Module) -> str:
+    return layer if isinstance(layer, str) else type(layer).__name__
+
+
+def _channel(output: Tensor, index: int, layer: str | nn.Module, network: Network) -> Tensor:
+    if not 0 <= index < output.shape[1]:
+        raise InputError(
+            f"The layer {_name(layer)} of {network.name} has no channel {index}, but {output.shape[1]} "
+            f"of them: 0 to {output.shape[1] - 1}."
+        )
+    return output[:, index]
+
+
+def neuron(layer: str | nn.Module, channel: int, *position: int) -> Target:
+    """What made this neuron fire? One element of a layer's output [batch, channel, ...].
+
+    >>> explanation = explainer(images, target=hysm.targets.neuron("features.8", 412, 3, 4))
+
+    `position` counts from 0 along each axis after the channel (y, x for a picture); without it, the
+    strongest place of the channel in each image is taken. The output is read as the layer made it,
+    before anything that is done to it in place.
+
+    Raises, when it is explained:
+        InputError: the network has no such layer, or the layer no such channel or position.
+    """
+
+    def read(output: Any, network: Network) -> Tensor:
+        plane = _channel(_features(output, layer, network), channel, layer, network)
+        if not position:
+            return plane.flatten(1).amax(1) if plane.dim() > 1 else plane
+        if len(position) != plane.dim() - 1 or not all(
+            0 <= at < size for at, size in zip(position, plane.shape[1:], strict=True)
+        ):
+            raise InputError(
+                f"The layer {_name(layer)} of {network.name} has no position {position}: its output has "
+                f"the places {tuple(plane.shape[1:])}."
+            )
+        for at in position:
+            plane = plane[:, at]
+        return plane
+
+    place = f" at {', '.join(map(str, position))}" if position else ""
+    return Target(f"neuron {channel} of {_name(layer)}{place}", read, layer)
+
+
+def channel(layer: str | nn.Module, index: int) -> Target:
+    """What does this filter look at? A channel of a layer's output, summed over all its places.
+
+    >>> explanation = explainer(images, target=hysm.targets.channel("features.8", 412))
+
+    Places where the filter is negative count against it; `neuron(layer, channel)` takes its strongest
+    place alone.
+
+    Raises, when it is explained:
+        InputError: the network has no such layer, or the layer no such channel.
+    """
+
+    def read(output: Any, network: Network) -> Tensor:
+        plane = _channel(_features(output, layer, network), index, layer, network)
+        return plane.flatten(1).sum(1) if plane.dim() > 1 else plane
+
+    return Target(f"channel {index} of {_name(layer)}", read, layer)

@@ -1,0 +1,296 @@
+"""ONNX files, held against onnxruntime and against the definitions that ONNX itself tests with."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import howyouseeme as hysm
+from howyouseeme.errors import MissingExtraError, ModelError, UnsupportedCallError
+from howyouseeme.images import Preprocess
+from howyouseeme.models import load_model
+from howyouseeme.tape import record
+
+onnx = pytest.importorskip("onnx", reason="pip install onnx")
+
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+
+from howyouseeme.models.onnx import OnnxModule, load_onnx  # noqa: E402
+from howyouseeme.models.onnx_operators import OPERATORS, operator  # noqa: E402
+
+LIGHT = sorted((Path(onnx.__file__).parent / "backend/test/data/light").glob("light_*.onnx"))
+
+
+def saved(
+    path: Path, nodes: list[Any], weights: dict[str, np.ndarray] | None = None, opset: int = 18
+) -> Path:
+    """A file of a graph from x [1, 3, 8, 8] to y, whose shape isn't said."""
+    graph = helper.make_graph(
+        nodes,
+        "test",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    model.ir_version = 9
+    onnx.save(model, path)
+    return path
+
+
+# --- operators
+
+
+def numbers(data: Any) -> Tensor | None:
+    """A tensor; None for what PyTorch has no arithmetic for (strings, sequences, small floats)."""
+    if not isinstance(data, np.ndarray) or data.dtype not in (
+        *(np.float16, np.float32, np.float64, np.int8, np.int16, np.int32, np.int64),
+        *(np.uint8, np.bool_),
+    ):
+        return None
+    return torch.tensor(data.copy())
+
+
+#: Where PyTorch, or onnxruntime, which matters more, does something else than ONNX's own tests.
+OTHERWISE = {
+    "test_reduce_max_empty_set",
+    "test_reduce_max_empty_set_bool",
+    "test_reduce_min_empty_set",
+    "test_resize_downsample_scales_linear_align_corners",  # lengths that are no whole numbers
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_every_operator_does_what_onnx_says() -> None:
+    """ONNX's own test cases of all operators; a case may be refused, and be wrong it may not."""
+    from onnx.backend.test.case.node import collect_testcases  # noqa: PLC0415
+
+    passed: set[str] = set()
+    wrong: list[str] = []
+    for case in collect_testcases(None):
+        kinds = {node.op_type for node in case.model.graph.node}
+        if not kinds <= OPERATORS.keys() or case.name in OTHERWISE:
+            continue
+        for inputs, outputs in case.data_sets:
+            given = [numbers(item) for item in inputs]
+            if any(item is None for item in (*given, *map(numbers, outputs))):
+                continue
+            try:
+                answer = OnnxModule(case.model)(*given)
+            except UnsupportedCallError:
+                continue
+            answers = answer if isinstance(answer, list) else [answer]
+            if all(
+                tuple(mine.shape) == theirs.shape
+                and np.allclose(mine.numpy(), theirs, rtol=1e-3, atol=1e-5, equal_nan=True)
+                for mine, theirs in zip(answers, outputs, strict=True)
+            ):
+                passed |= kinds
+            else:
+                wrong.append(case.name)
+    assert wrong == []
+    assert OPERATORS.keys() - passed == set()
+
+
+def test_an_operator_registers_once() -> None:
+    with pytest.raises(ValueError, match="Conv is registered already"):
+        operator("Conv")(lambda attributes, x: x)
+
+
+@pytest.mark.parametrize("opset", [7, 9])
+def test_what_older_opsets_mean(tmp_path: Path, opset: int) -> None:
+    pytest.importorskip("onnxruntime", reason="pip install onnxruntime")
+    nodes = [
+        helper.make_node("Clip", ["x"], ["a"], min=0.1, max=0.9),
+        helper.make_node("Unsqueeze", ["a"], ["b"], axes=[0]),
+        helper.make_node("Squeeze", ["b"], ["c"], axes=[0]),
+        helper.make_node("Pad", ["c"], ["d"], pads=[0, 0, 1, 0, 0, 0, 2, 1], value=0.3),
+        helper.make_node("Slice", ["d"], ["e"], axes=[2, 3], starts=[1, 0], ends=[9, -1]),
+        helper.make_node("Split", ["e"], ["f", "g"], axis=1, split=[1, 2]),
+        helper.make_node("ReduceSum", ["g"], ["h"], axes=[2], keepdims=0),
+        helper.make_node("Upsample", ["f", "s"], ["u"], mode="nearest")
+        if opset == 9
+        else helper.make_node("Upsample", ["f"], ["u"], mode="nearest", scales=[1.0, 1, 2, 3]),
+        helper.make_node("ReduceMean", ["u"], ["v"], axes=[2, 3], keepdims=0),
+        helper.make_node("ReduceMean", ["h"], ["w"], axes=[2], keepdims=0),
+        helper.make_node("Concat", ["v", "w"], ["z"], axis=1),
+        helper.make_node("Softmax", ["z"], ["y"]),
+    ]
+    scales = {"s": np.array([1, 1, 2, 3], np.float32)} if opset == 9 else {}
+    network = load_onnx(saved(tmp_path / "old.onnx", nodes, scales, opset))  # compares
+    assert network.module(torch.rand(1, 3, 8, 8)).shape == (1, 3)
+
+
+def test_operators_that_cannot_be_imported_are_all_named(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"]),
+        helper.make_node("Hardmax", ["a"], ["b"]),
+        helper.make_node("Hardmax", ["b"], ["c"]),
+        helper.make_node("Det", ["c"], ["y"]),
+    ]
+    path = saved(tmp_path / "odd.onnx", nodes)
+    with pytest.raises(UnsupportedCallError, match=r"odd\.onnx .* supported: Det, Hardmax\.$"):
+        load_model(str(path))
+
+
+def test_a_way_of_using_an_operator_that_is_not_supported(tmp_path: Path) -> None:
+    scales = {"s": np.array([1, 1, 2, 2], np.float32)}
+    nodes = [helper.make_node("Resize", ["x", "", "s"], ["y"], mode="cubic")]
+    with pytest.raises(
+        UnsupportedCallError, match=r"cubic\.onnx: .* Resize, .* mode='cubic' is not"
+    ):
+        load_model(str(saved(tmp_path / "cubic.onnx", nodes, scales)))
+
+
+def test_an_opset_that_is_too_old(tmp_path: Path) -> None:
+    path = saved(tmp_path / "old.onnx", [helper.make_node("Relu", ["x"], ["y"])], opset=6)
+    with pytest.raises(UnsupportedCallError, match=r"is of opset 6, .* convert it with onnx"):
+        load_model(str(path))
+
+
+# --- networks
+
+
+@pytest.mark.parametrize("path", LIGHT, ids=lambda path: path.stem)
+def test_the_networks_that_onnx_ships(path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime", reason="pip install onnxruntime")
+    module = load_model(str(path)).module
+    image = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(3))
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (name,) = (one.name for one in session.get_inputs())
+    (theirs,) = session.run(None, {name: image.numpy()})
+    with torch.no_grad():
+        assert np.allclose(module(image).numpy(), theirs, rtol=1e-4)
+    assert hysm.explain(module, image, target=3).target == (3,)
+
+
+def test_there_are_nine() -> None:
+    assert len(LIGHT) == 9
+
+
+@pytest.fixture(scope="module")
+def lite0(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded, trained network as torch.onnx.export writes it."""
+    pytest.importorskip("onnxscript", reason="pip install onnxscript")
+    path = tmp_path_factory.mktemp("onnx") / "lite0.onnx"
+    image = torch.rand(1, 3, 224, 224)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            hysm.load_model().module,
+            (image,),
+            path,
+            dynamo=True,
+            verbose=False,
+            dynamic_shapes=({0: torch.export.Dim.AUTO},),
+        )
+    return path
+
+
+def test_a_trained_network_gives_the_same_explanation(lite0: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime", reason="pip install onnxruntime")
+    embedded = hysm.load_model()
+    network = load_model(str(lite0), preprocess=embedded.preprocess)
+    photos = [hysm.sample_photo(name) for name in ("cat", "coffee")]
+    inputs = torch.stack([network.preprocess(hysm.load_image(photo))[0] for photo in photos])
+    session = runtime.InferenceSession(str(lite0), providers=["CPUExecutionProvider"])
+    (theirs,) = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
+    recorded = record(network.module, [inputs]).output.data
+    assert np.allclose(recorded.numpy(), theirs, atol=1e-3)
+    mine, reference = hysm.Explainer(network), hysm.Explainer(embedded)
+    for photo in photos:
+        one, other = mine(photo), reference(photo)
+        assert one.target == other.target
+        assert np.corrcoef(one.saliency.ravel(), other.saliency.ravel())[0, 1] > 0.999
+
+
+def test_the_calls_are_named_by_the_nodes_of_the_file(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "conv.w"], ["a"], name="first.conv"),
+        helper.make_node("Relu", ["a"], ["b"], name="forward"),  # which every module has
+        helper.make_node("GlobalAveragePool", ["b"], ["c"]),
+        helper.make_node("Flatten", ["c"], ["y"]),
+    ]
+    weights = {"conv.w": np.random.default_rng(0).normal(size=(4, 3, 3, 3)).astype(np.float32)}
+    module = load_onnx(saved(tmp_path / "small.onnx", nodes, weights)).module
+    tape = record(module, [torch.rand(1, 3, 8, 8)])
+    assert [call.module for call in tape.calls[:2]] == ["nodes.first/conv", "nodes.forward:2"]
+    assert list(module.state_dict()) == ["weights.conv/w"]
+
+
+def test_constants_are_computed_once(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("ConstantOfShape", ["shape"], ["w"]),
+        helper.make_node("Add", ["w", "one"], ["ones"]),
+        helper.make_node("Conv", ["x", "ones"], ["y"]),
+    ]
+    weights = {"shape": np.array([2, 3, 3, 3]), "one": np.ones(1, np.float32)}
+    module = load_onnx(saved(tmp_path / "constant.onnx", nodes, weights)).module
+    assert len(list(module.nodes.children())) == 1
+    assert torch.equal(module.weights.ones, torch.ones(2, 3, 3, 3))
+
+
+def test_an_import_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime", reason="pip install onnxruntime")
+    path = saved(tmp_path / "wrong.onnx", [helper.make_node("Relu", ["x"], ["y"])])
+    load_onnx(path)
+    monkeypatch.setitem(OPERATORS, "Relu", lambda attributes, x: x.clamp(min=0.01))
+    with pytest.raises(
+        ModelError, match=r"wrong\.onnx is not imported as onnxruntime runs it, .* y"
+    ):
+        load_onnx(path)
+
+
+def test_without_onnxruntime_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    path = saved(tmp_path / "small.onnx", [helper.make_node("Relu", ["x"], ["y"])])
+    with pytest.warns(
+        UserWarning, match="not checked against onnxruntime.* pip install onnxruntime"
+    ):
+        load_model(str(path))
+
+
+def test_without_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    (tmp_path / "small.onnx").write_bytes(b"")
+    with pytest.raises(MissingExtraError, match=r"pip install onnx$"):
+        load_model(str(tmp_path / "small.onnx"))
+
+
+def test_files_that_are_no_onnx(tmp_path: Path) -> None:
+    path = tmp_path / "text.onnx"
+    for data in (b"no network", b""):
+        path.write_bytes(data)
+        with pytest.raises(
+            ModelError, match=r"text\.onnx (can't be read as ONNX \(|holds no graph)"
+        ):
+            load_model(str(path))
+
+
+def test_a_network_of_half_precision(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+    weights = {name: value.detach().half().numpy() for name, value in module.state_dict().items()}
+    nodes = [
+        helper.make_node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16),
+        helper.make_node("Conv", ["h", "0.weight", "0.bias"], ["a"]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Cast", ["b"], ["y"], to=TensorProto.FLOAT),
+    ]
+    loaded = load_onnx(saved(tmp_path / "half.onnx", nodes, weights)).module
+    image = torch.rand(1, 3, 8, 8)
+    assert torch.allclose(loaded(image), module(image), atol=1e-2)
+
+
+def test_a_preprocessing_of_ones_own(tmp_path: Path) -> None:
+    path = saved(tmp_path / "small.onnx", [helper.make_node("Relu", ["x"], ["y"])])
+    mine = Preprocess((8, 8))
+    assert load_model(str(path)).preprocess is None
+    assert load_model(str(path), preprocess=mine).preprocess is mine

@@ -1,0 +1,186 @@
+"""Where the places of a feature map lie in the input: against what each network does to a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import howyouseeme as hysm
+from howyouseeme.backtrack import Plan, plan
+from howyouseeme.places import Layout, layouts, onto_input, spatial
+from howyouseeme.tape import Value, record
+
+
+class Does(nn.Module):
+    """A function as a network."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def layout(
+    function: Callable[[Tensor], Tensor], shape: tuple[int, ...] = (1, 2, 12, 16)
+) -> tuple[Layout, Value, Plan]:
+    """The layout of what the function makes of a picture."""
+    tape = record(Does(function).eval(), [torch.randn(shape)])
+    way = plan(tape, tape.output)
+    return layouts(way, tape.inputs[0]).get(tape.output, {}), tape.output, way
+
+
+def kernel(size: int, channels: int = 2) -> Tensor:
+    return torch.ones(3, channels, size, size)
+
+
+KEPT = {
+    "itself": (lambda x: x * 2, range(12), range(16)),
+    "a same convolution": (lambda x: F.conv2d(x, kernel(3), padding=1), range(12), range(16)),
+    "a valid convolution": (lambda x: F.conv2d(x, kernel(5)), range(2, 10), range(2, 14)),
+    "a dilated one": (
+        lambda x: F.conv2d(x, kernel(3), dilation=2), range(2, 10), range(2, 14),
+    ),
+    "a stride": (
+        lambda x: F.conv2d(x, kernel(2), stride=2),
+        [0.5 + 2 * i for i in range(6)], [0.5 + 2 * i for i in range(8)],
+    ),
+    # Padded on both sides, the windows' middles are 0, 2, 4 ...: half a pixel to the left.
+    "a padded stride": (
+        lambda x: F.conv2d(x, kernel(3), stride=2, padding=1),
+        [0.5 + 2 * i for i in range(6)], [0.5 + 2 * i for i in range(8)],
+    ),
+    "padding on one side": (
+        lambda x: F.conv2d(F.pad(x, (0, 1, 0, 1)), kernel(3), stride=2),
+        [0.5 + 2 * i for i in range(6)], [0.5 + 2 * i for i in range(8)],
+    ),
+    "max-pooling": (
+        lambda x: F.max_pool2d(x, 2), [0.5 + 2 * i for i in range(6)], [0.5 + 2 * i for i in range(8)],
+    ),
+    "a pool without the last row": (
+        lambda x: F.max_pool2d(x[:, :, :, :15], 3, 2),
+        [1 + 2 * i for i in range(5)], [1 + 2 * i for i in range(7)],
+    ),
+    "average pooling": (
+        lambda x: F.avg_pool2d(x, 4), [1.5 + 4 * i for i in range(3)], [1.5 + 4 * i for i in range(4)],
+    ),
+    "enlarging": (
+        lambda x: F.interpolate(x, scale_factor=2, mode="nearest"),
+        [i // 2 for i in range(24)], [i // 2 for i in range(32)],
+    ),
+    "a crop": (lambda x: x[:, :, 3:9, 5:], range(3, 9), range(5, 16)),
+    "a flip": (lambda x: x.flip(3), range(12), range(15, -1, -1)),
+    "a roll": (lambda x: x.roll(3, 2), [9, 10, 11, *range(9)], range(16)),
+    "channels shuffled": (
+        lambda x: x.reshape(1, 2, 1, 12, 16).transpose(1, 2).reshape(1, 2, 12, 16) * 1,
+        range(12), range(16),
+    ),
+    "branches": (lambda x: torch.cat([x * 2, x.relu()], 1), range(12), range(16)),
+    "one after the other": (
+        lambda x: F.conv2d(F.max_pool2d(F.conv2d(x, kernel(3)), 2), kernel(3, 3)),
+        [3.5 + 2 * i for i in range(3)], [3.5 + 2 * i for i in range(5)],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_places_of_one_call(name: str) -> None:
+    function, rows, columns = KEPT[name]
+    found, value, _ = layout(function)
+    assert {axis: of for axis, (of, _) in found.items()} == {2: 2, 3: 3}
+    assert found[2][1].tolist() == pytest.approx(list(rows))
+    assert found[3][1].tolist() == pytest.approx(list(columns))
+    assert tuple(len(found[axis][1]) for axis in (2, 3)) == tuple(value.shape[2:])
+
+
+def test_a_transposed_picture_has_its_columns_where_its_rows_were() -> None:
+    found, _, way = layout(lambda x: x.transpose(2, 3)[:, :, 4:] * 1)
+    assert {axis: of for axis, (of, _) in found.items()} == {2: 3, 3: 2}
+    assert found[2][1].tolist() == list(range(4, 16))
+    assert spatial(way)[way.start] == 1
+
+
+def test_channels_may_come_last() -> None:
+    _, value, way = layout(lambda x: F.layer_norm(x.permute(0, 2, 3, 1), (2,)))
+    assert value.shape == (1, 12, 16, 2)
+    assert spatial(way)[value] == 3
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.flatten(2) * 1,
+        lambda x: x.mean((2, 3)),
+        lambda x: x.reshape(1, 2, 16, 12) * 1,
+        lambda x: x.flatten(2)[:, :, torch.arange(192).roll(7)].reshape(1, 2, 12, 16),
+    ],
+)
+def test_places_that_are_mixed_have_no_layout(function: Callable[[Tensor], Tensor]) -> None:
+    found, value, way = layout(function)
+    assert len(found) < 2
+    assert value not in spatial(way)
+
+
+def test_what_a_pool_took_does_not_move_its_places() -> None:
+    """The layout is that of the windows, the same for every picture of a batch."""
+    one, _, _ = layout(lambda x: F.max_pool2d(x, 3, 2, 1))
+    two, _, _ = layout(lambda x: F.max_pool2d(x, 3, 2, 1), (5, 2, 12, 16))
+    assert all((one[axis][1] == two[axis][1]).all() for axis in (2, 3))
+
+
+def test_drawn_over_the_input_by_lines_between_the_places() -> None:
+    places = {
+        2: (3, np.array([1.0, 3.0])),  # the map's rows run along the input's columns
+        3: (2, np.array([2.0, 0.0])),  # and its columns up the rows
+    }
+    found = onto_input(torch.tensor([[[10.0, 20.0], [30.0, 40.0]]]), places, torch.Size([3, 5]))
+    assert found is not None
+    torch.testing.assert_close(
+        found[0],
+        torch.tensor([[20.0, 20, 30, 40, 40], [15.0, 15, 25, 35, 35], [10.0, 10, 20, 30, 30]]),
+    )
+    assert onto_input(torch.ones(1, 2), {2: places[2]}, torch.Size([3, 5])) is None
+
+
+class Arranged(nn.Module):
+    """Finds bright pixels, after having arranged the picture anew."""
+
+    def __init__(self, arrange: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.arrange = arrange
+        self.conv = nn.Conv2d(3, 2, 4, stride=4)
+        nn.init.constant_(self.conv.weight, 0.1)
+        nn.init.zeros_(self.conv.bias)
+        self.conv.weight.data[0] = -0.1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.arrange(x)).relu().mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    "arrange",
+    [
+        lambda x: x,
+        lambda x: x.flip(2, 3),
+        lambda x: x.transpose(2, 3),
+        lambda x: x[:, :, 8:, :24],
+        lambda x: x.roll((8, -4), (2, 3)),
+    ],
+    ids=["as it is", "flipped", "transposed", "cropped", "rolled"],
+)
+def test_focus_falls_on_what_the_network_saw(arrange: Callable[[Tensor], Tensor]) -> None:
+    picture = torch.zeros(1, 3, 32, 32)
+    picture[:, :, 12:16, 4:8] = 1.0  # all of it there, so that a wrong place would dim it
+    picture[:, :, 24:26, 16:18] = 0.2
+    found = hysm.explain(Arranged(arrange).eval(), picture, 1).evidence[0]
+    plain = hysm.explain(Arranged(arrange).eval(), picture, 1, focus=False).evidence[0]
+    assert found[12:16, 4:8].sum() > 0.5 * plain[12:16, 4:8].sum()
+    weak = found[24:26, 16:18].sum() / plain[24:26, 16:18].sum()
+    strong = found[12:16, 4:8].sum() / plain[12:16, 4:8].sum()
+    assert weak < 0.3 * strong

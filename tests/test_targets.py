@@ -1,0 +1,354 @@
+"""Boxes, regions, neurons, channels: what can be asked besides a class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import howyouseeme as hysm
+from howyouseeme import targets
+from howyouseeme.errors import InputError
+from howyouseeme.explanation import Explanation
+from howyouseeme.models import Network
+
+models = pytest.importorskip("torchvision.models")
+
+
+class Small(nn.Module):
+    """Two stages with in-place activations, scores by place or over all."""
+
+    def __init__(self, dense: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.dense = dense
+        self.first = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(inplace=True))
+        self.second = nn.Sequential(nn.Conv2d(6, 8, 3, 2, 1), nn.ReLU(inplace=True))
+        self.head = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.head(self.second(self.first(x)))
+        return {"out": F.interpolate(x, scale_factor=2)} if self.dense else x.mean((2, 3))
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+
+
+def same(one: Explanation, other: Explanation) -> None:
+    torch.testing.assert_close(one.evidence, other.evidence)
+    assert one.evidence.any()
+
+
+# -- inside the network ---------------------------------------------------------------------------
+
+
+def outside(evidence: Tensor, y: slice, x: slice) -> Tensor:
+    rest = evidence.clone()
+    rest[..., y, x] = 0
+    return rest
+
+
+@pytest.mark.parametrize("method", ["evidence", "seed", "exact"])
+def test_a_neuron_is_explained_within_its_receptive_field(method: str, images: Tensor) -> None:
+    net = Small().eval()
+    parameters = {"outliers": False} if method == "seed" else {}
+    explainer = hysm.Explainer(net, method, **parameters)
+    activations = net.second(net.first(images))
+    channel = int(activations[:, :, 4, 3].amin(0).argmax())  # it fires in both images
+    explanation = explainer(images, targets.neuron("second", channel, 4, 3))
+    assert explanation.label == (f"neuron {channel} of second at 4, 3",) * 2
+    assert explanation.target == explanation.probability == (None, None)
+    assert explanation.evidence.any()
+    # Place (4, 3) sees rows 7 to 9 of the first stage, and that rows 6 to 10 of the picture.
+    assert not outside(explanation.evidence, slice(6, 11), slice(4, 9)).any()
+    assert explanation.path(0, [0])[0].nodes[0].share > 0
+    assert explanation.layers()[0].module == ""
+
+
+def test_a_neuron_accounts_for_its_activation(images: Tensor) -> None:
+    net = Small().double().eval()
+    for layer in (net.first, net.second):
+        layer[0].bias.data.zero_()
+    explainer = hysm.Explainer(net, "exact")
+    images = images.double()
+    for layer, module in [("first.0", net.first[0]), ("first", net.first), (net.first, net.first)]:
+        explanation = explainer(images, targets.neuron(layer, 2, 5, 6))
+        want = module(images)[:, 2, 5, 6]
+        torch.testing.assert_close(explanation.evidence.sum((1, 2)), want)
+    explanation = explainer(images, targets.channel("second", 3))
+    torch.testing.assert_close(
+        explanation.evidence.sum((1, 2)), net.second(net.first(images))[:, 3].sum((1, 2))
+    )
+    explanation = explainer(images, targets.neuron("second", 3))
+    torch.testing.assert_close(
+        explanation.evidence.sum((1, 2)), net.second(net.first(images))[:, 3].amax((1, 2))
+    )
+
+
+def test_a_layer_is_read_before_it_is_written_to(images: Tensor) -> None:
+    """The convolution's own output, not what the ReLU behind it makes of the same memory."""
+    net = Small().double().eval()
+    images = images.double()
+    raw = net.first[0](images)
+    place = tuple(int(i) for i in torch.unravel_index(raw[0].argmin(), raw.shape[1:]))
+    assert raw[0][place] < 0
+    explanation = hysm.explain(net, images, targets.neuron("first.0", *place), method="exact")
+    want = raw[:, place[0], place[1], place[2]] - net.first[0].bias[place[0]]
+    torch.testing.assert_close(explanation.evidence.sum((1, 2)), want)
+
+
+def test_the_last_layer_is_a_class(images: Tensor) -> None:
+    net = Small().eval()
+    explainer = hysm.Explainer(net, contrast=False)
+    same(explainer(images, targets.channel("", 2)), explainer(images, 2))
+
+
+def test_of_a_module_that_runs_twice_the_last_counts(images: Tensor) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(self.conv(x)).mean((2, 3))
+
+    net = Twice().eval()
+    explanation = hysm.explain(net, images, targets.channel("conv", 1), method="exact")
+    want = net.conv(net.conv(images))[:, 1].sum((1, 2))
+    torch.testing.assert_close(explanation.evidence.sum((1, 2)), want)
+
+
+def test_each_image_its_own_target(images: Tensor) -> None:
+    explainer = hysm.Explainer(Small().eval())
+    asked = [targets.neuron("second", 1), targets.channel("second", 5)]
+    both = explainer(images, asked)
+    assert both.label == ("neuron 1 of second", "channel 5 of second")
+    for i in range(2):
+        torch.testing.assert_close(both.evidence[i], explainer(images, asked[i]).evidence[i])
+    mixed = explainer(images, [2, lambda output: output[:, 1]])
+    assert mixed.target == (2, None)
+
+
+def test_many_targets_cost_one_pass(images: Tensor) -> None:
+    net = Small().eval()
+    passes = []
+    net.first.register_forward_hook(lambda *_: passes.append(1))
+    asked = [None, targets.neuron("second", 1), lambda output: output[:, 1], targets.channel("", 2)]
+    assert len(hysm.Explainer(net).many(images, asked)) == 4
+    assert len(passes) == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (targets.neuron("third", 1), r"no layer 'third'.*second.1, head"),
+        (targets.neuron("second", 8, 0, 0), "no channel 8, but 8 of them: 0 to 7"),
+        (targets.neuron("second", -1), "no channel -1"),
+        (targets.neuron("second", 1, 8, 0), r"no position \(8, 0\).*\(8, 8\)"),
+        (targets.neuron("second", 1, 3), r"no position \(3,\)"),
+        (targets.channel(nn.ReLU(), 1), "layer ReLU is no module of Small"),
+        (targets.box(0), "Small is no detector whose output has 'scores'"),
+        (targets.region(torch.ones(8, 8) > 0, 1), "Small is no segmenter"),
+    ],
+    ids=str,
+)
+def test_a_target_that_is_not_there(images: Tensor, target: targets.Target, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        hysm.explain(Small().eval(), images, target)
+
+
+def test_a_layer_that_does_not_run(images: Tensor) -> None:
+    net = Small().eval()
+    net.idle = nn.Conv2d(1, 1, 1).eval()
+    with pytest.raises(InputError, match="the layer did not run"):
+        hysm.explain(net, images, targets.channel("idle", 0))
+
+
+# -- regions --------------------------------------------------------------------------------------
+
+
+def test_a_region_is_explained_by_what_lies_in_it(images: Tensor) -> None:
+    net = Small(dense=True).eval()
+    mask = torch.zeros(16, 16, dtype=torch.bool)
+    mask[4:8, 4:6] = True
+    for method in ("seed", "exact"):
+        parameters = {"outliers": False} if method == "seed" else {}
+        explainer = hysm.Explainer(net, method, **parameters)
+        explanation = explainer(images, targets.region(mask, 1))
+        assert explanation.label == ("region of class 1",) * 2
+        assert explanation.evidence.any()
+        assert not outside(explanation.evidence, slice(2, 9), slice(2, 7)).any()
+        same(explanation, explainer(images, lambda out: out["out"][:, 1, 4:8, 4:6].sum((1, 2))))
+        same(explanation, explainer(images, targets.region(mask.numpy(), 1)))
+        # A mask of the size of the photo, twice that of the scores.
+        large = mask.repeat_interleave(2, 0).repeat_interleave(2, 1)
+        same(explanation, explainer(images, targets.region(large, 1)))
+
+
+def test_a_region_by_name(images: Tensor) -> None:
+    network = Network("mine", Small(dense=True).eval(), None, ("sea", "sky", "sand", "ship"))
+    explainer = hysm.Explainer(network, "exact")
+    mask = torch.eye(16).bool()
+    one, other = explainer.many(images, [targets.region(mask, "sky"), targets.region(mask, 1)])
+    same(one, other)
+    assert one.label == ("region of sky",) * 2
+    with pytest.raises(InputError, match="no class 'sun'"):
+        explainer(images, targets.region(mask, "sun"))
+
+
+def test_each_image_its_own_region(images: Tensor) -> None:
+    explainer = hysm.Explainer(Small(dense=True).eval(), "exact")
+    masks = [torch.eye(16).bool(), torch.ones(16, 16).tril().bool()]
+    both = explainer(images, [targets.region(mask, 2) for mask in masks])
+    for i, mask in enumerate(masks):
+        alone = explainer(images, targets.region(mask, 2))
+        torch.testing.assert_close(both.evidence[i], alone.evidence[i])
+
+
+@pytest.mark.parametrize(
+    ("mask", "category", "message"),
+    [
+        (torch.ones(16, 16), 1, r"torch.float32 tensor of the shape \(16, 16\)"),
+        (torch.ones(2, 16, 16) > 0, 1, "boolean one"),
+        (torch.zeros(16, 16) > 0, 1, "mask is empty"),
+        (torch.ones(10, 16) > 0, 1, r"size \(10, 16\) and the scores \(16, 16\)"),
+        (torch.ones(16, 16) > 0, 4, "no class 4: Small has 4 classes, 0 to 3"),
+        (torch.ones(16, 16) > 0, "sky", "no class names"),
+    ],
+    ids=str,
+)
+def test_a_region_that_is_none(images: Tensor, mask: Any, category: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        hysm.explain(Small(dense=True).eval(), images, targets.region(mask, category))
+
+
+# -- boxes ----------------------------------------------------------------------------------------
+
+
+class Detector(nn.Module):
+    """One anchor a place and class, chosen by score, as torchvision's one-stage detectors do it."""
+
+    def __init__(self, squash: str) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.squash = squash
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU())
+        self.head = nn.Conv2d(8, 3, 1)
+
+    def forward(self, images: Tensor) -> list[dict[str, Tensor]]:
+        answers = []
+        logits = self.head(self.body(torch.stack(list(images))))
+        table = logits.flatten(2).transpose(1, 2)  # [batch, places, classes]
+        scores = table.softmax(-1) if self.squash == "softmax" else table.sigmoid()
+        for one in scores:
+            best, place = one[:, 1:].flatten().topk(5)
+            kept = best[best > 0.0]
+            answers.append({"scores": kept, "labels": place % 2 + 1})
+        return answers
+
+
+@pytest.mark.parametrize("squash", ["softmax", "sigmoid"])
+def test_a_box_is_explained_by_its_logit(squash: str, images: Tensor) -> None:
+    net = Detector(squash).double().eval()
+    net.body[0].bias.data.zero_()
+    net.head.bias.data.zero_()
+    images = images.double()
+    logits = net.head(net.body(images)).flatten(2).transpose(1, 2)
+    scores = (logits.softmax(-1) if squash == "softmax" else logits.sigmoid())[:, :, 1:]
+    for index in (0, 3):
+        explanation = hysm.explain(net, images, targets.box(index), method="exact")
+        place = scores.flatten(1).sort(1, descending=True).indices[:, index]
+        want = logits[:, :, 1:].flatten(1).gather(1, place[:, None])[:, 0]
+        torch.testing.assert_close(explanation.evidence.sum((1, 2)), want)
+        assert explanation.label == (f"box {index}",) * 2
+        top = scores.flatten(1).sort(1, descending=True).values[:, index]
+        assert explanation.probability == pytest.approx(top.tolist())
+        for i, at in enumerate(torch.div(place, 2, rounding_mode="floor").tolist()):
+            y, x = 2 * (at // 8), 2 * (at % 8)
+            window = (slice(max(y - 1, 0), y + 2), slice(max(x - 1, 0), x + 2))
+            assert not outside(explanation.evidence[i], *window).any()
+
+
+def test_a_box_stands_against_the_other_classes_of_its_place_alone(images: Tensor) -> None:
+    net = Detector("softmax").eval()
+    plain = hysm.explain(net, images, targets.box(0), contrast=False, focus=False)
+    against = hysm.explain(net, images, targets.box(0), contrast=True, focus=False)
+    assert not torch.allclose(plain.evidence, against.evidence)
+    assert ((plain.evidence == 0) >= (against.evidence == 0)).all() or (
+        (against.evidence != 0).flatten(1).sum(1) <= 9
+    ).all()
+
+
+def test_a_box_that_does_not_exist(images: Tensor) -> None:
+    net = Detector("sigmoid").eval()
+    with pytest.raises(InputError, match=r"no box 5 in image 0, where Detector keeps 5: .* lower"):
+        hysm.explain(net, images, targets.box(5))
+    with pytest.raises(InputError, match="no box -1"):
+        hysm.explain(net, images, targets.box(-1))
+
+
+SMALL = {"weights": None, "weights_backbone": None, "num_classes": 3}
+DETECTORS: dict[str, dict[str, Any]] = {
+    "fasterrcnn_mobilenet_v3_large_320_fpn": {
+        "box_score_thresh": 0.0,
+        "rpn_post_nms_top_n_test": 20,
+    },
+    "maskrcnn_resnet50_fpn": {"box_score_thresh": 0.0, "rpn_post_nms_top_n_test": 20},
+    "retinanet_resnet50_fpn": {"score_thresh": 0.0, "topk_candidates": 20},
+    "fcos_resnet50_fpn": {"score_thresh": 0.0, "topk_candidates": 20},
+    "ssd300_vgg16": {"score_thresh": 0.0, "topk_candidates": 20},
+    "ssdlite320_mobilenet_v3_large": {"score_thresh": 0.0, "topk_candidates": 20},
+}
+SEGMENTERS = ["deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large", "fcn_resnet50"]
+
+
+def filled(name: str, **options: Any) -> nn.Module:
+    """A network with random weights under which activations neither die nor explode."""
+    torch.manual_seed(0)
+    model = models.get_model(name, **SMALL | options).eval()
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, (2 / parameter[0].numel()) ** 0.5)
+                if "bbox" in key:  # boxes stay near their anchors
+                    parameter.mul_(0.01)
+            elif key.endswith("bias"):
+                parameter.normal_(0, 0.1)
+    return model
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_torchvisions_detectors(name: str) -> None:
+    ssd = name.startswith("ssd")
+    model = filled(name, **DETECTORS[name], **({} if ssd else {"min_size": 64, "max_size": 64}))
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        (answer,) = model(image)
+    assert len(answer["scores"]) > 1
+    for method in ("evidence", "exact"):
+        explanation = hysm.explain(model, image, targets.box(1), method=method)
+        assert explanation.label == ("box 1",)
+        assert explanation.evidence.shape == (1, 64, 64)
+        assert explanation.evidence.any(), method
+    assert len(explanation.points[0])
+    with pytest.raises(InputError, match=f"keeps {len(answer['scores'])}"):
+        hysm.explain(model, image, targets.box(len(answer["scores"])))
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_torchvisions_segmenters(name: str) -> None:
+    model = filled(name)
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    mask = torch.zeros(32, 32, dtype=torch.bool)
+    mask[8:16, 8:24] = True
+    with torch.no_grad():
+        scores = model(images)["out"][:, :, mask].sum((0, 2))
+    category = int(scores.argmax())
+    for method in ("evidence", "exact"):
+        explanation = hysm.explain(model, images, targets.region(mask, category), method=method)
+        assert all(len(points) for points in explanation.points), method
