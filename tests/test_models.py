@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import http.server
 import io
 import os
 import pickle
 import sys
+import threading
 import warnings
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import pytest
@@ -285,6 +290,37 @@ def test_an_unreachable_hub(monkeypatch: pytest.MonkeyPatch, error: Exception) -
     )
     with pytest.raises(ModelError, match=r"hub \(.*pth elsewhere and pass --weights FILE"):
         load_model(SMALL)
+
+
+def test_weights_of_the_hub_are_downloaded_once(
+    squeezenet: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a hub on this machine: over HTTP, with the checksum in the file's name as there."""
+    buffer = io.BytesIO()
+    torch.save(squeezenet.state_dict(), buffer)
+    name = f"squeezenet1_1-{hashlib.sha256(buffer.getvalue()).hexdigest()[:8]}.pth"
+    (tmp_path / name).write_bytes(buffer.getvalue())
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args, directory=str(tmp_path))
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    weights = pytest.importorskip("torchvision.models").SqueezeNet1_1_Weights.DEFAULT
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/{name}"
+        monkeypatch.setattr(weights, "_value_", dataclasses.replace(weights.value, url=url))
+        downloaded = load_model(SMALL)
+        server.shutdown()
+    kept = load_model(SMALL)  # the hub is gone, its file is not
+    for network in (downloaded, kept):
+        for key, value in squeezenet.state_dict().items():
+            assert torch.equal(network.module.state_dict()[key], value)
+        assert network.preprocess is not None
 
 
 @pytest.mark.parametrize("kind", ["pth", "safetensors"])

@@ -70,6 +70,17 @@ def test_a_neuron_is_explained_within_its_receptive_field(method: str, images: T
     assert explanation.layers()[0].module == ""
 
 
+def test_a_neuron_below_zero_has_its_reasons_too(images: Tensor) -> None:
+    """Evidence starts behind its convolution: at the neuron itself there is but its own value."""
+    net = Small().eval()
+    activations = net.second[0](net.first(images))
+    channel = int(activations[:, :, 4, 3].amax(0).argmin())
+    assert (activations[:, channel, 4, 3] < 0).all()
+    explainer = hysm.Explainer(net, focus=False)
+    explanation = explainer(images, targets.neuron("second.0", channel, 4, 3))
+    assert all(len(points) for points in explanation.points)
+
+
 def test_a_neuron_accounts_for_its_activation(images: Tensor) -> None:
     net = Small().double().eval()
     for layer in (net.first, net.second):
