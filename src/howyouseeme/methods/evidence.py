@@ -255,7 +255,7 @@ def _own(value: Value) -> Tensor:
 
 def _excite(
     value: Value, step: Step, arrived: _Arrived, trail: Trail | None
-) -> tuple[list[tuple[Value, _Arrived]], Tensor]:
+) -> tuple[list[tuple[Value, _Arrived]], Tensor | None]:
     """e[i] = sum over j of e[j] · (o[j] w[j, i] a[i])⁺ / z[j], z[j] being the sum over all i."""
     evidence = arrived.evidence
     orientation = asking = _own(value) if arrived.orientation is None else arrived.orientation
@@ -267,7 +267,8 @@ def _excite(
             links = [(source, link) for (source, _), link in zip(links, turned, strict=True)]
             asking = asking.new_ones(())
     shares: list[Tensor | None] = [None] * len(links)
-    rates = None
+    rates: Tensor | None = None
+    ended: Tensor | None = None  # one of the signs is there
     for sign in (1.0, -1.0):
         there = asking == sign
         if not bool(there.any()):
@@ -275,29 +276,34 @@ def _excite(
         asked = evidence if bool(there.all()) else evidence * there
         parts = [_parts(source, link, sign) for source, link in links]
         z = _sum(part.forward(half) for pairs in parts for part, half in pairs)
-        if z is None:
-            continue  # nothing can excite it
+        if z is None:  # nothing can excite it
+            ended = asked if ended is None else ended + asked
+            continue
         # Below these z is rounding, and evidence divided by it would overflow.
         limits = torch.finfo(z.dtype)
-        least = (asked.abs().amax() / (limits.max / 1024)).clamp(min=limits.tiny / limits.eps)
+        low, high = asked.aminmax()
+        least = (torch.maximum(-low, high) / (limits.max / 1024)).clamp(
+            min=limits.tiny / limits.eps
+        )
         z = z if sign > 0 else -z
-        rate = asked / z.masked_fill(z <= least, torch.inf)
+        dead = z <= least
+        rate = asked / z.masked_fill(dead, torch.inf)
         rates = rate if rates is None else rates + rate
+        ended = asked * dead if ended is None else ended + asked * dead
         for i, pairs in enumerate(parts):
             for part, half in pairs:
                 share = part.transposed().forward(rate if sign > 0 else -rate) * half
                 before = shares[i]
                 shares[i] = share if before is None else before + share
-    if rates is None:
-        rates = torch.zeros_like(evidence)
     if trail is not None:
+        flow = torch.zeros_like(evidence) if rates is None else rates
         for source, link in step.links:
-            trail.cross(source, Crossing(value, link, rates, orientation.expand(value.shape)))
+            trail.cross(source, Crossing(value, link, flow, orientation.expand(value.shape)))
     sent = [
         (source, _Arrived(torch.zeros_like(source.data) if share is None else share))
         for (source, _), share in zip(step.links, shares, strict=True)
     ]
-    return sent, evidence.masked_fill(rates != 0, 0)
+    return sent, ended
 
 
 def _sum(parts: Iterable[Tensor]) -> Tensor | None:
