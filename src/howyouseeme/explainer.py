@@ -699,8 +699,10 @@ def _moved_from(value: Value, nodes: Tensor) -> tuple[Value, Tensor] | None:
     except Refusal:
         step = None
     for source, link in step.links if step is not None else ():
+        if not link.one_to_one:
+            continue
         index = link.edges(nodes).index
-        if not link.one_to_one or bool((index < 0).any()):
+        if bool((index < 0).any()):
             continue
         if call.name == "aten.clamp" or torch.equal(value.flat[nodes], source.flat[index]):
             return source, index

@@ -185,15 +185,25 @@ def _feature_maps(plan: Plan) -> set[Value]:
 class _Arrived:
     """Evidence at a value, and which way each node is asked: +1 what made it large, -1 what small.
 
-    No orientation means the sign of the activation itself.
+    No orientation means the sign of the activation itself; that is +1 wherever there is evidence if
+    `above` says so.
     """
 
     evidence: Tensor
     orientation: Tensor | None = None
+    above: bool = False
 
     def plus(self, other: _Arrived) -> _Arrived:
         """Where paths meet; their orientations agree with the activation's sign or cease to count."""
-        return _Arrived(self.evidence + other.evidence)
+        return _Arrived(self.evidence + other.evidence, above=self.above and other.above)
+
+    def asked(self, value: Value) -> Tensor:
+        """The orientation of each node, or a single 1 for all."""
+        if self.orientation is not None:
+            return self.orientation
+        if self.above or not value.signed:
+            return value.data.new_ones(())
+        return signs(value.data)
 
     def keep(self, count: int, batch: int) -> Tensor | None:
         """Drop all but the `count` nodes of each sample with the most evidence; return the rest."""
@@ -232,14 +242,14 @@ def _move(value: Value, link: Link, arrived: _Arrived, shifted: bool = False) ->
         evidence = spread.forward(arrived.evidence)
         if orientation is None and link.weight is None:
             return _Arrived(evidence)
-        orientation = _own(value) if orientation is None else orientation
+        orientation = arrived.asked(value)
         if link.weight is not None:
             orientation = orientation * signs(link.weight).reshape(value.shape)
         # Where one element went to several places, those with more evidence have more to say.
         return _Arrived(evidence, signs(spread.forward(orientation * arrived.evidence.abs())))
     assert isinstance(link, Diagonal)
     if orientation is None and (shifted or not link.plain):
-        orientation = _own(value)
+        orientation = arrived.asked(value)
     if orientation is not None and link.in_shape != link.out_shape:
         orientation = orientation.expand(value.shape).reshape(link.in_shape)
     if orientation is not None and not link.rising:
@@ -248,17 +258,12 @@ def _move(value: Value, link: Link, arrived: _Arrived, shifted: bool = False) ->
     return _Arrived(arrived.evidence.reshape(link.in_shape), orientation)
 
 
-def _own(value: Value) -> Tensor:
-    """The sign of each activation; a single 1 where none is negative."""
-    return signs(value.data) if value.signed else value.data.new_ones(())
-
-
 def _excite(
     value: Value, step: Step, arrived: _Arrived, trail: Trail | None
 ) -> tuple[list[tuple[Value, _Arrived]], Tensor | None]:
     """e[i] = sum over j of e[j] · (o[j] w[j, i] a[i])⁺ / z[j], z[j] being the sum over all i."""
     evidence = arrived.evidence
-    orientation = asking = _own(value) if arrived.orientation is None else arrived.orientation
+    orientation = asking = arrived.asked(value)
     links = step.links
     if asking.shape == (1, *value.shape[1:2], *[1] * (value.data.dim() - 2)):
         # One sign a channel, as batch norm leaves it: turn the filters around instead, and walk once.
@@ -267,6 +272,7 @@ def _excite(
             links = [(source, link) for (source, _), link in zip(links, turned, strict=True)]
             asking = asking.new_ones(())
     shares: list[Tensor | None] = [None] * len(links)
+    above = [True] * len(links)
     rates: Tensor | None = None
     ended: Tensor | None = None  # one of the signs is there
     for sign in (1.0, -1.0):
@@ -275,7 +281,7 @@ def _excite(
             continue
         asked = evidence if bool(there.all()) else evidence * there
         parts = [_parts(source, link, sign) for source, link in links]
-        z = _sum(part.forward(half) for pairs in parts for part, half in pairs)
+        z = _sum(part.forward(half) for pairs in parts for part, half, _ in pairs)
         if z is None:  # nothing can excite it
             ended = asked if ended is None else ended + asked
             continue
@@ -291,8 +297,9 @@ def _excite(
         rates = rate if rates is None else rates + rate
         ended = asked * dead if ended is None else ended + asked * dead
         for i, pairs in enumerate(parts):
-            for part, half in pairs:
+            for part, half, is_above in pairs:
                 share = part.transposed().forward(rate if sign > 0 else -rate) * half
+                above[i] &= is_above
                 before = shares[i]
                 shares[i] = share if before is None else before + share
     if trail is not None:
@@ -300,8 +307,8 @@ def _excite(
         for source, link in step.links:
             trail.cross(source, Crossing(value, link, flow, orientation.expand(value.shape)))
     sent = [
-        (source, _Arrived(torch.zeros_like(source.data) if share is None else share))
-        for (source, _), share in zip(step.links, shares, strict=True)
+        (source, _Arrived(torch.zeros_like(source.data) if share is None else share, above=only))
+        for (source, _), share, only in zip(step.links, shares, above, strict=True)
     ]
     return sent, ended
 
@@ -313,9 +320,12 @@ def _sum(parts: Iterable[Tensor]) -> Tensor | None:
     return total
 
 
-def _parts(source: Value, link: Link, sign: float) -> list[tuple[Link, Tensor]]:
-    """The weights and activations whose products have the sign: same signs make +, others make -."""
-    pairs = [(link.positive if sign > 0 else link.negative, source.positive)]
+def _parts(source: Value, link: Link, sign: float) -> list[tuple[Link, Tensor, bool]]:
+    """The weights and activations whose products have the sign: same signs make +, others make -.
+
+    With them, whether these activations are those above zero.
+    """
+    pairs = [(link.positive if sign > 0 else link.negative, source.positive, True)]
     if source.signed:
-        pairs.append((link.negative if sign > 0 else link.positive, source.negative))
-    return [(part, half) for make, half in pairs if (part := make()) is not None]
+        pairs.append((link.negative if sign > 0 else link.positive, source.negative, False))
+    return [(part, half, above) for make, half, above in pairs if (part := make()) is not None]
