@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import re
 import sys
 import traceback
@@ -367,6 +368,119 @@ def evaluate(
         sys.exit(1)
 
 
+@main.command()
+@click.argument("source", metavar="VIDEO|FOLDER|webcam")
+@click.option(
+    "--box",
+    metavar="X0,Y0,X1,Y1",
+    help="Where the target is in the first frame, in pixels; X1 and Y1 are just outside.",
+)
+@click.option("--target", help="Class to look for in the first frame instead, by name or index.")
+@_model_option
+@_out_option
+@click.option("--device", default="cpu", show_default=True, help="Such as cpu, cuda or mps.")
+@_verbose_option
+def track(
+    source: str, box: str | None, target: str | None, model: str, out: Path, device: str
+) -> None:
+    """Follow a target through a video, a folder of frames, or a webcam (webcam, webcam:1).
+
+    Writes a table of boxes (CSV) and an annotated video; for a folder, annotated frames.
+    """
+    if (box is None) == (target is None):
+        raise click.UsageError("Say what to follow: --box X0,Y0,X1,Y1 or --target CLASS.")
+    asked = None if box is None else _read_box(box)
+    from .track import Tracker, follow  # noqa: PLC0415
+    from .video import FrameWriter, VideoWriter, open_video  # noqa: PLC0415
+
+    with open_video(source) as video:
+        network = _load(model, None, device)
+        index = _read_target(target, network).index
+        if asked is None and index is None:
+            raise click.UsageError(f"--target {target}: name one class to follow.")
+        tracker = Tracker(network)
+
+        def choose(frame: Any) -> Sequence[float]:
+            if asked is not None:
+                return asked
+            from .propose import Proposer  # noqa: PLC0415
+
+            assert index is not None
+            return Proposer(network).find(frame, index)
+
+        _make_folder(out)
+        stem = source.replace(":", "-") if source.startswith("webcam") else Path(source).stem
+        table = out / f"{stem}.csv"
+        picture: FrameWriter | VideoWriter = (
+            FrameWriter(out / stem)
+            if Path(source).is_dir()
+            else VideoWriter(out / f"{stem}.track.mp4", video.rate or 25)
+        )
+        seen = frames = 0
+        bar = click.progressbar(
+            follow(video, tracker, choose, table, picture),
+            length=video.count,
+            label="Tracking",
+            file=sys.stderr,
+            hidden=not sys.stderr.isatty(),
+        )
+        try:
+            with bar as sightings:
+                for sighting in sightings:
+                    seen, frames = seen + sighting.found, frames + 1
+        finally:
+            if frames:
+                click.echo(
+                    f"{source} → found in {seen} of {frames} frames → {table}, {picture.path}"
+                )
+
+
+@main.command()
+@click.argument("photos", nargs=-1, type=click.Path(path_type=Path), metavar="PHOTO|FOLDER...")
+@click.option(
+    "--count", default=100, show_default=True, type=click.IntRange(min=1), help="Regions at most."
+)
+@_model_option
+@_out_option
+@click.option("--device", default="cpu", show_default=True, help="Such as cpu, cuda or mps.")
+@_verbose_option
+def propose(photos: tuple[Path, ...], count: int, model: str, out: Path, device: str) -> None:
+    """Propose what to look at in photos, before anybody asks for a class.
+
+    Writes a picture of the saliency and the first regions (PNG), and all regions (JSON), for each.
+    """
+    if not photos:
+        raise click.UsageError("Name at least one photo or folder.")
+    files = _find_photos(photos)
+    from .propose import Proposer  # noqa: PLC0415
+
+    proposer = Proposer(_load(model, None, device))
+    _make_folder(out)
+    failed = 0
+    with _progress(len(files)) as (step, clear):
+        for file, name in zip(files, _output_names(files), strict=True):
+            try:
+                found = proposer(file, count)
+                picture = out / f"{name}.regions.png"
+                found.picture(file).save(picture)
+                data = json.dumps(found.to_dict(str(file)), indent=1)
+                (out / f"{name}.regions.json").write_text(data + "\n")
+            except (HowYouSeeMeError, OSError) as error:
+                failed += 1
+                clear()
+                _complain(file, error)
+            else:
+                clear()
+                click.echo(f"{file} → {len(found.regions)} regions → {picture}")
+            step()
+    if failed:
+        click.echo(f"{failed} of {len(files)} failed", err=True)
+        sys.exit(1)
+
+
+# What to explain
+
+
 @dataclass(frozen=True)
 class _Target:
     index: int | None = None  # None: the class that the network answers
@@ -435,6 +549,18 @@ def _output_names(files: Sequence[Path]) -> list[str]:
             taken.add(name.casefold())
         names.append(name)
     return names
+
+
+def _read_box(text: str) -> tuple[float, ...]:
+    try:
+        sides = tuple(float(side) for side in text.split(","))
+    except ValueError:
+        sides = ()
+    if len(sides) != 4:
+        raise click.UsageError(
+            f"--box {text}: give four numbers, X0,Y0,X1,Y1, such as 120,80,260,300."
+        )
+    return sides
 
 
 def _make_folder(out: Path) -> None:

@@ -1,0 +1,299 @@
+"""What is worth looking at in a picture, before anybody asks for a class: a saliency map and regions.
+
+The network runs once, recorded, and the walks back from its likeliest classes are united, each
+weighted by its probability. Their evidence at the last feature map tells coarsely where something
+is, that at the stage of stride 8 finely what is there: saliency is their product. The first regions
+are the windows that fit it best as a whole, the next ones those that hold more of it than their
+surroundings do, large ones and small ones in turn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+from torch.nn import functional as F
+
+from .backtrack import Plan, plan
+from .errors import InputError, ModelError
+from .images import Geometry, Source, load_image
+from .maps import gaussian_blur, scale_to_one
+from .methods.base import Trail
+from .methods.evidence import Evidence
+from .models import Network, load_model
+from .places import spatial
+from .regions import Box, components, edges, overlaps, suppress
+from .tape import Value, record
+
+__all__ = ["Proposals", "Proposer", "Region"]
+
+_CELLS = 28  # maps are brought to so many cells a side
+_LEVEL = 0.35  # of its maximum, for the box of a class
+_LEVELS = (0.15, 0.25, 0.35, 0.45, 0.55)  # for windows that fit a map as a whole
+_FIRST = 4  # so many regions are such windows; then all sizes have their turn
+_FRAMED = (0.1, 0.1, 0.9, 0.9)  # people put what they take a picture of in its middle
+_SIZES = ((0.02, 22), (0.05, 26), (0.12, 20), (0.3, 14), (0.6, 8), (1.0, 4))  # up to a share: turns
+
+
+@dataclass(frozen=True)
+class Region:
+    """A part of the picture that is worth looking at.
+
+    - `box`: (x0, y0, x1, y1) in pixels of the picture, x1 and y1 exclusive;
+    - `share`: 0..1, how much of the saliency lies in it.
+    """
+
+    box: Box
+    share: float
+
+
+@dataclass(frozen=True, eq=False)
+class Proposals:
+    """What `Proposer` found in one picture.
+
+    - `saliency`: float32 [height, width] of the picture, 0..1, its maximum being 1;
+    - `regions`: the most promising first.
+    """
+
+    saliency: np.ndarray
+    regions: tuple[Region, ...]
+
+    def picture(self, image: Source, boxes: int = 5) -> Image.Image:
+        """The picture under its saliency, with the first boxes; the first of all is the widest line.
+
+        >>> proposals.picture("photo.jpg").save("proposals.png")
+        """
+        from .draw import _paint_map  # noqa: PLC0415 - needs matplotlib
+
+        picture = _paint_map(load_image(image), self.saliency)
+        pen = ImageDraw.Draw(picture)
+        thin = max(1, round(min(picture.size) / 250))
+        for rank, region in reversed(list(enumerate(self.regions[:boxes]))):
+            x0, y0, x1, y1 = (round(side) for side in region.box)
+            corners = (x0, y0, max(x0, x1 - 1), max(y0, y1 - 1))
+            pen.rectangle(corners, outline="white", width=thin if rank else 3 * thin)
+        return picture
+
+    def to_dict(self, image: str) -> dict[str, Any]:
+        """The regions of the image of that name, ready for JSON.
+
+        >>> json.dumps(proposals.to_dict("photo.jpg"))
+        """
+        height, width = self.saliency.shape
+        return {
+            "image": {"name": image, "size": [width, height]},
+            "regions": [
+                {"box": [round(side, 1) for side in region.box], "share": round(region.share, 4)}
+                for region in self.regions
+            ],
+        }
+
+
+class Proposer:
+    """Proposes what to look at.
+
+    >>> proposer = Proposer("efficientnet-lite0")
+    >>> proposals = proposer("photo.jpg")
+    >>> proposals.saliency                        # [height, width], 0..1
+    >>> proposals.regions[0].box                  # x0, y0, x1, y1
+
+    Args:
+        model: a `Network` whose preprocessing is known, or a name that `load_model` takes.
+        classes: how many of the likeliest classes are walked back from.
+
+    Raises:
+        InputError: there are no classes or regions to be had.
+        ImageError: the picture can't be read.
+        ModelError: the network's preprocessing isn't known, or it has no feature maps.
+    """
+
+    def __init__(self, model: Network | str = "efficientnet-lite0", classes: int = 3) -> None:
+        if classes < 1:
+            raise InputError(f"{classes} classes are none to walk back from: give 1 or more.")
+        self.network = load_model(model) if isinstance(model, str) else model
+        if self.network.preprocess is None:
+            raise ModelError(
+                f"How a photo becomes the input of {self.network.name} is not known; give a "
+                "howyouseeme.Network(name, module, howyouseeme.Preprocess(...), classes)."
+            )
+        self.classes = classes
+
+    @torch.no_grad()
+    def __call__(self, image: Source, count: int = 100) -> Proposals:
+        """The saliency of a picture, and at most `count` regions of it.
+
+        >>> proposer("photo.jpg", count=10).regions
+        """
+        if count < 1:
+            raise InputError(f"{count} regions are none: give 1 or more.")
+        where, fine, geometry = self._evidence(image, None)
+        heat = (where * fine).sqrt()
+        boxes = _ranked(where, heat, count)
+        shares = _held(heat / heat.sum().clamp(min=1e-12), boxes)
+        regions = tuple(
+            Region(_on_picture(box, geometry), min(1.0, float(share)))
+            for box, share in zip(boxes, shares, strict=True)
+        )
+        full = F.interpolate(heat[None, None], size=geometry.input_size, mode="bilinear")[0, 0]
+        saliency = geometry.map_to_image(full.square().numpy())
+        return Proposals(saliency / max(float(saliency.max()), 1e-12), regions)
+
+    @torch.no_grad()
+    def find(self, image: Source, target: int | str) -> Box:
+        """The box of a class in a picture, for a tracker to start with: the largest part of its evidence.
+
+        >>> proposer.find("photo.jpg", "tabby")
+
+        Raises `InputError` when there is no such class, or nothing in the picture speaks for it.
+        """
+        where, _, geometry = self._evidence(image, self.network.class_index(target))
+        box = _largest(where)
+        if box is None:
+            raise InputError(
+                f"Nothing in the picture speaks for {target!r}; name another class, or give a box."
+            )
+        return _on_picture(box, geometry)
+
+    def _evidence(self, image: Source, target: int | None) -> tuple[Tensor, Tensor, Geometry]:
+        """Where something is, and what is there, [cells, cells] in 0..1 each: from one recorded pass."""
+        assert self.network.preprocess is not None
+        tensor, geometry = self.network.preprocess(load_image(image))
+        like = next(self.network.module.parameters(), torch.empty(0))
+        tape = record(self.network.module, [tensor[None].to(like)])
+        if not isinstance(tape.output, Value) or tape.output.data.dim() != 2:
+            raise ModelError(
+                f"{self.network.name} gives no scores [batch, classes], as proposals need."
+            )
+        way = plan(tape, tape.output)
+        chances = tape.output.data[0].float().softmax(0)
+        likely = chances.topk(min(self.classes, len(chances)))
+        asked = dict(zip(likely.indices.tolist(), likely.values.tolist(), strict=True))
+        last, middle = self._stages(way)
+        where = torch.zeros(_CELLS, _CELLS)
+        fine = torch.zeros(_CELLS, _CELLS)
+        for index, chance in (asked if target is None else {target: 1.0}).items():
+            trail = Trail()
+            Evidence(focus=False).walk(way, torch.tensor([index], device=like.device), trail)
+            where += chance * scale_to_one(_resized(trail.evidence[last][0].sum(0)))
+            detail = _resized(trail.evidence[middle][0].sum(0)).clamp(min=0)
+            fine += chance * scale_to_one(gaussian_blur(detail, 1.5))
+        return scale_to_one(where), scale_to_one(fine), geometry
+
+    def _stages(self, way: Plan) -> tuple[Value, Value]:
+        """The last feature map, and the last one of the stage of stride 8."""
+        places = spatial(way)  # the axis of the channels, by value
+        maps: dict[int, Value] = {}  # by width: the last one
+        for value, _ in way.steps:
+            if places.get(value) == 1 and len(value.shape) == 4 and value.shape[2] > 1:
+                maps.setdefault(value.shape[2], value)
+        if not maps:
+            raise ModelError(f"{self.network.name} has no feature maps to look at.")
+        width = way.inputs[0].shape[2]
+        return maps[min(maps)], maps[min(maps, key=lambda size: abs(size - width / 8))]
+
+
+def _resized(heat: Tensor) -> Tensor:
+    """A map of any size at _CELLS a side."""
+    size = (_CELLS, _CELLS)
+    resized = F.interpolate(heat[None, None].float().cpu(), size=size, mode="bilinear")
+    return resized[0, 0]
+
+
+def _on_picture(box: Any, geometry: Geometry) -> Box:
+    """A box in cells, in pixels of the picture."""
+    sides: list[float] = []
+    for axis in (1, 0, 1, 0):
+        at = float(box[len(sides)]) / _CELLS * geometry.input_size[axis]
+        at = at * geometry.scale[axis] + geometry.offset[axis]
+        sides.append(min(max(at, 0.0), float(geometry.image_size[axis])))
+    x0, y0, x1, y1 = sides
+    return x0, y0, x1, y1
+
+
+# Regions. Boxes are in cells.
+
+
+def _ranked(where: Tensor, heat: Tensor, count: int) -> Tensor:
+    """The most promising windows [at most count, 4], best first."""
+    windows = _windows()
+    fits = [
+        _agreement(map > level * map.max(), windows) for map in (where, heat) for level in _LEVELS
+    ]
+    fit = torch.stack(fits).mean(0) + overlaps(windows, torch.tensor(_FRAMED) * _CELLS) / 4
+    whole = windows[suppress(windows, fit, 0.5, _FIRST)]
+
+    salience, share = _salience(heat, windows), _areas(windows) / _CELLS**2
+    turns = []  # (when, window)
+    low = 0.0
+    for high, often in _SIZES:
+        mine = ((share > low) & (share <= high + 1e-6)).nonzero()[:, 0]
+        best = mine[salience[mine].sort(descending=True, stable=True).indices[:600]]
+        kept = best[suppress(windows[best], salience[best], 0.3, 3 * often)]
+        turns += [(rank / often, window) for rank, window in enumerate(windows[kept])]
+        low = high
+    turns.sort(key=lambda turn: turn[0])
+    boxes = torch.cat([whole, torch.stack([window for _, window in turns])])
+    return boxes[suppress(boxes, -torch.arange(len(boxes)).float(), 0.5, count)]
+
+
+def _largest(where: Tensor) -> Box | None:
+    """The box of the part of the level set that holds most; None where the map is empty."""
+    above = where > _LEVEL * where.max()
+    if not bool(above.any()):
+        return None
+    labels = components(above)
+    held = torch.zeros(where.numel() + 1).index_add_(0, labels.reshape(-1), where.reshape(-1))
+    held[0] = 0
+    return edges(where, labels == held.argmax(), _LEVEL * float(where.max()))
+
+
+@lru_cache(maxsize=1)
+def _windows() -> Tensor:
+    """Windows of all sizes, from a tenth of the picture's side to all of it, all over it: [n, 4]"""
+    sizes = (2.8, 4, 5.6, 8, 11, 15, 20, 24, _CELLS)
+    found = []
+    for width in sizes:
+        for height in sizes:
+            if max(width / height, height / width) > 2.9:
+                continue
+            x, y = (
+                torch.linspace(0, _CELLS - size, int(np.ceil((_CELLS - size) / (size / 4))) + 1)
+                for size in (width, height)
+            )
+            corner = torch.cartesian_prod(x, y)
+            found.append(torch.cat([corner, corner + torch.tensor([width, height])], 1))
+    return torch.cat(found)
+
+
+def _areas(boxes: Tensor) -> Tensor:
+    return (boxes[:, 2:] - boxes[:, :2]).prod(1)
+
+
+def _held(heat: Tensor, boxes: Tensor) -> Tensor:
+    """What of a map lies in each of some boxes [n, 4]: [n]"""
+    sums = F.pad(heat.double().cumsum(0).cumsum(1), (1, 0, 1, 0))  # up to each corner
+    corners = torch.stack([boxes[:, [2, 0, 2, 0]], boxes[:, [3, 3, 1, 1]]], -1)  # [n, 4, (x, y)]
+    at = corners.double() / _CELLS * 2 - 1
+    found = F.grid_sample(sums[None, None], at[None], mode="bilinear", align_corners=True)[0, 0]
+    return (found[:, 0] - found[:, 1] - found[:, 2] + found[:, 3]).float()
+
+
+def _agreement(mask: Tensor, windows: Tensor) -> Tensor:
+    """Intersection over union of a mask with each window: [n]"""
+    shared = _held(mask.float(), windows)
+    return shared / (_areas(windows) + mask.sum() - shared)
+
+
+def _salience(heat: Tensor, windows: Tensor) -> Tensor:
+    """How much more there is in each window than in its surroundings, over the root of its area: [n]"""
+    heat = heat / heat.sum().clamp(min=1e-12)
+    centre, reach = (windows[:, :2] + windows[:, 2:]) / 2, (windows[:, 2:] - windows[:, :2]) * 0.75
+    around = torch.cat([centre - reach, centre + reach], 1).clamp(0, _CELLS)
+    inside, area = _held(heat, windows), _areas(windows)
+    ring = (_areas(around) - area).clamp(min=1e-3 * _CELLS**2)
+    return (inside - (_held(heat, around) - inside) / ring * area) / area.sqrt()

@@ -1,0 +1,586 @@
+"""A target in a video, found again in each frame by walking back to how the network saw it before.
+
+1. *Nodes.* The network runs on a window around the target, as far as its stage of stride 16. Each
+   cell of the window is a node, told by what the channels of three stages say there.
+2. *Target.* In the first frame walks set out from every node in the box, from node to node, to those
+   that look alike, and end where they leave the box. The nodes whose walks stay are the target, the
+   others the background that happens to be in the box.
+3. *Back.* In each next frame every node walks back to nodes of the first frame and of the last ones
+   that look alike and lie near. The share of these that is the target is the node's own share in it.
+4. *Box.* Around the nodes with a share above a level. If there are none, or if they look less like
+   the target than like anything else, it is lost: nothing is learnt, and all of the frame is searched
+   for nodes whose way back leads to the target of the first frame.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .errors import InputError, ModelError
+from .images import Source, load_image
+from .models import Network, load_model
+from .regions import Box, components, edges
+from .video import FrameWriter, Table, Video, VideoWriter
+
+__all__ = [
+    "Channel",
+    "Sighting",
+    "Tracker",
+    "TrackerSettings",
+    "annotate",
+    "check_box",
+    "follow",
+    "track",
+]
+
+
+@dataclass(frozen=True)
+class TrackerSettings:
+    """How a tracker looks. The defaults lie on a plateau; docs/track.md tells how wide it is.
+
+    >>> Tracker(settings=TrackerSettings(memory=5))
+
+    - `side`: of the network's input, in pixels;
+    - `strides`: of the stages that are asked; the second one's cells are the nodes;
+    - `around`: what the window shows around the box, as a share of its width + height;
+    - `likeness`: temperature of the softmax over the cosine of nodes; lower is pickier;
+    - `steps`: of the walks in the first frame;
+    - `near`: standard deviation of the way back, as a share of the window;
+    - `memory`: how many of the last frames are remembered beside the first one;
+    - `first`: what a node of the first frame counts, another one counting 1;
+    - `level`: from this share on, a node belongs to the target;
+    - `parts`: parts of the target hold at least this share of what the largest one holds;
+    - `agility`: how far a box moves to where the target is seen, 1 being all the way;
+    - `doubt`: the confidence below which the target is lost.
+    """
+
+    side: int = 224
+    strides: tuple[int, int, int] = (4, 8, 16)
+    around: float = 0.5
+    likeness: float = 0.05
+    steps: int = 15
+    near: float = 0.2
+    memory: int = 3
+    first: float = 3.0
+    level: float = 0.35
+    parts: float = 0.2
+    agility: float = 0.85
+    doubt: float = 0.72
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """Where the target is in one frame.
+
+    >>> sighting.found, sighting.box, sighting.confidence
+
+    - `box`: (x0, y0, x1, y1) in pixels of the frame, x1 and y1 exclusive; None if the target is lost;
+    - `confidence`: 0..1; see `Tracker`.
+    """
+
+    box: Box | None
+    confidence: float
+
+    @property
+    def found(self) -> bool:
+        return self.box is not None
+
+    @property
+    def state(self) -> str:
+        """'found' or 'lost'."""
+        return "found" if self.found else "lost"
+
+
+@dataclass(frozen=True)
+class Channel:
+    """How much a channel told the target from its surroundings in the first frame.
+
+    `contrast` is the mean over the target minus that over the surroundings, in standard deviations.
+    """
+
+    module: str
+    channel: int
+    contrast: float
+
+
+def track(
+    frames: Iterable[Source],
+    box: Sequence[float],
+    model: Network | str = "efficientnet-lite0",
+    settings: TrackerSettings | None = None,
+) -> Iterator[Sighting]:
+    """Follow what is in `box` in the first of some frames: one sighting for each frame.
+
+    >>> for sighting in track(open_video("walk.mp4"), (120, 80, 260, 300)):
+    ...     print(sighting.state, sighting.box)
+
+    Arguments and errors are those of `Tracker` and its methods.
+    """
+    tracker = Tracker(model, settings)
+    for number, frame in enumerate(frames):
+        yield tracker(frame) if number else tracker.start(frame, box)
+
+
+def follow(
+    video: Video,
+    tracker: Tracker,
+    choose: Callable[[np.ndarray], Sequence[float]],
+    table: Path,
+    picture: FrameWriter | VideoWriter | None = None,
+) -> Iterator[Sighting]:
+    """Track a target through a video, writing a table of boxes and, if asked for, an annotated video.
+
+    >>> for sighting in follow(video, tracker, lambda frame: (120, 80, 260, 300), Path("walk.csv")):
+    ...     ...                                # both are complete up to this frame
+
+    `choose` is given the first frame and tells the box. The table has the columns `frame, seconds,
+    state, confidence, x0, y0, x1, y1`; seconds are empty where the rate is unknown, boxes where the
+    target is lost. Errors are those of `Tracker`, of `choose` and of the writers.
+    """
+    frames = iter(video)
+    frame = next(frames)  # a video without frames says so here, before any file is made
+    sighting = tracker.start(frame, choose(frame))
+    columns = ["frame", "seconds", "state", "confidence", "x0", "y0", "x1", "y1"]
+    with Table(table, columns) as rows, picture or nullcontext():
+        number = 0
+        while True:
+            seconds = "" if video.rate is None else f"{number / video.rate:.3f}"
+            box = [f"{side:.1f}" for side in sighting.box or ()] or [""] * 4
+            rows.write([number, seconds, sighting.state, f"{sighting.confidence:.3f}", *box])
+            if picture is not None:
+                picture.write(annotate(frame, sighting))
+            yield sighting
+            following = next(frames, None)
+            if following is None:
+                return
+            number, frame = number + 1, following
+            sighting = tracker(frame)
+
+
+class Tracker:
+    """Follows one target through a video.
+
+    >>> tracker = Tracker("efficientnet-lite0")
+    >>> tracker.start(first_frame, box=(120, 80, 260, 300))
+    >>> tracker(next_frame)
+    Sighting(box=(124.1, 80.7, 263.9, 301.2), confidence=0.93)
+
+    Args:
+        model: a `Network` whose preprocessing is known, or a name that `load_model` takes. Any that
+            has stages of strides 4, 8 and 16 will do.
+
+    A frame is a picture in any form that `load_image` takes; a uint8 array [height, width, 3] is
+    fastest. All frames of a video have one size.
+
+    `confidence` is how alike the nodes are to those of the target in the first frame (the cosine with
+    the most alike, averaged), over what it was in the last frames. Below `doubt` the target is lost.
+
+    Raises:
+        InputError: the box is empty or outside of the frame, or a frame has another size.
+        ImageError: a frame can't be read.
+        ModelError: the network has no such stages, or its preprocessing isn't known.
+    """
+
+    def __init__(
+        self,
+        model: Network | str = "efficientnet-lite0",
+        settings: TrackerSettings | None = None,
+    ) -> None:
+        network = load_model(model) if isinstance(model, str) else model
+        self.settings = settings or TrackerSettings()
+        if network.preprocess is None:
+            raise ModelError(
+                f"How a photo becomes the input of {network.name} is not known; give a "
+                "howyouseeme.Network(name, module, howyouseeme.Preprocess(...), classes)."
+            )
+        side = self.settings.side
+        self._stages = _Stages(network, side, self.settings.strides)
+        self._prepare = replace(
+            network.preprocess,
+            size=(side, side),
+            resize="squash",
+            crop_from=None,
+            interpolation="bilinear",
+        )
+        self._first: _Seen | None = None
+        self._core = torch.empty(0)  # the target's nodes in the first frame
+        self._size = (0, 0)  # of the frames: height, width
+        self._box = np.zeros(4)  # of the target; while it is lost, where to look more closely
+        self._lost = 0  # for how many frames
+        self._extent = np.zeros(2)  # of the box, lately; what leaves the frame looks smaller
+        self._usual = 1.0  # how alike the target was to that of the first frame, lately
+        self._last: deque[_Seen] = deque(maxlen=self.settings.memory)
+
+    @torch.no_grad()
+    def start(self, frame: Source, box: Sequence[float]) -> Sighting:
+        """Learn the target: what is in `box` (x0, y0, x1, y1; pixels) of this frame.
+
+        >>> tracker.start(frame, (120, 80, 260, 300))
+        """
+        pixels = _pixels(frame)
+        self._size = pixels.shape[0], pixels.shape[1]
+        self._box = np.array(check_box(box, self._size))
+        window = self._window()
+        nodes = self._nodes(pixels, window)
+        inside = _inside(self._box, window, self._stages.cells).reshape(-1).to(nodes)
+        s = self.settings
+        share = _staying(nodes, inside, s.likeness, s.steps)
+        self._first = _Seen(nodes, share)
+        self._last.clear()
+        self._last.append(self._first)
+        self._lost = 0
+        self._extent = self._box[2:] - self._box[:2]
+        # How alike it is to itself, from node to node.
+        self._core = nodes[share > 0.5]
+        among = (self._core @ self._core.T).fill_diagonal_(0)
+        self._usual = max(0.5, float(among.max(1).values.mean()))
+        target, rest = share / share.sum(), (1 - inside) / (1 - inside).sum().clamp(min=1e-6)
+        self._contrast = target @ nodes - rest @ nodes
+        return Sighting(_box(self._box), 1.0)
+
+    @torch.no_grad()
+    def __call__(self, frame: Source) -> Sighting:
+        """Find the target in the next frame.
+
+        >>> tracker(frame).box
+
+        Raises `InputError` before `start` was called, or when the frame's size changes.
+        """
+        pixels = _pixels(frame)
+        if self._first is None:
+            raise InputError("The tracker has no target yet: call start(frame, box) first.")
+        if pixels.shape[:2] != self._size:
+            raise InputError(
+                f"A frame has {pixels.shape[1]} x {pixels.shape[0]} pixels and the first "
+                f"{self._size[1]} x {self._size[0]}; give frames of one size."
+            )
+        window, near = self._look()
+        nodes = self._nodes(pixels, window)
+        share, likeness = self._back(nodes, near)
+        cells = self._stages.cells
+        heat = share.reshape(cells, cells)
+        region = self._region(heat)
+        if region is None:
+            return self._miss(heat, window, 0.0)
+        weight = (heat * region).reshape(-1)
+        alike = float((likeness * weight).sum() / weight.sum())
+        confidence = min(1.0, alike / self._usual)
+        # In the whole frame a target is small; a closer look will tell.
+        if confidence < self.settings.doubt or self._lost % 2:
+            return self._miss(heat, window, confidence)
+        seen = _scaled(edges(heat, region, self.settings.level), window, cells)
+        agility = 1.0 if self._lost else self.settings.agility
+        self._box += agility * (seen - self._box)
+        self._lost = 0
+        self._extent += 0.1 * (self._box[2:] - self._box[:2] - self._extent)
+        self._usual += 0.25 * (alike - self._usual)
+        self._last.append(_Seen(nodes, share))
+        return Sighting(_box(self._box), confidence)
+
+    def channels(self, count: int = 20) -> list[Channel]:
+        """The channels that told the target from its surroundings most in the first frame, strongest first.
+
+        >>> tracker.channels(3)
+
+        Raises `InputError` before `start` was called.
+        """
+        if self._first is None:
+            raise InputError("The tracker has no target yet: call start(frame, box) first.")
+        names = [
+            (name, channel)
+            for name, width in zip(self._stages.names, self._stages.widths, strict=True)
+            for channel in range(width)
+        ]
+        order = self._contrast.abs().sort(descending=True, stable=True).indices[:count].tolist()
+        return [Channel(names[i][0], names[i][1], float(self._contrast[i])) for i in order]
+
+    # -- where to look ------------------------------------------------------------------------------
+
+    def _window(self) -> tuple[int, int, int, int]:
+        """The part of the frame that is looked at: around the box, in whole pixels."""
+        x0, y0, x1, y1 = self._box
+        margin = self.settings.around * (x1 - x0 + y1 - y0) / 2
+        height, width = self._size
+        return (
+            max(0, math.floor(x0 - margin)),
+            max(0, math.floor(y0 - margin)),
+            min(width, math.ceil(x1 + margin)),
+            min(height, math.ceil(y1 + margin)),
+        )
+
+    def _whole(self) -> tuple[int, int, int, int]:
+        return (0, 0, self._size[1], self._size[0])
+
+    def _look(self) -> tuple[tuple[int, int, int, int], bool]:
+        """The window of this frame, and whether the target must be near where it was."""
+        if not self._lost:
+            return self._window(), True
+        # All of the frame, and in the next one more closely where the target might have been.
+        return (self._whole() if self._lost % 2 else self._window()), False
+
+    def _miss(self, heat: Tensor, window: tuple[int, int, int, int], confidence: float) -> Sighting:
+        """The target is lost; where it might be is looked at next."""
+        if self._lost % 2:
+            blurred = F.avg_pool2d(heat[None], 3, stride=1, padding=1)[0]
+            y, x = divmod(int(blurred.argmax()), heat.shape[1])
+            place = _scaled((x, y, x + 1, y + 1), window, heat.shape[1])
+            centre = (place[:2] + place[2:]) / 2
+            self._box = np.concatenate([centre - self._extent / 2, centre + self._extent / 2])
+        self._lost += 1
+        return Sighting(None, min(confidence, self.settings.doubt))
+
+    # -- what is there ------------------------------------------------------------------------------
+
+    def _nodes(self, pixels: np.ndarray, window: tuple[int, int, int, int]) -> Tensor:
+        """What each cell of a window is [cells * cells, channels], of length 1."""
+        x0, y0, x1, y1 = window
+        tensor, _ = self._prepare(Image.fromarray(pixels[y0:y1, x0:x1]))
+        return self._stages(tensor[None])
+
+    def _back(self, nodes: Tensor, near: bool) -> tuple[Tensor, Tensor]:
+        """Walk back from each node: its share in the target, and how much it is like the target, [n] each."""
+        s = self.settings
+        assert self._first is not None
+        seen = [self._first, *(self._last if near else ())]
+        there = torch.cat([one.nodes for one in seen])
+        start = nodes / s.likeness
+        odds = there.new_zeros(len(seen), len(nodes))
+        odds[0] = math.log(s.first)
+        if near:
+            # -|p - q|² / 2 near² = p·q / near² - |q|² / 2 near² and what is the same for all q, so
+            # that likeness and nearness are one product of matrices.
+            places = self._stages.places
+            there = torch.cat([there, places.repeat(len(seen), 1)], 1)
+            start = torch.cat([start, places / s.near**2], 1)
+            odds -= places.square().sum(1) / (2 * s.near**2)
+        ways = torch.addmm(odds.reshape(-1), start, there.T).softmax(1)
+        share = ways @ torch.cat([one.share for one in seen])
+        return share, (nodes @ self._core.T).max(1).values
+
+    def _region(self, heat: Tensor) -> Tensor | None:
+        """The cells of the target, without its scattered crumbs; None if there are none."""
+        above = heat > self.settings.level
+        if not bool(above.any()):
+            return None
+        labels = components(above)
+        held = torch.zeros(heat.numel() + 1).index_add_(0, labels.reshape(-1), heat.reshape(-1))
+        held[0] = 0
+        return above & (held[labels] >= self.settings.parts * held.max())
+
+
+def annotate(frame: np.ndarray, sighting: Sighting) -> np.ndarray:
+    """The frame [height, width, 3] with the box and the confidence drawn on it, or a note that it is lost.
+
+    >>> picture = annotate(frame, tracker(frame))
+    """
+    picture = Image.fromarray(frame)
+    pen = ImageDraw.Draw(picture)
+    line = max(2, round(min(picture.size) / 160))
+    font = ImageFont.load_default(max(12, round(min(picture.size) / 24)))
+    text, place, colour = "lost", (2 * line, 2 * line), _LOST
+    if sighting.box is not None:
+        x0, y0, x1, y1 = sighting.box
+        corners = (
+            round(x0),
+            round(y0),
+            max(round(x0), round(x1) - 1),
+            max(round(y0), round(y1) - 1),
+        )
+        pen.rectangle(corners, outline=_FOUND, width=line)
+        text, place, colour = (
+            f"{sighting.confidence:.2f}",
+            (round(x0) + line, round(y0) + line),
+            _FOUND,
+        )
+    pen.rectangle(pen.textbbox(place, text, font=font), fill=colour)
+    pen.text(place, text, font=font, fill="black")
+    return np.asarray(picture)
+
+
+_FOUND, _LOST = (255, 200, 0), (230, 230, 230)
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """The nodes of a frame [n, channels] and their share in the target [n]."""
+
+    nodes: Tensor
+    share: Tensor
+
+
+def _staying(nodes: Tensor, inside: Tensor, likeness: float, steps: int) -> Tensor:
+    """The share of walks that are still in the box after so many steps, scaled: [n] in 0..1.
+
+    Walks go from node to another with the softmax of their cosines, and end where they leave the box.
+    """
+    onward = (nodes @ nodes.T / likeness).fill_diagonal_(-torch.inf).softmax(1)
+    share = inside
+    for _ in range(steps):
+        share = inside * (onward @ share)
+    best = share.topk(max(1, int(inside.sum() / 10))).values[-1]  # one node alone may be an outlier
+    return (share / best.clamp(min=torch.finfo(share.dtype).tiny)).clamp(max=1)
+
+
+def _inside(box: np.ndarray, window: tuple[int, int, int, int], cells: int) -> Tensor:
+    """The share of each cell of the window that is covered by the box: [cells, cells]"""
+    cover = []
+    for axis in (1, 0):
+        low, high = window[axis], window[axis + 2]
+        border = torch.linspace(low, high, cells + 1, dtype=torch.float64)
+        cover.append(border.clamp(box[axis], box[axis + 2]).diff() * cells / (high - low))
+    return cover[0][:, None] * cover[1]
+
+
+def _scaled(box: Sequence[float], window: tuple[int, int, int, int], cells: int) -> np.ndarray:
+    """A box in cells of a window, in pixels of the frame."""
+    low, high = np.array(window[:2] * 2), np.array(window[2:] * 2)
+    pixels: np.ndarray = low + np.array(box) * (high - low) / cells
+    return pixels
+
+
+class _Enough(Exception):  # noqa: N818 - ends a pass early; never leaves the module
+    pass
+
+
+class _Stages:
+    """The stages of a network that are asked, run no further than the last of them."""
+
+    def __init__(self, network: Network, side: int, strides: Sequence[int]) -> None:
+        self.module = network.module
+        like = next((p for p in self.module.parameters() if p.is_floating_point()), torch.empty(0))
+        blank = torch.zeros(1, _channels(network), side, side).to(like)
+        sizes: list[tuple[str, int]] = []  # of square feature maps, in the order of the pass
+
+        def note(name: str) -> Any:
+            def hook(_: nn.Module, __: Any, output: Any) -> None:
+                if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2] > 1:
+                    sizes.append((name, output.shape[2]))
+
+            return hook
+
+        hooks = {name: note(name) for name, _ in self.module.named_modules() if name}
+        try:
+            self._run(blank, hooks)
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ModelError(
+                f"{network.name} can't run on an input of {side} x {side} pixels ({reason}); give the "
+                "tracker's settings a side that it can take."
+            ) from error
+        self.names = [_stage(network.name, sizes, side / stride) for stride in strides]
+        self.cells = next(size for name, size in sizes if name == self.names[1])
+        self.widths = [part.shape[1] for part in self._maps(blank)]
+        place = (torch.arange(self.cells, device=blank.device) + 0.5) / self.cells
+        self.places = torch.cartesian_prod(place, place)  # [cells * cells, 2], of the window
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        """The nodes of an input [1, channels, side, side]: [cells * cells, channels of all stages].
+
+        Channels are standardised over the window, then each stage has the same say.
+        """
+        like = next(self.module.parameters())
+        parts = []
+        for stage in self._maps(batch.to(like)):
+            if stage.shape[2] > self.cells:
+                stage = F.adaptive_avg_pool2d(stage, self.cells)  # noqa: PLW2901
+            elif stage.shape[2] < self.cells:
+                stage = F.interpolate(stage, size=(self.cells,) * 2, mode="bilinear")  # noqa: PLW2901
+            rows = stage[0].flatten(1).T.float()
+            rows = (rows - rows.mean(0)) / (rows.std(0) + 1e-3)
+            parts.append(F.normalize(rows, dim=1))
+        return F.normalize(torch.cat(parts, 1), dim=1)
+
+    def _maps(self, batch: Tensor) -> list[Tensor]:
+        found: dict[str, Tensor] = {}
+
+        def keep(name: str) -> Any:
+            def hook(_: nn.Module, __: Any, output: Tensor) -> None:
+                found[name] = output
+                if len(found) == len(self.names):
+                    raise _Enough
+
+            return hook
+
+        self._run(batch, {name: keep(name) for name in self.names})
+        return [found[name] for name in self.names]
+
+    def _run(self, batch: Tensor, hooks: dict[str, Any]) -> None:
+        handles = [
+            self.module.get_submodule(name).register_forward_hook(hook)
+            for name, hook in hooks.items()
+        ]
+        try:
+            self.module(batch)
+        except _Enough:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _stage(network: str, sizes: list[tuple[str, int]], wanted: float) -> str:
+    """The module that ends the stage whose maps are about `wanted` cells wide.
+
+    Of the modules with maps of that size, the last one of those that are nested least: a block, and
+    not a layer inside of it.
+    """
+    near = [size for _, size in sizes if 0.7 < size / wanted < 1.4]
+    if not near:
+        raise ModelError(
+            f"{network} has no stage whose maps are about {wanted:.0f} cells wide, as tracking needs."
+        )
+    size = min(near, key=lambda one: abs(math.log(one / wanted)))
+    names = [name for name, one in sizes if one == size]
+    depth = min(name.count(".") for name in names)
+    return [name for name in names if name.count(".") == depth][-1]
+
+
+def _channels(network: Network) -> int:
+    return 1 if network.preprocess is not None and network.preprocess.channels == "grey" else 3
+
+
+def _pixels(frame: Source) -> np.ndarray:
+    if isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.shape[2:] == (3,):
+        return frame
+    return np.asarray(load_image(frame))
+
+
+def _box(box: np.ndarray) -> Box:
+    x0, y0, x1, y1 = box.tolist()
+    return x0, y0, x1, y1
+
+
+def check_box(box: Sequence[float], size: tuple[int, int]) -> Box:
+    """A box in a picture of the size (height, width), cut at its edges.
+
+    >>> check_box((-5, 0, 20, 10), (100, 100))
+    (0.0, 0.0, 20.0, 10.0)
+
+    Raises `InputError` when it isn't four numbers, is empty, or lies outside of the picture.
+    """
+    told = ",".join(f"{side:g}" for side in box)
+    if len(box) != 4 or not all(math.isfinite(side) for side in box):
+        raise InputError(f"The box {told} is not four numbers: x0,y0,x1,y1 in pixels.")
+    x0, y0, x1, y1 = (float(side) for side in box)
+    if x1 <= x0 or y1 <= y0:
+        raise InputError(
+            f"The box {told} is empty: x1 must be larger than x0, and y1 larger than y0."
+        )
+    height, width = size
+    if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
+        raise InputError(
+            f"The box {told} lies outside of the picture, which has {width} x {height} pixels."
+        )
+    return max(0.0, x0), max(0.0, y0), min(float(width), x1), min(float(height), y1)

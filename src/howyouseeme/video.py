@@ -1,0 +1,245 @@
+"""Videos in and out: files and webcams by PyAV, folders of frames by Pillow.
+
+A frame is a uint8 array [height, width, 3], RGB.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .errors import InputError, MissingExtraError
+from .images import load_image
+
+__all__ = ["FrameWriter", "Table", "Video", "VideoWriter", "open_video"]
+
+#: Files in a folder that are taken as frames.
+SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+WEBCAM = "webcam"
+
+_BROKEN = "is damaged or no video that can be read; convert it to MP4 (H.264)"
+
+
+@dataclass(frozen=True, eq=False)
+class Video(AbstractContextManager["Video"]):
+    """Frames in the order in which they are shown, to be read once.
+
+    >>> with open_video("walk.mp4") as video:
+    ...     for frame in video:                # uint8 [height, width, 3]
+    ...         ...
+
+    - `name`: what it was opened as;
+    - `rate`: frames a second, None where nobody knows (a folder);
+    - `count`: the number of frames, None where it isn't known before the end (a webcam).
+
+    Raises `InputError` while it is read, if there is no frame in it, a frame is damaged, or a frame
+    has another size than the first.
+    """
+
+    name: str
+    rate: float | None
+    count: int | None
+    frames: Callable[[], Iterator[np.ndarray]]
+    close: Callable[[], None] = lambda: None
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        size = None
+        for number, frame in enumerate(self.frames()):
+            size = size or frame.shape
+            if frame.shape != size:
+                raise InputError(
+                    f"{self.name}: frame {number} has {_size(frame.shape)} pixels and the first "
+                    f"{_size(size)}; give frames of one size."
+                )
+            yield frame
+        if size is None:
+            raise InputError(f"{self.name} has no frames; give a video with at least one.")
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_video(source: str | Path) -> Video:
+    """A video file, a folder of frames (in the order of their names), or a webcam.
+
+    >>> open_video("walk.mp4"), open_video("frames/"), open_video("webcam"), open_video("webcam:1")
+
+    A webcam is named by its number; on Windows by its name, `webcam:Integrated Camera`.
+
+    Raises:
+        InputError: there is no such file, folder or webcam, or it is no video or has no frames.
+        MissingExtraError: PyAV is missing, which all but folders need.
+    """
+    name = str(source)
+    path = Path(source)
+    if path.is_dir():
+        return _open_folder(path)
+    if name == WEBCAM or name.startswith(f"{WEBCAM}:"):
+        return _open_webcam(name)
+    if not path.is_file():
+        raise InputError(f"There is no video {name}; check its name and folder.")
+    return _open_stream(name, name)
+
+
+def _open_folder(folder: Path) -> Video:
+    files = sorted(
+        file
+        for file in folder.iterdir()
+        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+    )
+    if not files:
+        known = " ".join(sorted(SUFFIXES))
+        raise InputError(f"There are no frames in the folder {folder}; frames end in {known}.")
+    return Video(str(folder), None, len(files), lambda: (np.asarray(load_image(f)) for f in files))
+
+
+def _open_webcam(name: str) -> Video:
+    which = name.partition(":")[2] or "0"
+    file, system = {
+        "darwin": (which, "avfoundation"),
+        "win32": (f"video={which}", "dshow"),
+    }.get(sys.platform, (f"/dev/video{which}", "v4l2"))
+    return _open_stream(name, file, system)
+
+
+def _open_stream(name: str, file: str, system: str | None = None) -> Video:
+    av = _av()
+    try:
+        container = av.open(file, format=system)
+    except (av.FFmpegError, OSError, ValueError) as error:
+        if system is not None:
+            raise InputError(
+                f"{name} can't be opened ({_reason(error)}); is it connected?"
+            ) from error
+        raise InputError(f"{name} {_BROKEN} ({_reason(error)}).") from error
+    if not container.streams.video:
+        container.close()
+        raise InputError(f"{name} has no frames: there is sound in it, perhaps, but no picture.")
+    stream = container.streams.video[0]
+    stream.thread_type = "AUTO"
+    rate = stream.average_rate or stream.guessed_rate
+
+    def frames() -> Iterator[np.ndarray]:
+        number = 0
+        try:
+            for frame in container.decode(stream):
+                upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+                yield np.ascontiguousarray(upright)
+                number += 1
+        except (av.FFmpegError, OSError) as error:
+            raise InputError(
+                f"{name} is damaged after {number} frames ({_reason(error)}); cut it there, or copy "
+                "it again."
+            ) from error
+
+    return Video(
+        name, float(rate) if rate else None, stream.frames or None, frames, container.close
+    )
+
+
+class VideoWriter(AbstractContextManager["VideoWriter"]):
+    """Writes frames into an MP4 (H.264), complete up to the last one whenever it is closed.
+
+    >>> with VideoWriter("walk.mp4", rate=25) as out:
+    ...     out.write(frame)                   # uint8 [height, width, 3], all of one size
+
+    Where no frame is written, there is no file. Sides of an odd length get one more row or column.
+
+    Raises:
+        MissingExtraError: PyAV is missing.
+        OSError: the file can't be written.
+    """
+
+    def __init__(self, path: str | Path, rate: float) -> None:
+        self.path = Path(path)
+        self._rate = Fraction(rate).limit_denominator(1001)
+        self._av = _av()
+        self._container: Any = None
+        self._stream: Any = None
+
+    def write(self, frame: np.ndarray) -> None:
+        height, width = frame.shape[:2]
+        even = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        if self._container is None:
+            self._container = self._av.open(str(self.path), "w", format="mp4")
+            self._stream = self._container.add_stream("h264", rate=self._rate)
+            self._stream.height, self._stream.width = even.shape[:2]
+            self._stream.pix_fmt = "yuv420p"
+        picture = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
+        self._container.mux(self._stream.encode(picture))
+
+    def __exit__(self, *_: object) -> None:
+        if self._container is not None:
+            self._container.mux(self._stream.encode(None))
+            self._container.close()
+            self._container = None
+
+
+class FrameWriter(AbstractContextManager["FrameWriter"]):
+    """Writes frames into a folder, made if it is missing: 00000.jpg, 00001.jpg ...
+
+    >>> with FrameWriter("out/frames") as out:
+    ...     out.write(frame)                   # uint8 [height, width, 3]
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.path = Path(folder)
+        self._count = 0
+
+    def write(self, frame: np.ndarray) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(frame).save(self.path / f"{self._count:05d}.jpg", quality=90)
+        self._count += 1
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class Table(AbstractContextManager["Table"]):
+    """A CSV, each row of which is in the file as soon as it is written.
+
+    >>> with Table("boxes.csv", ["frame", "state"]) as table:
+    ...     table.write([0, "found"])
+    """
+
+    def __init__(self, path: str | Path, columns: list[str]) -> None:
+        self.path = Path(path)
+        # Line by line, so that whatever ends the work leaves what is finished.
+        self._file = self.path.open("w", newline="", buffering=1)
+        self._rows = csv.writer(self._file, lineterminator="\n")
+        self.write(columns)
+
+    def write(self, row: list[Any]) -> None:
+        self._rows.writerow(row)
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def _av() -> Any:
+    try:
+        import av  # noqa: PLC0415
+    except ImportError as error:
+        raise MissingExtraError(
+            "Videos need the package av: pip install 'howyouseeme[video]' (a folder of frames works "
+            "without)."
+        ) from error
+    return av
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error).splitlines()[0]
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]} x {shape[0]}"

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from torch import nn
+
+from howyouseeme import Network, Preprocess, cli, load_image, sample_photo
+from howyouseeme.errors import InputError, ModelError
+from howyouseeme.propose import (
+    Proposals,
+    Proposer,
+    Region,
+    _agreement,
+    _held,
+    _largest,
+    _salience,
+    _windows,
+)
+from howyouseeme.regions import overlaps
+
+
+@pytest.fixture(scope="module")
+def proposer() -> Proposer:
+    return Proposer("efficientnet-lite0")
+
+
+def pasted(box: tuple[int, int, int, int]) -> Image.Image:
+    """The cat at a place of an even grey."""
+    x0, y0, x1, y1 = box
+    picture = Image.new("RGB", (400, 300), (120, 120, 120))
+    picture.paste(load_image(sample_photo("cat")).resize((x1 - x0, y1 - y0)), (x0, y0))
+    return picture
+
+
+def best(regions: tuple[Region, ...], box: tuple[int, ...]) -> float:
+    found = torch.tensor([region.box for region in regions])
+    return float(overlaps(found, torch.tensor(box, dtype=torch.float32)).max())
+
+
+@pytest.mark.parametrize("box", [(20, 30, 180, 150), (230, 120, 380, 270), (60, 20, 360, 280)])
+def test_what_stands_out_is_salient_and_proposed(
+    proposer: Proposer, box: tuple[int, int, int, int]
+) -> None:
+    found = proposer(pasted(box))
+    x0, y0, x1, y1 = box
+    heat = found.saliency
+    assert heat.shape == (300, 400)
+    assert heat.min() >= 0
+    assert heat.max() == pytest.approx(1)
+    area = (x1 - x0) * (y1 - y0) / heat.size
+    assert heat[y0:y1, x0:x1].sum() / heat.sum() > min(0.9, 2 * area)
+    assert best(found.regions[:10], box) >= 0.5
+
+
+def test_regions_lie_in_the_picture_and_do_not_repeat_each_other(proposer: Proposer) -> None:
+    regions = proposer(sample_photo("coffee")).regions
+    assert 80 < len(regions) <= 100
+    boxes = torch.tensor([region.box for region in regions])
+    assert (boxes[:, :2] >= 0).all()
+    assert (boxes[:, 2:] <= torch.tensor([600.0, 400.0])).all()
+    assert (boxes[:, 2:] > boxes[:, :2]).all()
+    for i in range(1, len(boxes)):
+        assert overlaps(boxes[:i], boxes[i]).max() <= 0.5001
+    assert all(0 <= region.share <= 1 for region in regions)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1) / (600 * 400)
+    assert areas.min() < 0.03  # small ones have their turn
+    assert areas.max() > 0.4
+
+
+def test_fewer_regions_are_the_first_ones(proposer: Proposer) -> None:
+    picture = sample_photo("cat")
+    assert proposer(picture, 5).regions == proposer(picture).regions[:5]
+
+
+def test_a_class_is_found_for_a_tracker(proposer: Proposer) -> None:
+    box = (200, 90, 390, 280)
+    found = torch.tensor([proposer.find(pasted(box), "tabby")])
+    assert overlaps(found, torch.tensor(box, dtype=torch.float32))[0] > 0.4
+
+
+# From their definitions
+
+
+def test_what_windows_hold_is_the_integral_over_them() -> None:
+    rng = np.random.default_rng(0)
+    heat = torch.tensor(rng.uniform(size=(28, 28)))
+    low = rng.uniform(0, 20, (30, 2))
+    boxes = np.concatenate([low, low + rng.uniform(0.1, 8, (30, 2))], 1)
+
+    def covered(low: float, high: float) -> np.ndarray:
+        cells = np.arange(28)
+        return np.clip(np.minimum(cells + 1, high) - np.maximum(cells, low), 0, None)
+
+    wanted = [covered(y0, y1) @ heat.numpy() @ covered(x0, x1) for x0, y0, x1, y1 in boxes]
+    np.testing.assert_allclose(_held(heat, torch.tensor(boxes)), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_agreement_is_intersection_over_union() -> None:
+    mask = torch.zeros(28, 28, dtype=torch.bool)
+    mask[4:10, 6:16] = True
+    windows = torch.tensor([[6.0, 4, 16, 10], [6, 4, 11, 10], [20, 20, 24, 24], [0, 0, 28, 28]])
+    assert _agreement(mask, windows).tolist() == pytest.approx([1, 0.5, 0, 60 / 784], abs=1e-5)
+
+
+def test_a_window_is_salient_that_holds_more_than_its_surroundings() -> None:
+    heat = torch.zeros(28, 28)
+    heat[10:14, 10:14] = 1
+    tight, loose, beside, even = _salience(
+        heat, torch.tensor([[10.0, 10, 14, 14], [6, 6, 18, 18], [14, 10, 18, 14], [20, 20, 24, 24]])
+    )
+    assert tight > loose > even > beside
+    assert float(tight) == pytest.approx(1 / 4, rel=1e-5)  # all of it, over the root of 16
+    assert float(even) == pytest.approx(0, abs=1e-6)
+    assert _salience(torch.ones(28, 28), _windows()).abs().max() < 0.05
+
+
+def test_windows_have_all_sizes_and_places() -> None:
+    windows = _windows()
+    assert (windows[:, :2] >= 0).all()
+    assert (windows[:, 2:] <= 28 + 1e-4).all()
+    for box in ((0, 0, 28, 28), (0, 0, 3, 3), (20, 3, 27, 12), (5, 5, 23, 13)):
+        assert overlaps(windows, torch.tensor(box, dtype=torch.float32)).max() > 0.6
+
+
+def test_an_empty_map_has_no_largest_part() -> None:
+    assert _largest(torch.zeros(28, 28)) is None
+
+
+# What is refused
+
+
+def test_what_cannot_be_proposed_is_said(proposer: Proposer) -> None:
+    with pytest.raises(InputError, match="0 regions are none"):
+        proposer(sample_photo(), 0)
+    with pytest.raises(InputError, match="0 classes are none"):
+        Proposer(proposer.network, classes=0)
+    with pytest.raises(InputError, match="has no class"):
+        proposer.find(sample_photo(), "no such thing")
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).eval()
+    with pytest.raises(ModelError, match="How a photo becomes the input of plain"):
+        Proposer(Network("plain", plain, None, None))
+    with pytest.raises(ModelError, match="plain has no feature maps"):
+        Proposer(Network("plain", plain, Preprocess((2, 2)), None))(sample_photo())
+
+
+# Files
+
+
+def test_the_command_writes_a_picture_and_numbers(tmp_path: Path) -> None:
+    words = ["propose", str(sample_photo()), "--count", "7", "--out", str(tmp_path)]
+    result = CliRunner().invoke(cli.main, words)
+    assert result.exit_code == 0, result.output
+    assert "7 regions" in result.stdout
+    data = json.loads((tmp_path / "cat.regions.json").read_text())
+    assert data["image"]["size"] == [451, 300]
+    assert len(data["regions"]) == 7
+    assert Image.open(tmp_path / "cat.regions.png").size == (451, 300)
+
+
+def test_a_photo_that_cannot_be_read_does_not_stop_the_others(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jpg"
+    bad.write_text("no photo")
+    words = ["propose", str(bad), str(sample_photo()), "--count", "2", "--out", str(tmp_path)]
+    result = CliRunner().invoke(cli.main, words)
+    assert result.exit_code == 1
+    assert "2 regions" in result.stdout
+    assert "1 of 2 failed" in result.stderr
+
+
+def test_the_picture_shows_the_first_boxes() -> None:
+    found = Proposals(np.zeros((40, 60), np.float32), (Region((10.0, 5.0, 50.0, 35.0), 1.0),))
+    with_box, without = found.picture(Image.new("RGB", (60, 40))), Proposals(found.saliency, ())
+    plain = without.picture(Image.new("RGB", (60, 40)))
+    changed = np.abs(np.asarray(with_box, int) - np.asarray(plain, int)).sum(2) > 0
+    rows, columns = np.nonzero(changed)
+    assert (columns.min(), rows.min(), columns.max(), rows.max()) == (10, 5, 49, 34)

@@ -1,0 +1,355 @@
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from torch import nn
+
+from howyouseeme import Network, Preprocess, cli, load_model, sample_photo
+from howyouseeme.errors import InputError, ModelError
+from howyouseeme.regions import components, edges, overlaps, suppress
+from howyouseeme.track import (
+    Sighting,
+    Tracker,
+    TrackerSettings,
+    _inside,
+    _Seen,
+    _staying,
+    annotate,
+    check_box,
+    follow,
+    track,
+)
+from howyouseeme.video import Video
+
+Truth = tuple[int, int, int, int] | None
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    return load_model("efficientnet-lite0")
+
+
+def passing(
+    count: int, target: str = "cat", back: str = "coffee"
+) -> tuple[list[np.ndarray], list[Truth]]:
+    """A small photo that crosses a large one, leaves it on the right, and returns."""
+    width, height = 480, 270
+    ground = Image.open(sample_photo(back)).convert("RGB").resize((width, height))
+    photo = Image.open(sample_photo(target)).convert("RGB")
+    across, down = round(0.35 * height * photo.width / photo.height), round(0.35 * height)
+    photo = photo.resize((across, down))
+    frames, truth = [], []
+    for i in range(count):
+        x = round(width * (0.3 + 0.9 * math.sin(math.pi * i / (count - 1))))
+        y = round(height * 0.3 + 8 * math.sin(i / 4))
+        frame = ground.copy()
+        frame.paste(photo, (x, y))
+        frames.append(np.asarray(frame))
+        right = min(x + across, width)
+        truth.append((x, y, right, y + down) if right > x else None)
+    return frames, truth
+
+
+def iou(box: tuple[float, ...], other: tuple[float, ...]) -> float:
+    return float(overlaps(torch.tensor([box]), torch.tensor(other, dtype=torch.float32))[0])
+
+
+def told(frames: list[np.ndarray], rate: float | None = None) -> Video:
+    return Video("test", rate, len(frames), lambda: iter(frames))
+
+
+# A target that moves, leaves and returns
+
+
+@pytest.mark.parametrize(("target", "back"), [("cat", "coffee"), ("coffee", "rocket")])
+def test_a_target_is_followed_lost_and_found_again(
+    network: Network, target: str, back: str
+) -> None:
+    frames, truth = passing(60, target, back)
+    first = truth[0]
+    assert first is not None
+    seen = list(track(frames, first, network))
+    assert len(seen) == 60
+    whole = [i for i, box in enumerate(truth) if box and box[2] - box[0] == first[2] - first[0]]
+    before = [i for i in whole if i < 30]
+    after = [i for i in whole if i > 50]
+    gone = [i for i, box in enumerate(truth) if box is None]
+    assert len(before) > 5
+    assert len(after) > 5
+    assert len(gone) > 15
+    for i in [*before, *after]:
+        assert seen[i].state == "found"
+        assert iou(seen[i].box, truth[i]) > 0.7, i
+    assert all(seen[i].state == "lost" and seen[i].box is None for i in gone[2:])
+    assert max(seen[i].confidence for i in gone[2:]) < min(seen[i].confidence for i in before)
+
+
+def test_a_target_that_stays_is_followed_still(network: Network) -> None:
+    frames, truth = passing(20)
+    for sighting in track([frames[0]] * 4, truth[0], network):
+        assert iou(sighting.box, truth[0]) > 0.85
+
+
+# The walks, from their definitions
+
+
+def unit(rng: np.random.Generator, count: int, channels: int) -> np.ndarray:
+    nodes = rng.normal(size=(count, channels))
+    return nodes / np.linalg.norm(nodes, axis=1, keepdims=True)
+
+
+def test_nodes_stay_in_the_box_with_the_chance_of_a_walk() -> None:
+    rng = np.random.default_rng(0)
+    nodes, inside = unit(rng, 12, 5), (np.arange(12) < 7).astype(float)
+    inside[6] = 0.5  # the box ends within this one
+
+    def onward(i: int, j: int) -> float:
+        odds = [math.exp(nodes[i] @ nodes[k] / 0.3) if k != i else 0.0 for k in range(12)]
+        return odds[j] / sum(odds)
+
+    def stays(i: int, steps: int) -> float:
+        if steps == 0:
+            return inside[i]
+        return inside[i] * sum(onward(i, j) * stays(j, steps - 1) for j in range(12))
+
+    wanted = np.array([stays(i, 3) for i in range(12)])
+    found = _staying(torch.tensor(nodes), torch.tensor(inside), likeness=0.3, steps=3)
+    np.testing.assert_allclose(found, np.minimum(wanted / wanted.max(), 1), atol=1e-12)
+
+
+@pytest.mark.parametrize("near", [True, False])
+def test_each_node_walks_back_to_what_looks_alike_and_lies_near(
+    network: Network, near: bool
+) -> None:
+    tracker = Tracker(network, TrackerSettings(likeness=0.2, near=0.3, first=2.0))
+    n = tracker._stages.cells**2
+    rng = np.random.default_rng(1)
+    now, first, last = (unit(rng, n, 6) for _ in range(3))
+    shares = rng.uniform(size=(2, n))
+    tracker._first = _Seen(torch.tensor(first), torch.tensor(shares[0]))
+    tracker._last.append(_Seen(torch.tensor(last), torch.tensor(shares[1])))
+    tracker._core = tracker._first.nodes[:5]
+    tracker._stages.places = tracker._stages.places.double()
+    share, likeness = tracker._back(torch.tensor(now), near)
+    for i in (0, 17, n - 1):
+        top = bottom = 0.0
+        for weight, nodes, mine in ((2.0, first, shares[0]), (1.0, last, shares[1])):
+            for j in range(n):
+                if not near and nodes is last:
+                    continue  # of a lost target, only the first frame is to be trusted
+                (y, x), (v, u) = divmod(i, tracker._stages.cells), divmod(j, tracker._stages.cells)
+                away = ((y - v) ** 2 + (x - u) ** 2) / tracker._stages.cells**2
+                odds = weight * math.exp(now[i] @ nodes[j] / 0.2)
+                odds *= math.exp(-away / (2 * 0.3**2)) if near else 1
+                top, bottom = top + odds * mine[j], bottom + odds
+        assert float(share[i]) == pytest.approx(top / bottom, rel=1e-5)
+        assert float(likeness[i]) == pytest.approx((first[:5] @ now[i]).max())
+
+
+def test_cells_are_covered_by_the_box_in_part() -> None:
+    cover = _inside(np.array([1.0, 0.0, 4.0, 3.0]), (0, 0, 8, 8), 4)  # cells of 2 x 2 pixels
+    assert cover.tolist() == [[0.5, 1, 0, 0], [0.25, 0.5, 0, 0], [0] * 4, [0] * 4]
+
+
+# Regions
+
+
+def test_components_are_those_of_a_flood() -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(20):
+        mask = rng.uniform(size=(9, 13)) < 0.35
+        wanted = np.zeros(mask.shape, int)
+        for start in zip(*np.nonzero(mask), strict=True):
+            todo, name = [start], wanted.max() + 1
+            while todo:
+                y, x = todo.pop()
+                inside = 0 <= y < 9 and 0 <= x < 13
+                if inside and mask[y, x] and not wanted[y, x]:
+                    wanted[y, x] = name
+                    todo += [(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+        found = components(torch.tensor(mask)).numpy()
+        pairs = set(zip(wanted.ravel(), found.ravel(), strict=True))
+        assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
+        assert ((found == 0) == ~mask).all()
+
+
+def test_an_edge_lies_where_the_map_crosses_the_level() -> None:
+    heat = torch.tensor([[0.0, 0.2, 0.8, 1.0, 0.0]]).repeat(3, 1)
+    x0, y0, x1, y1 = edges(heat, heat > 0.5, 0.5)
+    assert (x0, x1) == pytest.approx((2.5 - 0.5, 3.5 + 0.5))
+    assert (y0, y1) == (0, 3)  # the map ends before it crosses the level
+    sharper = edges(heat, heat > 0.3, 0.3)
+    assert sharper[0] == pytest.approx(2.5 - (0.8 - 0.3) / 0.6)
+
+
+def test_overlaps_and_suppression() -> None:
+    boxes = torch.tensor([[0.0, 0, 2, 2], [1, 0, 3, 2], [0, 0, 2, 1.8], [5, 5, 6, 6]])
+    assert overlaps(boxes, boxes[0]).tolist() == pytest.approx([1, 1 / 3, 0.9, 0])
+    scores = torch.tensor([0.5, 0.7, 0.9, 0.1])
+    assert suppress(boxes, scores, 0.5, 10).tolist() == [2, 1, 3]
+    assert suppress(boxes, scores, 0.5, 2).tolist() == [2, 1]
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("box", "sentence"),
+    [
+        ((5, 5, 5, 9), "The box 5,5,5,9 is empty"),
+        ((5, 9, 7, 2), "is empty"),
+        ((100, 0, 120, 10), "lies outside of the picture, which has 100 x 50 pixels"),
+        ((-9, -9, 0, 5), "lies outside"),
+        ((0, 0, math.nan, 5), "is not four numbers"),
+        ((1, 2, 3), "is not four numbers"),
+    ],
+)
+def test_boxes_that_hold_nothing_are_refused(box: tuple[float, ...], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        check_box(box, (50, 100))
+
+
+def test_a_box_is_cut_at_the_edge_of_the_picture() -> None:
+    assert check_box((-5, 10, 200, 20), (50, 100)) == (0, 10, 100, 20)
+
+
+def test_a_tracker_wants_a_target_and_frames_of_one_size(network: Network) -> None:
+    tracker = Tracker(network)
+    frame = passing(2)[0][0]
+    for ask in (lambda: tracker(frame), tracker.channels):
+        with pytest.raises(InputError, match="call start"):
+            ask()
+    tracker.start(frame, (100, 80, 200, 170))
+    with pytest.raises(InputError, match=r"A frame has 480 x 200 pixels and the first 480 x 270"):
+        tracker(frame[:200])
+
+
+def test_networks_that_cannot_track_are_named() -> None:
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(ModelError, match="How a photo becomes the input of plain"):
+        Tracker(Network("plain", plain, None, None))
+    with pytest.raises(ModelError, match="plain has no stage whose maps are about 56 cells wide"):
+        Tracker(Network("plain", plain, Preprocess((32, 32)), None))
+    fixed = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    with pytest.raises(ModelError, match="fixed can't run on an input of 224 x 224"):
+        Tracker(Network("fixed", fixed, Preprocess((2, 2)), None))
+
+
+# Networks
+
+
+def test_stages_are_the_blocks_before_the_next_stride(network: Network) -> None:
+    assert Tracker(network)._stages.names == ["_blocks.2", "_blocks.4", "_blocks.10"]
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    other = Network("resnet18", models.resnet18().eval(), Preprocess((224, 224)), None)
+    tracker = Tracker(other)
+    assert tracker._stages.names == ["layer1", "layer2", "layer3"]
+    frames, truth = passing(20)
+    tracker.start(frames[0], truth[0])
+    assert iou(tracker(frames[1]).box, truth[1]) > 0.5
+    assert {channel.module for channel in tracker.channels(400)} == {"layer1", "layer2", "layer3"}
+
+
+def test_the_network_is_left_as_it_was(network: Network) -> None:
+    frames, truth = passing(20)
+    list(track(frames[:3], truth[0], network))
+    assert not any(module._forward_hooks for module in network.module.modules())
+    assert not network.module.training
+
+
+def test_channels_tell_the_target_from_its_surroundings(network: Network) -> None:
+    frames, truth = passing(20)
+    tracker = Tracker(network)
+    tracker.start(frames[0], truth[0])
+    told = tracker.channels(5)
+    assert len(told) == 5
+    strength = [abs(channel.contrast) for channel in told]
+    assert strength == sorted(strength, reverse=True)
+    assert strength[0] > 3 * abs(tracker.channels(10**6)[-1].contrast)
+
+
+# Files
+
+
+def test_a_table_and_frames_are_written_up_to_an_interruption(
+    network: Network, tmp_path: Path
+) -> None:
+    frames, truth = passing(20)
+
+    def broken() -> object:
+        yield from frames[:3]
+        raise KeyboardInterrupt
+
+    video = Video("test", 10.0, None, broken)
+    path = tmp_path / "a.csv"
+    with pytest.raises(KeyboardInterrupt):
+        list(follow(video, Tracker(network), lambda frame: truth[0], path))
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["frame"] for row in rows] == ["0", "1", "2"]
+    assert [row["seconds"] for row in rows] == ["0.000", "0.100", "0.200"]
+    assert float(rows[0]["x0"]) == truth[0][0]
+    assert rows[1]["state"] == "found"
+
+
+def test_a_lost_target_has_no_box_in_the_table(network: Network, tmp_path: Path) -> None:
+    frames, truth = passing(40)
+    seen = list(follow(told(frames[:20]), Tracker(network), lambda _: truth[0], tmp_path / "a.csv"))
+    with (tmp_path / "a.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert seen[-1].state == rows[-1]["state"] == "lost"
+    assert rows[-1]["x0"] == rows[-1]["seconds"] == ""
+
+
+def test_the_box_is_drawn_on_the_frame() -> None:
+    frame = np.zeros((60, 80, 3), np.uint8)
+    drawn = annotate(frame, Sighting((10.0, 20.0, 50.0, 40.0), 0.9))
+    assert drawn.shape == frame.shape
+    assert tuple(drawn[39, 30]) == tuple(drawn[25, 49]) == (255, 200, 0)
+    assert not drawn[45:, :].any()
+    assert annotate(frame, Sighting(None, 0.1)).any()
+    assert not frame.any()
+
+
+def test_the_command_follows_a_folder_of_frames(tmp_path: Path) -> None:
+    frames, truth = passing(20)
+    folder = tmp_path / "walk"
+    folder.mkdir()
+    for i, frame in enumerate(frames[:3]):
+        Image.fromarray(frame).save(folder / f"{i}.png")
+    box = ",".join(map(str, truth[0]))
+    words = ["track", str(folder), "--box", box, "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(cli.main, words)
+    assert result.exit_code == 0, result.output
+    assert "found in 3 of 3 frames" in result.stdout
+    assert len((tmp_path / "out" / "walk.csv").read_text().splitlines()) == 4
+    assert len(list((tmp_path / "out" / "walk").iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "Say what to follow"),
+        (["--box", "1,2,3,4", "--target", "tabby"], "Say what to follow"),
+        (["--box", "1,2,3"], "give four numbers"),
+        (["--box", "9,9,9,9"], "is empty"),
+        (["--box", "900,0,950,9"], "lies outside"),
+        (["--target", "no such thing"], "has no class"),
+        (["--target", "top3"], "name one class"),
+    ],
+)
+def test_the_command_says_what_it_misses(tmp_path: Path, words: list[str], sentence: str) -> None:
+    Image.fromarray(passing(2)[0][0]).save(tmp_path / "0.png")
+    out = tmp_path / "out"
+    result = CliRunner().invoke(cli.main, ["track", str(tmp_path), *words, "--out", str(out)])
+    assert result.exit_code == 2
+    assert sentence in " ".join(result.stderr.split())
+    assert not list(out.glob("*"))

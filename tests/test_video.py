@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from howyouseeme import video as videos
+from howyouseeme.errors import InputError, MissingExtraError
+from howyouseeme.video import FrameWriter, Table, VideoWriter, open_video
+
+
+def frames(count: int, height: int = 48, width: int = 64) -> list[np.ndarray]:
+    """Each of one grey, brighter from frame to frame."""
+    return [np.full((height, width, 3), 40 + 20 * i, np.uint8) for i in range(count)]
+
+
+def write(path: Path, pictures: list[np.ndarray]) -> Path:
+    pytest.importorskip("av")
+    with VideoWriter(path, rate=12.5) as out:
+        for picture in pictures:
+            out.write(picture)
+    return path
+
+
+def test_a_video_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    made = frames(6)
+    with open_video(write(tmp_path / "a.mp4", made)) as video:
+        assert (video.rate, video.count) == (12.5, 6)
+        read = list(video)
+    assert [frame.shape for frame in read] == [(48, 64, 3)] * 6
+    for before, after in zip(made, read, strict=True):
+        assert abs(int(before.mean()) - int(after.mean())) <= 3  # H.264 loses a little
+
+
+def test_odd_sides_get_one_more_row_and_column(tmp_path: Path) -> None:
+    with open_video(write(tmp_path / "odd.mp4", frames(2, 47, 63))) as video:
+        assert next(iter(video)).shape == (48, 64, 3)
+
+
+def test_what_was_written_is_whole_when_the_work_is_interrupted(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    path = tmp_path / "cut.mp4"
+    with pytest.raises(KeyboardInterrupt), VideoWriter(path, rate=10) as out:  # noqa: PT012
+        for frame in frames(3):
+            out.write(frame)
+        raise KeyboardInterrupt
+    with open_video(path) as video:
+        assert len(list(video)) == 3
+
+
+def test_without_a_frame_no_video_is_made(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    with VideoWriter(tmp_path / "none.mp4", rate=10):
+        pass
+    assert not (tmp_path / "none.mp4").exists()
+
+
+def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
+    for name, frame in zip(("02.png", "00.png", "01.PNG"), frames(3), strict=True):
+        Image.fromarray(frame).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no frame")
+    with open_video(tmp_path) as video:
+        assert (video.rate, video.count) == (None, 3)
+        assert [int(frame[0, 0, 0]) for frame in video] == [60, 80, 40]
+
+
+def test_frames_are_written_by_number(tmp_path: Path) -> None:
+    with FrameWriter(tmp_path / "out") as out:
+        for frame in frames(2):
+            out.write(frame)
+    assert [path.name for path in sorted((tmp_path / "out").iterdir())] == [
+        "00000.jpg",
+        "00001.jpg",
+    ]
+
+
+def test_frames_of_another_size_are_refused(tmp_path: Path) -> None:
+    for name, side in (("0.png", 20), ("1.png", 30)):
+        Image.new("RGB", (side, 10)).save(tmp_path / name)
+    with pytest.raises(InputError, match=r"frame 1 has 30 x 10 pixels and the first 20 x 10"):
+        list(open_video(tmp_path))
+
+
+def test_bad_sources_are_named(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    with pytest.raises(InputError, match=r"There is no video .*none\.mp4"):
+        open_video(tmp_path / "none.mp4")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="There are no frames in the folder"):
+        open_video(tmp_path / "empty")
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(InputError, match=r"text\.mp4 is damaged or no video"):
+        open_video(tmp_path / "text.mp4")
+
+
+class Camera:
+    """Stands in for PyAV: a container that gives two frames, and then fails."""
+
+    class FFmpegError(Exception):
+        strerror = "Input/output error"
+
+    def __init__(self) -> None:
+        self.opened: list[tuple[str, str | None]] = []
+        self.closed = False
+        self.streams = SimpleNamespace(
+            video=[SimpleNamespace(average_rate=30, guessed_rate=None, frames=0)]
+        )
+
+    def open(self, file: str, format: str | None = None) -> Camera:
+        self.opened.append((file, format))
+        return self
+
+    def decode(self, stream: object) -> Iterator[object]:
+        for rotation in (0, 90):
+            picture = np.zeros((2, 2, 3), np.uint8)
+            picture[0, 1] = 255  # above, on the right
+            yield SimpleNamespace(to_ndarray=lambda format, it=picture: it, rotation=rotation)
+        raise self.FFmpegError
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def camera(monkeypatch: pytest.MonkeyPatch) -> Camera:
+    made = Camera()
+    monkeypatch.setattr(videos, "_av", lambda: made)
+    return made
+
+
+def test_a_damaged_video_says_how_far_it_is_whole(camera: Camera, tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    read = []
+    with (  # noqa: PT012
+        pytest.raises(InputError, match=r"a\.mp4 is damaged after 2 frames \(Input/output error\)"),
+        open_video(tmp_path / "a.mp4") as video,
+    ):
+        for frame in video:
+            read.append(frame)
+    assert len(read) == 2
+    assert camera.closed
+
+
+def test_frames_are_turned_upright(camera: Camera) -> None:
+    frames = iter(open_video("webcam"))
+    assert next(frames)[0, 1].all()
+    assert next(frames)[0, 0].all()  # a quarter turn to the left
+
+
+@pytest.mark.parametrize(
+    ("system", "name", "opened"),
+    [
+        ("linux", "webcam", ("/dev/video0", "v4l2")),
+        ("linux", "webcam:2", ("/dev/video2", "v4l2")),
+        ("darwin", "webcam:1", ("1", "avfoundation")),
+        ("win32", "webcam:Front Camera", ("video=Front Camera", "dshow")),
+    ],
+)
+def test_a_webcam_is_opened_as_the_system_names_it(
+    camera: Camera, monkeypatch: pytest.MonkeyPatch, system: str, name: str, opened: tuple[str, str]
+) -> None:
+    monkeypatch.setattr(sys, "platform", system)
+    with open_video(name) as video:
+        assert (video.rate, video.count) == (30, None)
+    assert camera.opened == [opened]
+
+
+def test_a_webcam_that_is_not_there_is_named() -> None:
+    pytest.importorskip("av")
+    with pytest.raises(InputError, match=r"webcam:98 can't be opened .* is it connected\?"):
+        open_video("webcam:98")
+
+
+def test_a_video_with_sound_alone_has_no_frames(tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    path = tmp_path / "sound.wav"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("pcm_s16le", rate=8000)
+        sound = av.AudioFrame.from_ndarray(
+            np.zeros((1, 800), np.int16), format="s16", layout="mono"
+        )
+        sound.rate = 8000
+        out.mux(stream.encode(sound))
+        out.mux(stream.encode(None))
+    with pytest.raises(InputError, match="has no frames: there is sound"):
+        open_video(path)
+
+
+def test_without_pyav_the_command_that_installs_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'howyouseeme\[video\]'"):
+        open_video(tmp_path / "a.mp4")
+
+
+def test_a_row_is_in_the_file_as_soon_as_it_is_written(tmp_path: Path) -> None:
+    with Table(tmp_path / "a.csv", ["frame", "state"]) as table:
+        table.write([0, "found"])
+        with (tmp_path / "a.csv").open() as file:
+            assert list(csv.reader(file)) == [["frame", "state"], ["0", "found"]]
