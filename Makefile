@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint docs models bench-quality bench-applications clean
+.PHONY: demo test lint docs models bench-quality bench-speed bench-applications clean
 
 demo: $(VENV)/demo  ## explain a photo that the package ships
 	$(BIN)/howyouseeme demo --out out
@@ -27,6 +27,9 @@ bench-quality: $(VENV)/bench  ## measure the maps against peers; QUALITY='--imag
 
 bench-applications: $(VENV)/bench-applications  ## measure tracking and proposals against peers; APPLICATIONS='--images 50' for less
 	$(BIN)/python benchmarks/applications.py $(APPLICATIONS)
+
+bench-speed: $(VENV)/bench  ## measure what explanations cost; SPEED=--quick to see that it works
+	$(BIN)/python benchmarks/speed.py $(SPEED)
 
 clean:
 	rm -rf $(VENV) out build dist
