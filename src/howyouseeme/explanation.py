@@ -277,7 +277,7 @@ class Explanation:
         Raises:
             InputError: the images differ in size; take `explanation[i].attention`.
         """
-        return self._maps(self._blurred)
+        return self._maps(self._around)
 
     @cached_property
     def saliency(self) -> Tensor:
@@ -293,17 +293,23 @@ class Explanation:
         Raises:
             InputError: the images differ in size; take `explanation[i].saliency`.
         """
-        return self._maps(
-            lambda item: levels(item.clamp(min=0) + SURROUNDINGS * self._blurred(item))
-        )
+        counted = [
+            item.cpu().double().clamp(min=0) + SURROUNDINGS * around
+            for item, around in zip(self.evidence, self._around, strict=True)
+        ]
+        return self._maps([levels(item) for item in counted])
 
-    def _blurred(self, item: Tensor) -> Tensor:
-        return gaussian_blur(item.clamp(min=0), self.method.blur * min(item.shape))
+    @cached_property
+    def _around(self) -> list[Tensor]:
+        """The evidence for the answer, blurred: one map an image."""
+        positive = self.evidence.cpu().double().clamp(min=0)
+        return [gaussian_blur(item, self.method.blur * min(item.shape)) for item in positive]
 
-    def _maps(self, make: Callable[[Tensor], Tensor]) -> Tensor:
+    def _maps(self, over_input: Sequence[Tensor]) -> Tensor:
+        """Maps over the inputs, drawn over the user's images, 0..1."""
         maps = []
-        for sample, item in zip(self.samples, self.evidence, strict=True):
-            made = scale_to_one(make(item.double())).float().cpu()
+        for sample, item in zip(self.samples, over_input, strict=True):
+            made = scale_to_one(item).float().cpu()
             if sample.geometry is not None:
                 made = torch.from_numpy(sample.geometry.map_to_image(made.numpy()))
                 made = scale_to_one(made)

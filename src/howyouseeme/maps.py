@@ -121,14 +121,13 @@ def gaussian_blur(evidence: Tensor, sigma: float) -> Tensor:
     The kernel reaches 4 sigma; outside of the map there is nothing.
     """
     reach = max(int(4 * sigma + 0.5), 1)
-    offset = torch.arange(-reach, reach + 1, dtype=evidence.dtype, device=evidence.device)
-    kernel = torch.exp(-0.5 * (offset / sigma) ** 2)
-    kernel = (kernel / kernel.sum()).reshape(1, 1, -1)
-    for axis in range(evidence.dim()):
-        moved = evidence.movedim(axis, -1)
-        rows = moved.reshape(-1, 1, moved.shape[-1])
-        blurred = torch.nn.functional.conv1d(rows, kernel, padding=reach)
-        evidence = blurred.reshape(moved.shape).movedim(-1, axis)
+    for axis, size in enumerate(evidence.shape):
+        place = torch.arange(size, dtype=evidence.dtype, device=evidence.device)
+        offset = (place[:, None] - place).abs()
+        near = torch.exp(-0.5 * (offset / sigma) ** 2).masked_fill(offset > reach, 0)
+        whole = torch.arange(-reach, reach + 1, dtype=evidence.dtype, device=evidence.device)
+        near = near / torch.exp(-0.5 * (whole / sigma) ** 2).sum()
+        evidence = torch.tensordot(evidence, near, dims=([axis], [0])).movedim(-1, axis)
     return evidence
 
 
