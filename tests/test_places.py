@@ -76,6 +76,13 @@ KEPT = {
     ),
     "a crop": (lambda x: x[:, :, 3:9, 5:], range(3, 9), range(5, 16)),
     "a flip": (lambda x: x.flip(3), range(12), range(15, -1, -1)),
+    "padding to a size": (lambda x: F.pad(x, (0, 8, 4, 0)), range(-4, 12), range(24)),
+    "halves changed over": (
+        lambda x: torch.cat([x[..., 10:], x[..., :10]], 3), range(12), [*range(10, 16), *range(10)],
+    ),
+    "a copy beside it": (
+        lambda x: torch.cat([x, x.flip(3)], 3), range(12), [*range(16), *range(15, -1, -1)],
+    ),
     "a roll": (lambda x: x.roll(3, 2), [9, 10, 11, *range(9)], range(16)),
     "channels shuffled": (
         lambda x: x.reshape(1, 2, 1, 12, 16).transpose(1, 2).reshape(1, 2, 12, 16) * 1,
@@ -171,8 +178,11 @@ class Arranged(nn.Module):
         lambda x: x.transpose(2, 3),
         lambda x: x[:, :, 8:, :24],
         lambda x: x.roll((8, -4), (2, 3)),
+        lambda x: F.pad(x, (0, 24, 0, 24)),
+        lambda x: torch.cat([x[..., 16:], x[..., :16]], 3),
+        lambda x: torch.cat([x, x.flip(3)], 3),
     ],
-    ids=["as it is", "flipped", "transposed", "cropped", "rolled"],
+    ids="as_it_is flipped transposed cropped rolled padded swapped copied".split(),
 )
 def test_focus_falls_on_what_the_network_saw(arrange: Callable[[Tensor], Tensor]) -> None:
     picture = torch.zeros(1, 3, 32, 32)
@@ -184,3 +194,54 @@ def test_focus_falls_on_what_the_network_saw(arrange: Callable[[Tensor], Tensor]
     weak = found[24:26, 16:18].sum() / plain[24:26, 16:18].sum()
     strong = found[12:16, 4:8].sum() / plain[12:16, 4:8].sum()
     assert weak < 0.3 * strong
+
+
+def test_the_strip_of_layers_shows_places_where_they_are() -> None:
+    """A network that flips its input looks at the other side of its own maps."""
+    picture = torch.zeros(1, 3, 32, 32)
+    picture[:, :, 12:16, 4:8] = 1.0
+    explanation = hysm.explain(Arranged(lambda x: x.flip(3)).eval(), picture, 1)
+    pixels, *stages = explanation._views(0)
+    assert pixels.name == "pixels"
+    assert stages
+    for view in [pixels, *stages]:
+        y, x = np.unravel_index(view.map.argmax(), view.map.shape)
+        assert abs(y - 13.5) <= 2
+        assert abs(x - 5.5) <= 2
+        assert abs(view.points_y[0] - 13.5) <= 2
+        assert abs(view.points_x[0] - 5.5) <= 2
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_views_stacked_along_the_batch(batch: int) -> None:
+    """No place of theirs is a place of the image: they are explained, without focus."""
+    net = Arranged(lambda x: x).eval()
+
+    class Views(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return net(torch.cat([x, x.flip(3)])).reshape(2, len(x), -1).mean(0)
+
+    explanation = hysm.explain(Views().eval(), torch.rand(batch, 3, 32, 32), 1)
+    assert all(len(points) for points in explanation.points)
+
+
+def test_a_number_beside_the_picture() -> None:
+    class Both(Arranged):
+        def forward(self, x: Tensor, number: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(x) + number[:, None]
+
+    net = Both(lambda x: x).eval()
+    explanation = hysm.explain(net, (torch.rand(2, 3, 32, 32), torch.rand(2)), 1)
+    assert len(explanation.inputs) == 2
+
+
+def test_nothing_comes_through_a_scale_of_zero() -> None:
+    """What batch norm makes of a channel scaled by 0 is its bias, whatever the image."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2)
+    )
+    nn.init.zeros_(net[1].weight)
+    nn.init.ones_(net[1].bias)
+    explanation = hysm.explain(net.eval(), torch.rand(1, 3, 8, 8), focus=False)
+    assert not explanation.evidence.any()
+    assert explanation.coverage == (0.0,)

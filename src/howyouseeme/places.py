@@ -43,8 +43,8 @@ def layouts(plan: Plan, source: Value) -> dict[Value, Layout]:
     found = {source: start}
     for value, step in reversed(plan.steps):
         options = [_carried(link, found[item]) for item, link in step.links if item in found]
-        if options:  # branches of one picture agree on where its places are
-            found[value] = max(options, key=len)
+        if options:
+            found[value] = _merged(options)
     plan.layouts[source] = found
     return found
 
@@ -79,10 +79,28 @@ def onto_input(evidence: Tensor, layout: Layout, size: torch.Size) -> Tensor | N
 
 
 def _interpolation(line: Line, pixels: int) -> np.ndarray:
-    """The matrix [pixels, places] that draws a line through the values at the places."""
-    order = line.argsort(kind="stable")
-    pixel, values = np.arange(pixels), np.eye(len(line))[order]
-    return np.stack([np.interp(pixel, line[order], column) for column in values.T], 1)
+    """The matrix [pixels, places] that draws a line through the values at the places.
+
+    What places have that lie at the same spot (copies side by side) adds up.
+    """
+    spots, of = np.unique(line, return_inverse=True)
+    unit, pixel = np.eye(len(spots)), np.arange(pixels)
+    matrix = np.stack([np.interp(pixel, spots, column) for column in unit], 1)
+    return matrix[:, of]
+
+
+def _merged(options: list[Layout]) -> Layout:
+    """Branches of one picture agree on where its places are, or (side by side) each knows some."""
+    first = max(options, key=len)
+    merged = {}
+    for axis, (of, line) in first.items():
+        known = line
+        for option in options:
+            if axis in option and option[axis][0] == of:
+                known = np.where(np.isnan(known), option[axis][1], known)
+        if not np.isnan(known).all():
+            merged[axis] = of, _filled(known)
+    return merged
 
 
 def _carried(link: Link, layout: Layout) -> Layout:
@@ -165,8 +183,8 @@ def _padded(link: Pad, axis: int) -> Line | None:
 
 
 def _uneven(before: int, after: int) -> float:
-    """More padding on one side makes strides fit, and moves nothing: what was there stays in the middle."""
-    return (before - after) / 2
+    """One more on one side makes strides fit, and moves nothing: what was there stays in the middle."""
+    return (before - after) / 2 if abs(before - after) == 1 else 0.0
 
 
 def _reshaped(link: Diagonal, axes: set[int]) -> dict[int, tuple[int, Line | None]]:
@@ -216,7 +234,7 @@ def _selected(link: Selection, axes: set[int]) -> dict[int, tuple[int, Line | No
             continue
         out, seen = along.popitem()
         if len(seen) == 2 and _same(*seen):
-            kept[axis] = out, _filled(seen[0])
+            kept[axis] = out, np.where(np.isnan(seen[0]), seen[1], seen[0])
     return kept
 
 
@@ -234,10 +252,10 @@ def _same(one: Line, other: Line) -> bool:
 
 
 def _filled(position: Line) -> Line:
-    """As `_padded`, for padding that shows as elements without a source."""
+    """As `_padded`, for padding that shows as places without a source."""
     known = np.nonzero(~np.isnan(position))[0]
-    if len(known) == len(position):
-        return position
+    if len(known) in {1, len(position)}:
+        return np.nan_to_num(position, nan=float(position[known[0]]))
     index = np.arange(len(position))
     upper = np.searchsorted(known, index).clip(1, len(known) - 1)
     rank = upper - 1 + (index - known[upper - 1]) / (known[upper] - known[upper - 1])
@@ -246,7 +264,7 @@ def _filled(position: Line) -> Line:
 
 def _read(line: Line, position: Line) -> Line:
     """A line read at fractional indices, on the line through the nearest two also beyond its ends."""
-    lower = np.floor(position).clip(0, max(len(line) - 2, 0)).astype(int)
+    lower = np.floor(np.nan_to_num(position)).clip(0, max(len(line) - 2, 0)).astype(int)
     upper = (lower + 1).clip(max=len(line) - 1)
     read: Line = line[lower] + (position - lower) * (line[upper] - line[lower])
     return read

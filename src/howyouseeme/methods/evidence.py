@@ -19,7 +19,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -115,12 +115,15 @@ class Evidence(Method):
 def _places(plan: Plan, maps: dict[Value, Tensor], source: Value) -> Tensor:
     """[batch, 1, ...], 0..1: the evidence of each place of the feature maps, drawn over an input.
 
-    Where they lie is told by `layouts`; all ones if there is none whose places are known.
+    Where they lie is told by `layouts`; ones if there is none whose places are known.
     """
-    weight = torch.zeros_like(source.data[:, :1])
-    known = layouts(plan, source) if source.data.dim() > 2 else {}
-    drawn = False
+    if source.data.dim() < 3:
+        return source.data.new_ones(())
+    weight, drawn = torch.zeros_like(source.data[:, :1]), False
+    known = layouts(plan, source)
     for value, evidence in maps.items():
+        if len(evidence) != len(weight):  # views of an image, one after the other
+            continue
         layout = known.get(value, {})
         mixed = [axis for axis in range(1, evidence.dim()) if axis not in layout]
         place = evidence.sum(mixed).clamp(min=0) if mixed else evidence.clamp(min=0)
@@ -227,6 +230,13 @@ def _hand_on(
         if trail is not None:
             trail.cross(source, Crossing(value, link, arrived.evidence, moved=True))
         ended = link.ended(arrived.evidence) if isinstance(link, Selection) else None
+        if isinstance(link, Diagonal) and not link.rising:
+            assert link.weight is not None
+            cut = link.weight == 0  # nothing passes here: the output is the bias
+            if bool(cut.any()):
+                whole = arrived.evidence.reshape(link.in_shape)
+                ended = whole * cut
+                arrived = replace(arrived, evidence=(whole - ended).reshape(link.out_shape))
         return [(source, _move(value, link, arrived, step.bias is not None))], ended
     return _excite(value, step, arrived, trail)
 

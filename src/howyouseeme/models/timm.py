@@ -42,7 +42,10 @@ def load_timm(name: str, weights: Path | None = None) -> Network:
     if weights is None:
         module = _from_hub(timm, name)
     else:
-        module = timm.create_model(name, pretrained=False)
+        try:
+            module = timm.create_model(name, pretrained=False)
+        except RuntimeError as error:  # a tag that isn't there
+            raise ModelError(f"timm can't make {name!r}: {error}.") from error
         load_weights(module, weights, PREFIX + name)
     classes = imagenet_classes() if module.num_classes == 1000 else None
     return Network(PREFIX + name, module.eval(), preprocess_of(module), classes)
