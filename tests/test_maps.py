@@ -202,3 +202,9 @@ def test_levels_keep_the_order_and_hold_what_they_say() -> None:
 
 def test_levels_of_nothing_are_zero() -> None:
     assert not levels(-torch.ones(3, 4)).any()
+
+
+def test_points_can_be_sliced() -> None:
+    points = Points(np.arange(10.0).reshape(5, 2), np.arange(5.0)[::-1])
+    assert [point.strength for point in points[:2]] == [4.0, 3.0]
+    assert points[1:3][0] == points[1]

@@ -478,6 +478,84 @@ def propose(photos: tuple[Path, ...], count: int, model: str, out: Path, device:
         sys.exit(1)
 
 
+@main.command()
+@click.argument("photos", nargs=-1, type=click.Path(path_type=Path), metavar="PHOTO|FOLDER...")
+@click.option(
+    "--target", "targets", multiple=True, help="Class to look for, by name or index; repeatable."
+)
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    help="Look for so many of the likeliest classes instead, 1 if not given.",
+)
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Level of its map at which an object ends, 0.22 if not given; more makes boxes smaller.",
+)
+@_model_option
+@_out_option
+@click.option("--device", default="cpu", show_default=True, help="Such as cpu, cuda or mps.")
+@_verbose_option
+def detect(
+    photos: tuple[Path, ...],
+    targets: tuple[str, ...],
+    top: int | None,
+    threshold: float | None,
+    model: str,
+    out: Path,
+    device: str,
+) -> None:
+    """Put boxes around objects in photos; the network was only ever trained to name them.
+
+    Writes a picture (PNG) for each photo, and all boxes to detections.json (COCO).
+    """
+    if not photos:
+        raise click.UsageError("Name at least one photo or folder.")
+    if targets and top is not None:
+        raise click.UsageError("Say what to look for: --target CLASS or --top N, not both.")
+    files = _find_photos(photos)
+    network = _load(model, None, device)
+    wanted = [_read_target(target, network).index for target in targets]
+    if None in wanted:
+        raise click.UsageError("--target takes a class; for the N likeliest ones give --top N.")
+    from . import localize  # noqa: PLC0415
+    from .draw import boxes_picture, percent  # noqa: PLC0415
+    from .images import load_image  # noqa: PLC0415
+
+    explainer = _explainer(network, DEFAULT_METHOD, {})
+    level = localize.THRESHOLD if threshold is None else threshold
+    _make_folder(out)
+    failed = 0
+    found: dict[str, Sequence[localize.Detection]] = {}
+    sizes: dict[str, tuple[int, int]] = {}
+    with _progress(len(files)) as (step, clear):
+        for file, name in zip(files, _output_names(files), strict=True):
+            try:
+                image = load_image(file)
+                classes = [index for index in wanted if index is not None]
+                objects = localize.detect(explainer, image, classes, top or 1, level)
+                picture = out / f"{name}.boxes.png"
+                texts = [(one.box, f"{one.label} {percent(one.score)}") for one in objects]
+                boxes_picture(image, texts).save(picture)
+                found[str(file)], sizes[str(file)] = objects, (image.height, image.width)
+                # After each photo, so that an interruption leaves what is finished.
+                data = json.dumps(localize.to_coco(found, sizes), indent=1)
+                (out / "detections.json").write_text(data + "\n")
+            except (HowYouSeeMeError, OSError) as error:
+                failed += 1
+                clear()
+                _complain(file, error)
+            else:
+                clear()
+                labels = ", ".join(text for _, text in texts) or "nothing"
+                click.echo(f"{file} → {labels} → {picture}")
+            step()
+    if failed:
+        click.echo(f"{failed} of {len(files)} failed", err=True)
+        sys.exit(1)
+
+
 # What to explain
 
 
@@ -593,6 +671,10 @@ def _read_input_options(
         asked["channels"] = channels
     if white is not None:
         asked["scale"] = float(white) / 255
+    if white != "255" and max(asked.get("mean", (0.0,))) > 1 and "size" in asked:
+        raise click.UsageError(
+            f"--mean {mean} is above white, which is 1: give --range 255 with it, or divide it by 255."
+        )
     return asked
 
 
@@ -603,6 +685,11 @@ def _preprocess(network: Network, asked: dict[str, Any]) -> Preprocess:
     if network.preprocess is not None:
         return replace(network.preprocess, **asked)
     if "size" in asked:
+        if "mean" not in asked:
+            click.echo(
+                f"Note: {network.name} gets pictures that are not normalised, as no --mean and --std say how.",
+                err=True,
+            )
         return Preprocess(**asked)
     raise ModelError(
         f"How a photo becomes the input of {network.name} is not known; give --size, and --mean, "

@@ -168,6 +168,35 @@ def layers_strip(image: Image.Image, layers: Sequence[LayerView]) -> Image.Image
     return canvas
 
 
+def boxes_picture(
+    image: Image.Image, boxes: Sequence[tuple[tuple[float, float, float, float], str]]
+) -> Image.Image:
+    """The photo with boxes (x0, y0, x1, y1 in its pixels), each under its text, the first on top.
+
+    A small photo is enlarged, so that the texts can be read.
+    """
+    photo = image.convert("RGB")
+    scale = max(1.0, _PANEL_SIDE / max(photo.size))
+    picture = _resize(photo, (round(photo.width * scale), round(photo.height * scale)))
+    pen = ImageDraw.Draw(picture)
+    line = max(2, round(max(picture.size) / 250))
+    font = _font(max(14, round(max(picture.size) / 40)))
+    texts = list(dict.fromkeys(text.rsplit(" ", 1)[0] for _, text in boxes))
+    for box, text in reversed(boxes):
+        shade = texts.index(text.rsplit(" ", 1)[0]) / max(len(texts) - 1, 1)
+        colour = tuple(np.rint(_shade(np.array(1 - 0.7 * shade))[:3] * 255).astype(int).tolist())
+        x0, y0, x1, y1 = (round(side * scale) for side in box)
+        pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=colour, width=line)
+        text = _fit(text, font, picture.width - 8)  # noqa: PLW2901
+        wide, tall = math.ceil(font.getlength(text)) + 8, round(font.size * 1.35)
+        left = min(max(x0, 0), picture.width - wide)
+        top = y0 - tall if y0 >= tall else y0  # inside, where there is no room above
+        pen.rectangle((left, top, left + wide, top + tall), fill=colour)
+        ink = _INK if sum(colour) > 380 else _WHITE
+        pen.text((left + 4, top + round(font.size * 0.1)), text, font=font, fill=ink)
+    return picture
+
+
 def stack_pictures(*pictures: Image.Image) -> Image.Image:
     """The pictures under each other, centred on white."""
     if not pictures:

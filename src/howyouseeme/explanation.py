@@ -463,6 +463,8 @@ class Explanation:
         stages: dict[tuple[int, ...], Layer] = {}
         pixels, *above = self.layers(i)
         for layer in above:
+            if layer.call == "aten.constant_pad_nd":  # a size of its own, and nothing new to see
+                continue
             stages.pop(layer.shape[1:], None)
             stages[layer.shape[1:]] = layer
         stages = {pixels.shape[1:]: pixels, **stages, pixels.shape[1:]: pixels}

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Point", "Points", "gaussian_blur", "inliers", "scale_to_one", "strongest_points"]
+__all__ = [
+    "Point",
+    "Points",
+    "gaussian_blur",
+    "inliers",
+    "levels",
+    "scale_to_one",
+    "strongest_points",
+]
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,15 @@ class Points:
     def __iter__(self) -> Iterator[Point]:
         return (self[i] for i in range(len(self)))
 
-    def __getitem__(self, i: int) -> Point:
+    @overload
+    def __getitem__(self, i: int) -> Point: ...
+
+    @overload
+    def __getitem__(self, i: slice) -> Points: ...
+
+    def __getitem__(self, i: int | slice) -> Point | Points:
+        if isinstance(i, slice):
+            return Points(self.position[i], self.strength[i])
         return Point(tuple(self.position[i].tolist()), float(self.strength[i]))
 
     def __repr__(self) -> str:

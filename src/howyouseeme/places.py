@@ -255,7 +255,8 @@ def _filled(position: Line) -> Line:
     """As `_padded`, for padding that shows as places without a source."""
     known = np.nonzero(~np.isnan(position))[0]
     if len(known) in {1, len(position)}:
-        return np.nan_to_num(position, nan=float(position[known[0]]))
+        alone: Line = np.nan_to_num(position, nan=float(position[known[0]]))
+        return alone
     index = np.arange(len(position))
     upper = np.searchsorted(known, index).clip(1, len(known) - 1)
     rank = upper - 1 + (index - known[upper - 1]) / (known[upper] - known[upper - 1])

@@ -1,0 +1,310 @@
+"""From the evidence of a class to boxes around its objects; no box was ever trained.
+
+Evidence lights up what tells a class, a cat's face and not its back. But the network describes the
+places of one object alike: evidence is spread to places by their likeness, at the stage before the
+last, where the network knows of things and still of places. Where both are, there is the object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .backtrack import Plan
+from .errors import InputError, MissingExtraError
+from .explanation import SURROUNDINGS, Explanation
+from .images import Geometry, Source
+from .maps import levels
+from .places import Layout, layouts, onto_input, spatial
+from .regions import Box, components, edges, suppress
+from .tape import Value
+
+if TYPE_CHECKING:
+    from .explainer import Explainer
+
+__all__ = [
+    "THRESHOLD",
+    "Detection",
+    "detect",
+    "object_map",
+    "object_of",
+    "regions",
+    "to_coco",
+    "to_supervision",
+]
+
+#: The level of the map of an object, 0..1, at which it ends.
+THRESHOLD = 0.22
+
+#: A region with less than this of the strongest one's map is no object.
+LEAST = 0.1
+
+_CELLS = 56  # regions are found on so many cells a side
+_ALIKE = 0.5  # boxes of several classes that overlap more are one object
+
+
+@dataclass(frozen=True)
+class Detection:
+    """An object found.
+
+    >>> found = explanation.boxes()[0][0]
+    >>> found.label, found.score, found.box
+    ('tabby', 0.93, (30.0, 23.5, 165.2, 182.0))
+
+    - `target`: its class; None where another element than a class was asked for; `label`: its name;
+    - `score`: 0..1, the probability of the class (1 where it has none), times how much there is of
+      the object in the map, the strongest of the class being 1;
+    - `box`: x0, y0, x1, y1 in pixels of the user's image, x1 and y1 exclusive.
+    """
+
+    target: int | None
+    label: str
+    score: float
+    box: Box
+
+
+def detect(
+    explainer: Explainer,
+    image: Source,
+    targets: Sequence[int | str] = (),
+    top: int = 1,
+    threshold: float = THRESHOLD,
+) -> tuple[Detection, ...]:
+    """The objects in a photo, best first: of the classes asked for, or of the `top` likeliest ones.
+
+    >>> for found in detect(Explainer("efficientnet-lite0"), "photo.jpg", top=3):
+    ...     print(found.label, found.score, found.box)
+
+    Of the likeliest classes several may mean one object: where their boxes overlap by more than half,
+    the best stays. `threshold` is that of `Explanation.boxes`. Errors are those of the explainer.
+    """
+    explanations = explainer.many(image, list(targets)) if targets else explainer.top(image, k=top)
+    found = [one for explanation in explanations for one in explanation.boxes(threshold)[0]]
+    if targets or not found:  # what was asked for by name is told, also where two share a place
+        return tuple(sorted(found, key=lambda one: -one.score))
+    boxes = torch.tensor([one.box for one in found], dtype=torch.float64)
+    scores = torch.tensor([one.score for one in found], dtype=torch.float64)
+    return tuple(found[i] for i in suppress(boxes, scores, _ALIKE, len(found)).tolist())
+
+
+# From maps to boxes
+
+
+def boxes(explanation: Explanation, i: int, threshold: float) -> tuple[Detection, ...]:
+    """What `Explanation.boxes` finds in image i."""
+    heat = object_of(explanation, i)
+    geometry = explanation.samples[i].geometry
+    assert geometry is not None  # or else there were no map
+    chance = explanation.probability[i]
+    return tuple(
+        Detection(
+            explanation.target[i],
+            explanation.label[i],
+            strength * (1.0 if chance is None else chance),
+            _on_image(box, geometry),
+        )
+        for strength, box in regions(heat, threshold)
+    )
+
+
+def object_of(explanation: Explanation, i: int = 0) -> Tensor:
+    """The map of the object that an answer is seen in, over the model's input [height, width], 0..1.
+
+    >>> heat = object_of(explanation)
+
+    Raises `InputError` where the input is no picture.
+    """
+    sample = explanation.samples[i]
+    if sample.geometry is None:
+        shape = tuple(sample.input.shape)
+        raise InputError(f"An input of the shape {shape} is no picture, and has no boxes.")
+    way, _, row = explanation._trail(i)
+    evidence = explanation.evidence[i].cpu().double().clamp(min=0)
+    return object_map(levels(evidence + SURROUNDINGS * explanation._around[i]), way, row)
+
+
+def object_map(saliency: Tensor, way: Plan, row: int) -> Tensor:
+    """How much each pixel of the input belongs to the object [height, width], 0..1.
+
+    >>> heat = object_map(levels(evidence), plan(tape, tape.output), 0)
+
+    `saliency` [height, width] of sample `row`, 0..1; `way` leads back from its answer. The result is
+    (saliency · likeness²)^(1/3); the saliency itself where the network has no feature maps.
+    """
+    stage = _stage(way)
+    if stage is None:
+        return saliency
+    value, layout = stage
+    features = value.data[row].to(saliency).flatten(1)
+    shape = value.shape[2:]
+    seen = _at_places(saliency, [layout[axis][1] for axis in (2, 3)])
+    likeness = spread(seen.flatten(), features).reshape(1, *shape)
+    drawn = onto_input(likeness, layout, saliency.shape)
+    assert drawn is not None  # the stage has places along both axes
+    low, high = drawn.min(), drawn.max()
+    # Where all places are alike, there is nothing to tell an object by but the evidence itself.
+    alike = (drawn[0] - low) / (high - low) if high > low else torch.ones_like(saliency)
+    return (saliency * alike**2) ** (1 / 3)
+
+
+def spread(seen: Tensor, features: Tensor) -> Tensor:
+    """What is seen at each place, spread twice to places by the likeness of their features: [places]
+
+    >>> spread(saliency_of_places, features)          # [places], [channel, places]
+
+    Likeness is the cosine of the features, less their mean over all places; 0 where it is negative.
+    """
+    features = features - features.mean(1, keepdim=True)
+    features = features / features.norm(dim=0).clamp(min=1e-6)
+    alike = (features.T @ features).clamp(min=0)
+    alike = alike / alike.sum(1, keepdim=True).clamp(min=1e-6)
+    return alike @ (alike @ seen)
+
+
+def regions(heat: Tensor, threshold: float = THRESHOLD) -> list[tuple[float, Box]]:
+    """The connected parts of a map [height, width] that reach a share of its maximum, strongest first.
+
+    >>> strength, (x0, y0, x1, y1) = regions(heat)[0]      # in pixels of the map
+
+    `strength` is how much of the map lies in the part, the first having 1; parts below 0.1 are no objects.
+
+    Raises `InputError` where the threshold isn't between 0 and 1.
+    """
+    if not 0 < threshold < 1:
+        raise InputError(f"A threshold of {threshold:g} leaves no box: give one between 0 and 1.")
+    size = [min(_CELLS, side) for side in heat.shape]
+    cells = F.interpolate(heat[None, None], size=size, mode="area")[0, 0]
+    if not float(cells.max()) > 0:
+        return []
+    cells = cells / cells.max()
+    labels = components(cells >= threshold)
+    numbers, where = labels.unique(return_inverse=True)
+    held = torch.zeros(len(numbers)).to(cells).index_add_(0, where.flatten(), cells.flatten())
+    held[numbers == 0] = 0
+    down, across = (side / count for side, count in zip(heat.shape, size, strict=True))
+    found = []
+    for i in held.sort(descending=True, stable=True).indices.tolist():
+        strength = float(held[i] / held.max())
+        if strength < LEAST:
+            break
+        x0, y0, x1, y1 = edges(cells, labels == numbers[i], threshold)
+        found.append((strength, (x0 * across, y0 * down, x1 * across, y1 * down)))
+    return found
+
+
+def _on_image(box: Box, geometry: Geometry) -> Box:
+    """A box in pixels of the model's input, in pixels of the user's image."""
+    x0, y0, x1, y1 = (
+        min(
+            max(side * geometry.scale[axis] + geometry.offset[axis], 0.0), geometry.image_size[axis]
+        )
+        for side, axis in zip(box, (1, 0, 1, 0), strict=True)
+    )
+    return x0, y0, x1, y1
+
+
+def _stage(way: Plan) -> tuple[Value, Layout] | None:
+    """The last feature map of the stage before the last: that of half the coarsest stride."""
+    known, channels = layouts(way, way.inputs[0]), spatial(way)
+    strides: dict[Value, float] = {}
+    for value, _ in way.steps:  # the last call first
+        if channels.get(value) == 1 and value.data.dim() == 4 and min(value.shape[2:]) > 1:
+            line = known.get(value, {}).get(2)
+            if line is not None and line[0] == 2 and 3 in known[value]:
+                strides[value] = float(np.abs(np.diff(line[1])).mean())
+    if not strides:
+        return None
+    wanted = max(strides.values()) / 2
+    off = {value: round(abs(float(np.log2(s / wanted))), 1) for value, s in strides.items()}
+    nearest = [value for value in strides if off[value] == min(off.values())]
+    chosen = min(nearest, key=lambda value: value.shape[2])  # larger ones of a stage are padded
+    return chosen, known[chosen]
+
+
+def _at_places(heat: Tensor, lines: Sequence[np.ndarray]) -> Tensor:
+    """A map of pixels [height, width], averaged around places given by their lines along each axis."""
+    for axis, line in enumerate(lines):
+        size = heat.shape[axis]
+        reach = max(float(np.abs(np.diff(line)).mean()) / 2, 0.5)
+        apart = np.abs(np.arange(size) - line.clip(0, size - 1)[:, None])
+        window = torch.from_numpy((apart <= reach).astype(float)).to(heat)
+        window = window / window.sum(1, keepdim=True)
+        heat = torch.tensordot(window, heat, dims=([1], [axis])).movedim(0, axis)
+    return heat
+
+
+# To other formats
+
+
+def to_supervision(found: Sequence[Detection]) -> Any:
+    """The objects of one photo as `supervision.Detections`.
+
+    >>> boxes = supervision.BoxAnnotator().annotate(photo, to_supervision(found))
+
+    `class_id` is -1 where no class was asked for; names are in `data["class_name"]`.
+
+    Raises:
+        MissingExtraError: supervision isn't installed.
+    """
+    try:
+        import supervision  # noqa: PLC0415
+    except ImportError as error:
+        raise MissingExtraError(
+            "Detections of supervision need it: pip install 'howyouseeme[apps]'"
+        ) from error
+    return supervision.Detections(
+        xyxy=np.array([one.box for one in found], dtype=np.float32).reshape(-1, 4),
+        confidence=np.array([one.score for one in found], dtype=np.float32),
+        class_id=np.array([-1 if one.target is None else one.target for one in found], dtype=int),
+        data={"class_name": np.array([one.label for one in found], dtype=str)},
+    )
+
+
+def to_coco(
+    found: Mapping[str, Sequence[Detection]], sizes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Any]:
+    """The objects of some photos as a COCO data set, ready for JSON.
+
+    >>> json.dumps(to_coco({"photo.jpg": found}, {"photo.jpg": (480, 640)}))
+
+    `sizes` are height and width of each photo. Images and annotations count from 1; a category's id is
+    its class; each annotation has a `score` as COCO's results do.
+
+    Raises:
+        InputError: a photo has no size, or a detection is of no class.
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    categories: dict[int, str] = {}
+    for number, (name, objects) in enumerate(found.items(), start=1):
+        if name not in sizes:
+            raise InputError(f"The size of {name} is missing: give its height and width.")
+        height, width = sizes[name]
+        images.append({"id": number, "file_name": name, "width": width, "height": height})
+        for one in objects:
+            if one.target is None:
+                raise InputError(f"COCO takes classes, and {one.label or 'a target'} is none.")
+            x0, y0, x1, y1 = (round(side, 2) for side in one.box)
+            categories[one.target] = one.label or str(one.target)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": one.target,
+                    "bbox": [x0, y0, round(x1 - x0, 2), round(y1 - y0, 2)],
+                    "area": round((x1 - x0) * (y1 - y0), 2),
+                    "iscrowd": 0,
+                    "score": round(one.score, 4),
+                }
+            )
+    return {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": i, "name": name} for i, name in sorted(categories.items())],
+    }
