@@ -133,6 +133,10 @@ class Diagonal(Link):
             return Edges(nodes, torch.ones(nodes.shape, device=nodes.device))
         if weight.dim() == 0:
             return Edges(nodes, weight.expand(nodes.shape))
+        if weight.dim() == len(self.in_shape) > 1 and weight.numel() == weight.shape[1]:
+            inner = prod(self.in_shape[2:])  # one a channel
+            channel = torch.div(nodes, inner, rounding_mode="floor") % weight.shape[1]
+            return Edges(nodes, weight.reshape(-1)[channel])
         return Edges(nodes, weight.expand(self.in_shape)[torch.unravel_index(nodes, self.in_shape)])
 
     def transposed(self) -> Diagonal:

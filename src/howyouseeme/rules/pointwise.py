@@ -122,11 +122,17 @@ def batch_norm(call: Call, output: Value) -> Step:
     else:
         if isinstance(mean, Value) or mean is None:
             raise Refusal("batch norm without running statistics is not supported")
-        rstd = (var + eps).rsqrt()
-    scale = _per_channel(weight, x, 1.0) * _per_channel(rstd, x, 1.0)
-    return _affine(
-        x, output, scale, _per_channel(bias, x, 0.0) - _per_channel(mean, x, 0.0) * scale
-    )
+        rstd = None
+
+    def scale() -> Tensor:
+        spread = (var + eps).rsqrt() if rstd is None else rstd
+        return _per_channel(weight, x, 1.0) * _per_channel(spread, x, 1.0)
+
+    def shift() -> Tensor:
+        return _per_channel(bias, x, 0.0) - _per_channel(mean, x, 0.0) * scale()
+
+    rising = weight is None or bool((weight > 0).all())
+    return Step([(x, Diagonal(x.shape, output.shape, scale, rising))], shift)
 
 
 @rule("aten.native_layer_norm")
