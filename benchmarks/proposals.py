@@ -185,7 +185,7 @@ def saliency(setup: Setup, proposer: Proposer) -> str:
 
 Every tenth frame of DAVIS 2016's sequences ({len(frames)} frames) against its mask. F-beta with beta squared .3, at twice
 the map's mean as usual, and at the best of 20 thresholds of each image; mean absolute error (MAE, less is better) of the map, its
-maximum being 1. An empty map has a low MAE since targets are small, and an F of 0.
+maximum being 1. An empty map has a low MAE since targets are small; at twice its mean, all of the frame is taken.
 
 {table(["method", "F-beta", "best F-beta", "MAE"], rows)}
 """
