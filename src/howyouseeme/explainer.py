@@ -124,8 +124,8 @@ class Explainer:
         device: where to run, the model being moved there; where the model is by default.
         together: whether the images of a batch share a pass. PyTorch's kernels round by the size of the
             batch, so that points of nearly the same strength may then change places; alone, each image
-            gets to the bit what it gets without the others. None: alone on a CPU, where it costs no
-            time and takes less memory, together elsewhere.
+            gets to the bit what it gets without the others. None: alone on a CPU, together elsewhere,
+            where many passes cost far more than one.
         parameters: of the method, such as `k` of the seed method.
 
     The model is left as it was: its mode, gradients, hooks and buffers.
