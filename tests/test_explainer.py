@@ -268,7 +268,7 @@ def test_top_explains_the_likeliest_from_one_pass(net: nn.Module, images: Tensor
     separate = [Explainer(net)(images, order[:, rank]) for rank in range(3)]
     calls = count_forwards(net)
     explanations = Explainer(net).top(images, k=3)
-    assert calls == [3]
+    assert calls == [1, 1, 1]
     for rank, (explanation, expected) in enumerate(zip(explanations, separate, strict=True)):
         assert explanation.target == tuple(order[:, rank].tolist())
         same(explanation, expected)
@@ -384,8 +384,26 @@ def test_an_answer_that_depends_on_the_rest_of_the_batch_is_refused(images: Tens
         def forward(self, x: Tensor) -> Tensor:
             return self.net(x - x.mean(0))
 
+    net = Mixing().eval()
     with pytest.raises(InputError, match="depends on the others in its batch"):
-        Explainer(Mixing().eval())(images)
+        Explainer(net, together=True)(images)
+    alone = Explainer(net)(images)  # each is told what it would be alone
+    assert alone.target == tuple(Explainer(net)(image[None]).target[0] for image in images)
+
+
+def test_a_model_that_squeezes_the_batch_away(net: nn.Module, images: Tensor) -> None:
+    class Squeezing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x).squeeze()
+
+    for together in (False, True):
+        found = Explainer(Squeezing().eval(), together=together)(images)
+        same(found, Explainer(net, together=together)(images))
+        assert found.label[0].startswith("class")
 
 
 def test_feature_maps_with_other_axes_than_the_input(images: Tensor) -> None:
@@ -747,7 +765,7 @@ def test_an_overflow_names_the_module_that_made_it(net: nn.Sequential, images: T
     with torch.no_grad():
         net.conv1.weight.fill_(1e30)
         net.conv2.weight.fill_(1e30)
-    with pytest.raises(ModelError, match=r"first made by aten\.convolution\(3x8x8x8\) in conv2"):
+    with pytest.raises(ModelError, match=r"first made by aten\.convolution\(1x8x8x8\) in conv2"):
         Explainer(net)(images)
 
 
@@ -788,8 +806,8 @@ def test_all_unsupported_calls_are_named_at_once(images: Tensor, tmp_path: Path)
     with pytest.raises(hysm.UnsupportedCallError) as caught:
         Explainer(Odd().eval())(images).save(out)
     message = str(caught.value)
-    assert "aten.cumprod(3x3x16x16) in inside" in message
-    assert "aten.renorm(3x4) in the model itself" in message
+    assert "aten.cumprod(1x3x16x16) in inside" in message
+    assert "aten.renorm(1x4) in the model itself" in message
     assert "howyouseeme.rules.rule" in message
     assert not out.exists()
 
@@ -799,9 +817,9 @@ def test_all_unsupported_calls_are_named_at_once(images: Tensor, tmp_path: Path)
     [
         (lambda s: None, InputError, r"class scores\? It is NoneType"),
         (lambda s: {}, InputError, r"class scores\? It is list"),
-        (lambda s: (s * 2, s), InputError, r"Which part .* tuple \(tensor \[3, 4\], tensor"),
-        (lambda s: s[:, :, None], InputError, r"shape \(3, 4, 1\) for 3 image\(s\), not \[batch"),
-        (lambda s: s.sum(), InputError, r"shape \(\) for 3 image"),
+        (lambda s: (s * 2, s), InputError, r"Which part .* tuple \(tensor \[1, 4\], tensor"),
+        (lambda s: s[:, :, None], InputError, r"shape \(1, 4, 1\) for 1 image\(s\), not \[batch"),
+        (lambda s: s.sum(), InputError, r"shape \(\) for 1 image"),
         (lambda s: torch.ones(3, 4), ModelError, "does not depend on its input"),
         (lambda s: torch.from_numpy(s.detach().numpy()), ModelError, "numpy"),
     ],

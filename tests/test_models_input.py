@@ -85,7 +85,7 @@ def test_what_is_said_replaces_what_is_known(here: Path) -> None:
         (["--size", "16", "--mean", "a,b"], "--mean a,b: give a number, or one for each channel"),
         (["--size", "16", "--std", "1,2"], "std has one number for all channels"),
         (["--size", "16", "--std", "0"], "scale and std can't be zero"),
-        (["--size", "0"], "Sizes go from 1 up"),
+        (["--size", "0"], "The size 0 x 0 is none: sizes go from 1 up"),
         (["--mean", "0.5"], "input of their_nets:bare is not known; give --size"),
     ],
 )

@@ -20,7 +20,7 @@ from torchvision import ops
 from howyouseeme import rules
 from howyouseeme.backtrack import plan
 from howyouseeme.errors import ModelError, UnsupportedCallError
-from howyouseeme.links import Link, Matrix
+from howyouseeme.links import Convolution, Link, Matrix
 from howyouseeme.rules import Step, rule
 from howyouseeme.rules.movement import pick as picking
 from howyouseeme.tape import Call, Tape, Value, record
@@ -828,6 +828,16 @@ case(
     P,
     lambda: times(P, np.clip(P.numpy() + 3, 0, 6) / 6),
 )
+case(
+    "mul",
+    "a clamp beyond 1 is no gate",
+    lambda a, b: a * b.clamp(0, 1.5),
+    (P, Q),
+    lambda: [
+        times(P, np.clip(Q.numpy(), 0, 1.5) / 2),
+        times(Q, P.numpy() / 2 * np.clip(Q.numpy(), 0, 1.5) / np.where(Q == 0, 1, Q)),
+    ],
+)
 case("mul", "in place", lambda a, b: a.mul_(b), (P, ROW), lambda: [times(P, ROW.numpy()), None])
 case("div", "a number", lambda a: a / -4, P, lambda: times(P, -0.25))
 case(
@@ -1419,6 +1429,13 @@ for name, label, run, inputs, want in [
     ),
     (
         "addcdiv",
+        "as it comes",
+        torch.addcdiv,
+        (P, Q, R.abs() + 1),
+        lambda: [1, 1 / (R.abs() + 1).numpy(), None],
+    ),
+    (
+        "addcdiv",
         "constant numerator",
         lambda a, c: torch.addcdiv(a, C, c, value=3),
         (P, R.abs() + 1),
@@ -1686,7 +1703,9 @@ def checked(link: Link) -> np.ndarray:
     """J, after making sure that every way to see it agrees."""
     matrix = by_forward(link)
     np.testing.assert_allclose(by_edges(link), matrix, err_msg="edges", **EXACT)
+    check_samples(link, matrix)
     back = link.transposed()
+    check_samples(back, matrix.T)
     assert (back.in_shape, back.out_shape) == (link.out_shape, link.in_shape)
     np.testing.assert_allclose(by_forward(back), matrix.T, err_msg="transposed", **EXACT)
     np.testing.assert_allclose(by_edges(back), matrix.T, err_msg="transposed edges", **EXACT)
@@ -1703,6 +1722,16 @@ def checked(link: Link) -> np.ndarray:
         np.testing.assert_allclose(by_forward(part), want, err_msg="one sign", **EXACT)
         np.testing.assert_allclose(by_edges(part), want, err_msg="edges of one sign", **EXACT)
     return matrix
+
+
+def check_samples(link: Link, matrix: np.ndarray) -> None:
+    """Samples are told apart only where no edge leads from one to another."""
+    for batch in (2, 3, 5):
+        if link.keeps_samples(batch):
+            outputs, inputs = (size // batch for size in matrix.shape)
+            assert matrix.shape == (batch * outputs, batch * inputs)
+            blocks = matrix.reshape(batch, outputs, batch, inputs).any((1, 3))
+            assert not blocks[~np.eye(batch, dtype=bool)].any()
 
 
 def check_identity(value: Value, step: Step) -> None:
@@ -1745,6 +1774,18 @@ def test_rule_is_the_map_of_its_call(case: Case) -> None:
     np.testing.assert_allclose(bias, total_bias, **EXACT)
     for x, before in zip(case.inputs, untouched, strict=True):
         assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("back", [False, True])
+def test_a_convolution_turned_around(back: bool, groups: int) -> None:
+    shape = (6, 4 // groups, 3, 2)
+    inputs, outputs = ((1, 6, 3, 3), (1, 4, 5, 4)) if back else ((1, 4, 5, 4), (1, 6, 3, 3))
+    link = Convolution(inputs, outputs, weights(*shape), [1], [0], [1], groups, back)
+    signs = torch.tensor([1.0, -1, -1, 1, -1, 1], dtype=torch.float64)[: outputs[1]]
+    rows = signs.repeat_interleave(math.prod(outputs[2:]))
+    want = by_forward(link) * rows.numpy()[:, None]
+    np.testing.assert_allclose(checked(link.turned(signs)), want, **EXACT)
 
 
 def test_every_rule_has_a_case() -> None:

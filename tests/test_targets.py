@@ -297,8 +297,10 @@ def test_a_box_stands_against_the_other_classes_of_its_place_alone(images: Tenso
 
 def test_a_box_that_does_not_exist(images: Tensor) -> None:
     net = Detector("sigmoid").eval()
-    with pytest.raises(InputError, match=r"no box 5 in image 0, where Detector keeps 5: .* lower"):
+    with pytest.raises(InputError, match=r"no box 5, where Detector keeps 5: .* lower"):
         hysm.explain(net, images, targets.box(5))
+    with pytest.raises(InputError, match=r"no box 5 in image 0, where Detector keeps 5"):
+        hysm.explain(net, images, targets.box(5), together=True)
     with pytest.raises(InputError, match="no box -1"):
         hysm.explain(net, images, targets.box(-1))
 

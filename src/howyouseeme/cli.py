@@ -836,7 +836,8 @@ def _tell(line: str) -> None:
 def _complain(file: Path | None, error: Exception) -> None:
     """One line about an error on stderr: what was wrong, or that it is our mistake."""
     if isinstance(error, HowYouSeeMeError):
-        sentence = " ".join(str(error).split())
+        # One line, also of those that list what is wrong.
+        sentence = " ".join(str(error).replace(":\n", ": ").replace("\n", "; ").split())
     elif isinstance(error, OSError):
         sentence = _reason(error)
         if error.filename is not None and str(error.filename) != str(file):

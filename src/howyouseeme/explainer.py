@@ -52,16 +52,23 @@ class _Batch:
 
     tensors: tuple[Tensor, ...]
     samples: tuple[tuple[Sample, ...], ...]  # by input, then by image
+    whole: _Batch | None = None  # the batch that this one is an image of
 
     def __len__(self) -> int:
         return len(self.samples[0])
 
     def one(self, i: int) -> _Batch:
-        """Image i alone."""
+        """Image i alone, in memory of its own: kernels may round by how it is aligned."""
         return _Batch(
-            tuple(tensor[i : i + 1] for tensor in self.tensors),
+            tuple(tensor[i : i + 1].clone() for tensor in self.tensors),
             tuple(samples[i : i + 1] for samples in self.samples),
+            self.whole or self,
         )
+
+    @property
+    def given(self) -> str:
+        """The shapes that were given."""
+        return ", ".join(str(tuple(item.shape)) for item in (self.whole or self).tensors)
 
     @property
     def floats(self) -> list[int]:
@@ -115,6 +122,10 @@ class Explainer:
         preprocess: how a photo becomes the model's input; that of the `Network` by default.
         classes: names of the classes, one for each score; those of the `Network` by default.
         device: where to run, the model being moved there; where the model is by default.
+        together: whether the images of a batch share a pass. PyTorch's kernels round by the size of the
+            batch, so that points of nearly the same strength may then change places; alone, each image
+            gets to the bit what it gets without the others. None: alone on a CPU, together elsewhere,
+            where many passes cost far more than one.
         parameters: of the method, such as `k` of the seed method.
 
     The model is left as it was: its mode, gradients, hooks and buffers.
@@ -132,8 +143,10 @@ class Explainer:
         preprocess: Preprocess | None = None,
         classes: Sequence[str] | None = None,
         device: str | torch.device | None = None,
+        together: bool | None = None,
         **parameters: Any,
     ) -> None:
+        self.together = together
         self.method: Method = get_method(method, **parameters)
         if preprocess is not None and not isinstance(preprocess, Preprocess):
             raise InputError(
@@ -209,11 +222,13 @@ class Explainer:
         Each of the `targets` is what a call takes; returned is one explanation for each. Errors are
         those of a call.
 
-        Where the network mixes the samples of a batch, each sample gets a pass of its own.
+        Each image gets a pass of its own unless they go together (see `Explainer`), and also then where
+        the network mixes the samples of a batch. A function of the output always gets that of the batch.
         """
         batch = self._prepare(images)
         targets = [_one_each(target, len(batch)) for target in targets]
-        if any(isinstance(target, list) and any(map(callable, target)) for target in targets):
+        listed = any(isinstance(target, list) and any(map(callable, target)) for target in targets)
+        if listed or not self._goes_together(targets):
             return self._explain_alone(batch, targets)
         tape = self._record(batch, targets)
         explanations = self._explain_all(tape, batch, targets)
@@ -320,7 +335,7 @@ class Explainer:
     def _record(self, batch: _Batch, targets: Sequence[Target | _Rank]) -> Tape:
         module = self.network.module
         readers = [self._reader(target) for target in targets if callable(target)]
-        first, shapes = batch.tensors[0], [tuple(item.shape) for item in batch.tensors]
+        first = batch.tensors[0]
         try:
             tape = record(module, batch.tensors, readers=readers)
         except HowYouSeeMeError:
@@ -329,7 +344,7 @@ class Explainer:
             hint = "" if first.dim() != 3 else " A single image needs a batch axis: image[None]."
             raise InputError(
                 f"The model {self.network.name} can't run on an input of the shape "
-                f"{', '.join(map(str, shapes))} and type {first.dtype}: {_first_line(error)}.{hint}"
+                f"{batch.given} and type {first.dtype}: {_first_line(error)}.{hint}"
             ) from error
         for read, reader in zip(tape.reads, readers, strict=True):
             if read is None and reader.module is not None:
@@ -340,6 +355,12 @@ class Explainer:
             _check_read(read, len(batch))
         _check_finite(tape, module)
         return tape
+
+    def _goes_together(self, targets: Sequence[Target | _Rank]) -> bool:
+        """Whether one pass serves the whole batch."""
+        if any(callable(target) and not isinstance(target, NamedTarget) for target in targets):
+            return True  # functions may have something to say about each sample
+        return self._like().device.type != "cpu" if self.together is None else self.together
 
     def _explain_alone(
         self, batch: _Batch, targets: Sequence[Target | _Rank], together: Tape | None = None
@@ -467,7 +488,9 @@ class Explainer:
         scores = _scores(tape.output)
         # Some networks leave the last convolution's axes of one place: [batch, classes, 1, 1].
         places = tuple(scores.shape[2:])
-        if tuple(scores.shape[:1]) != (batch,) or places not in ((), (1, 1)):
+        # Others squeeze away the batch of a single picture.
+        alone = batch == 1 and scores.data.dim() == 1 and tape.inputs[0].data.dim() > 3
+        if not alone and (tuple(scores.shape[:1]) != (batch,) or places not in ((), (1, 1))):
             raise InputError(
                 f"The model's output has the shape {tuple(scores.shape)} for {batch} image(s), not "
                 "[batch, classes]: is the input [batch, channel, height, width]? For another kind of "

@@ -362,7 +362,10 @@ class Preprocess:
             if len(values) < count:
                 object.__setattr__(self, name, (*values, *values, *values))
         if min(self.size) < 1 or (self.crop_from is not None and self.crop_from < 1):
-            raise InputError(f"Sizes go from 1 up, not {self.size} from {self.crop_from}.")
+            crop = "" if self.crop_from is None else f" cut from {self.crop_from}"
+            raise InputError(
+                f"The size {self.size[0]} x {self.size[1]}{crop} is none: sizes go from 1 up."
+            )
         if self.resize == "crop" and self.crop_from is None:
             raise InputError("resize='crop' needs crop_from, the shorter side before the crop.")
         if self.scale == 0 or 0 in self.std:

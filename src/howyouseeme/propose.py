@@ -22,7 +22,8 @@ from torch.nn import functional as F
 from .backtrack import Plan, plan
 from .errors import InputError, ModelError
 from .images import Geometry, Source, load_image
-from .maps import gaussian_blur, scale_to_one
+from .localize import object_map
+from .maps import gaussian_blur, levels, scale_to_one
 from .methods.base import Trail
 from .methods.evidence import Evidence
 from .models import Network, load_model
@@ -35,7 +36,8 @@ __all__ = ["Proposals", "Proposer", "Region"]
 _CELLS = 28  # maps are brought to so many cells a side
 _LEVEL = 0.35  # of its maximum, for the box of a class
 _LEVELS = (0.15, 0.25, 0.35, 0.45, 0.55)  # for windows that fit a map as a whole
-_FIRST = 4  # so many regions are such windows; then all sizes have their turn
+_OBJECTS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35)  # the same for the map of objects
+_FIRST = 2  # so many regions are such windows; then all sizes have their turn
 _FRAMED = (0.1, 0.1, 0.9, 0.9)  # people put what they take a picture of in its middle
 _SIZES = ((0.02, 22), (0.05, 26), (0.12, 20), (0.3, 14), (0.6, 8), (1.0, 4))  # up to a share: turns
 
@@ -131,16 +133,15 @@ class Proposer:
         """
         if count < 1:
             raise InputError(f"{count} regions are none: give 1 or more.")
-        where, fine, geometry = self._evidence(image, None)
+        where, fine, objects, geometry = self._evidence(image, None)
         heat = (where * fine).sqrt()
-        boxes = _ranked(where, heat, count)
+        boxes = _ranked(where, heat, objects, count)
         shares = _held(heat / heat.sum().clamp(min=1e-12), boxes)
         regions = tuple(
             Region(_on_picture(box, geometry), min(1.0, float(share)))
             for box, share in zip(boxes, shares, strict=True)
         )
-        full = F.interpolate(heat[None, None], size=geometry.input_size, mode="bilinear")[0, 0]
-        saliency = geometry.map_to_image(full.square().numpy())
+        saliency = geometry.map_to_image(_over(heat, geometry).square().numpy())
         return Proposals(saliency / max(float(saliency.max()), 1e-12), regions)
 
     @torch.no_grad()
@@ -151,7 +152,7 @@ class Proposer:
 
         Raises `InputError` when there is no such class, or nothing in the picture speaks for it.
         """
-        where, _, geometry = self._evidence(image, self.network.class_index(target))
+        where, _, _, geometry = self._evidence(image, self.network.class_index(target))
         box = _largest(where)
         if box is None:
             raise InputError(
@@ -159,8 +160,13 @@ class Proposer:
             )
         return _on_picture(box, geometry)
 
-    def _evidence(self, image: Source, target: int | None) -> tuple[Tensor, Tensor, Geometry]:
-        """Where something is, and what is there, [cells, cells] in 0..1 each: from one recorded pass."""
+    def _evidence(
+        self, image: Source, target: int | None
+    ) -> tuple[Tensor, Tensor, Tensor, Geometry]:
+        """Where something is, what is there, and how far objects reach, [cells, cells] in 0..1 each.
+
+        All from one recorded pass.
+        """
         assert self.network.preprocess is not None
         tensor, geometry = self.network.preprocess(load_image(image))
         like = next(self.network.module.parameters(), torch.empty(0))
@@ -176,13 +182,19 @@ class Proposer:
         last, middle = self._stages(way)
         where = torch.zeros(_CELLS, _CELLS)
         fine = torch.zeros(_CELLS, _CELLS)
+        objects = torch.zeros(_CELLS, _CELLS)
         for index, chance in (asked if target is None else {target: 1.0}).items():
             trail = Trail()
             Evidence(focus=False).walk(way, torch.tensor([index], device=like.device), trail)
-            where += chance * scale_to_one(_resized(trail.evidence[last][0].sum(0)))
+            place = scale_to_one(_resized(trail.evidence[last][0].sum(0)))
             detail = _resized(trail.evidence[middle][0].sum(0)).clamp(min=0)
-            fine += chance * scale_to_one(gaussian_blur(detail, 1.5))
-        return scale_to_one(where), scale_to_one(fine), geometry
+            detail = scale_to_one(gaussian_blur(detail, 1.5))
+            where += chance * place
+            fine += chance * detail
+            heat = _over((place * detail).sqrt(), geometry)
+            reach = object_map(levels(heat.double()), way, 0)
+            objects += chance * F.adaptive_avg_pool2d(reach[None], _CELLS)[0].float()
+        return scale_to_one(where), scale_to_one(fine), scale_to_one(objects), geometry
 
     def _stages(self, way: Plan) -> tuple[Value, Value]:
         """The last feature map, and the last one of the stage of stride 8."""
@@ -204,6 +216,11 @@ def _resized(heat: Tensor) -> Tensor:
     return resized[0, 0]
 
 
+def _over(heat: Tensor, geometry: Geometry) -> Tensor:
+    """A map of cells over the model's input."""
+    return F.interpolate(heat[None, None], size=geometry.input_size, mode="bilinear")[0, 0]
+
+
 def _on_picture(box: Any, geometry: Geometry) -> Box:
     """A box in cells, in pixels of the picture."""
     sides: list[float] = []
@@ -218,13 +235,14 @@ def _on_picture(box: Any, geometry: Geometry) -> Box:
 # Regions. Boxes are in cells.
 
 
-def _ranked(where: Tensor, heat: Tensor, count: int) -> Tensor:
+def _ranked(where: Tensor, heat: Tensor, objects: Tensor, count: int) -> Tensor:
     """The most promising windows [at most count, 4], best first."""
     windows = _windows()
-    fits = [
-        _agreement(map > level * map.max(), windows) for map in (where, heat) for level in _LEVELS
-    ]
-    fit = torch.stack(fits).mean(0) + overlaps(windows, torch.tensor(_FRAMED) * _CELLS) / 4
+    maps = ((where, _LEVELS), (heat, _LEVELS), (objects, _OBJECTS))
+    fit = overlaps(windows, torch.tensor(_FRAMED) * _CELLS) / 4
+    for map, at in maps:
+        fits = [_agreement(map > level * map.max(), windows) for level in at]
+        fit += torch.stack(fits).mean(0) / len(maps)
     whole = windows[suppress(windows, fit, 0.5, _FIRST)]
 
     salience, share = _salience(heat, windows), _areas(windows) / _CELLS**2

@@ -7,10 +7,12 @@ mode, gradients, hooks and buffers are as they were.
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -131,6 +133,12 @@ class Tape:
     output: Any  # the model's output, with a Value wherever a tensor depends on the input
     reads: list[Any] = field(default_factory=list)  # what each reader made of what it was given
 
+    def __del__(self) -> None:
+        # Calls and their outputs know each other: left to the garbage collector, the memory of all
+        # activations would stay for a while, and the next tape would have to get fresh one.
+        for call in self.calls:
+            call.outputs = ()
+
     @property
     def values(self) -> Iterator[Value]:
         yield from self.inputs
@@ -149,42 +157,71 @@ class Reader:
     module: nn.Module | None = None
 
 
-def _is_write(op: Any) -> tuple[int, ...]:
-    """Positions of the arguments that the call writes to."""
-    positions = _WRITES.get(op)
-    if positions is None:
-        positions = _WRITES[op] = tuple(
-            position
-            for position, argument in enumerate(op._schema.arguments)
-            if argument.alias_info is not None and argument.alias_info.is_write
-        )
-    return positions
+@dataclass(eq=False, slots=True)
+class _Facts:
+    """What there is to know about an overload, found out once."""
+
+    name: str
+    writes: tuple[int, ...]  # positions of the arguments that the call writes to
+    targets: list[Any]  # those arguments, as the schema has them
+    outs: frozenset[str]  # the names of those that can be given by name only
+    fresh: bool  # whether it returns a tensor that it made
+    moves: bool  # whether it changes but sizes and strides
+    factory: bool
+    uninitialised: bool
+    silent: bool
+    functional: Any = None  # the overload that does the same and writes nothing, once asked for
 
 
-def _functional(op: Any) -> Any:
+def _facts(op: Any) -> _Facts:
+    arguments = op._schema.arguments
+    writes = _writes(op)
+    name = str(op.overloadpacket)
+    base = name.rsplit(".", 1)[-1]
+    if base.endswith("_") and not base.startswith("__"):
+        name = name[:-1]
+    facts = _FACTS[op] = _Facts(
+        name=name,
+        writes=writes,
+        targets=[arguments[i] for i in writes],
+        outs=frozenset(arguments[i].name for i in writes if arguments[i].kwarg_only),
+        fresh=any(item.alias_info is None for item in op._schema.returns),
+        moves=torch.Tag.inplace_view in op.tags,
+        factory=name in _FACTORIES,
+        uninitialised=name in _UNINITIALISED,
+        silent=name in _SILENT_WRITES,
+    )
+    return facts
+
+
+def _writes(op: Any) -> tuple[int, ...]:
+    return tuple(
+        position
+        for position, argument in enumerate(op._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
+
+
+def _functional(op: Any, facts: _Facts) -> Any:
     """The overload that does the same and writes nothing: relu for relu_, add.Tensor for add.out"""
-    found = _FUNCTIONAL.get(op)
-    if found is None:
+    if facts.functional is None:
         wanted = [
             (argument.name, str(argument.type))
             for argument in op._schema.arguments
             if not (argument.kwarg_only and argument.alias_info and argument.alias_info.is_write)
         ]
-        namespace, _, name = _call_name(op).rpartition(".")
+        namespace, _, name = facts.name.rpartition(".")
         packet = getattr(getattr(torch.ops, namespace), name, None)
-        found = op
+        facts.functional = op
         for overload in packet.overloads() if packet is not None else ():
             other = getattr(packet, overload)
             has = [(argument.name, str(argument.type)) for argument in other._schema.arguments]
-            if has == wanted and not _is_write(other):
-                found = other
-        _FUNCTIONAL[op] = found
-    return found
+            if has == wanted and not _writes(other):
+                facts.functional = other
+    return facts.functional
 
 
-_WRITES: dict[Any, tuple[int, ...]] = {}
-_NAMES: dict[Any, str] = {}
-_FUNCTIONAL: dict[Any, Any] = {}
+_FACTS: dict[Any, _Facts] = {}
 
 # They read the shape of their argument, never its contents.
 _FACTORIES = {
@@ -206,23 +243,32 @@ _UNINITIALISED = {
 _SILENT_WRITES = {"aten.native_batch_norm", "aten.cudnn_batch_norm", "aten.miopen_batch_norm"}
 
 
-def _call_name(op: Any) -> str:
-    name = _NAMES.get(op)
-    if name is None:
-        name = str(op.overloadpacket)
-        base = name.rsplit(".", 1)[-1]
-        if base.endswith("_") and not base.startswith("__"):
-            name = name[:-1]
-        _NAMES[op] = name
-    return name
-
-
 def _storage(tensor: Tensor) -> int | None:
     """Identifies the memory behind a tensor; None where it has none of its own (sparse, mkldnn)."""
     try:
         return int(tensor.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):
         return None
+
+
+_UNKNOWN: tuple[None, None] = None, None
+
+
+def _running() -> nn.Module | None:
+    """The module that is running: the innermost one whose call this is part of.
+
+    Read off the stack, as a hook on every module costs more than the call itself.
+    """
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code is not _RECORD:
+        if frame.f_code is _CALL:
+            module: nn.Module = frame.f_locals["self"]
+            return module
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+_CALL = nn.Module._wrapped_call_impl.__code__
 
 
 class _Recorder(TorchDispatchMode):
@@ -241,15 +287,22 @@ class _Recorder(TorchDispatchMode):
         self.reads: list[Any] = [None] * len(readers)
         self.calls: list[Call] = []
         self.count = 0
-        self.modules: list[nn.Module] = []
+        self._thread = threading.get_ident()
         # By id of the tensor, which `_alive` keeps alive: its value, and the memory it had then.
         self._known: dict[int, tuple[Value, int | None]] = {}
         self._alive: list[Tensor] = []
         self._log: dict[int, list[Value]] = {}
         self._sharing: dict[int, list[Value]] = {}
         self._holders: dict[int, list[Call]] = {}  # calls with a constant in that memory
-        self._theirs = {_storage(t) for t in (*model.parameters(), *model.buffers())}
+        self._model = model
+        self._given: set[int | None] = set()  # the memory of the caller's tensors
+        self._theirs: set[int | None] | None = None  # that, and the model's; found when first asked
         self._restore: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Telling torch's compiler to leave this alone takes seconds, to import the compiler."""
+        return False
 
     # -- values ---------------------------------------------------------------------------------
 
@@ -260,7 +313,14 @@ class _Recorder(TorchDispatchMode):
 
     def protect(self, tensor: Tensor) -> None:
         """What the forward pass writes to the memory of this tensor is undone at the end."""
-        self._theirs.add(_storage(tensor))
+        self._given.add(_storage(tensor))
+
+    def _is_theirs(self, key: int) -> bool:
+        """Whether memory is that of the model or the caller, and not of this forward pass."""
+        if self._theirs is None:
+            tensors = (*self._model.parameters(), *self._model.buffers())
+            self._theirs = self._given.union(map(_storage, tensors))
+        return key in self._theirs
 
     def track(self, tensor: Tensor, call: Call | None = None, output: int = 0) -> Value:
         """A value for a tensor that was just made or written."""
@@ -279,8 +339,10 @@ class _Recorder(TorchDispatchMode):
 
     def find(self, tensor: Tensor) -> Value | None:
         """The value that a tensor holds now, or None if it does not depend on the input."""
-        value, place = self._known.get(id(tensor), (None, None))
-        key = _storage(tensor)
+        return self._find(tensor, _storage(tensor))
+
+    def _find(self, tensor: Tensor, key: int | None) -> Value | None:
+        value, place = self._known.get(id(tensor), _UNKNOWN)
         if place != key:  # `tensor.data = other` gave it other memory
             value = None
         log = self._log.get(key) if key is not None else None
@@ -296,19 +358,25 @@ class _Recorder(TorchDispatchMode):
         return fresh
 
     def _add(self, name: str, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        owner = self.modules[-1] if self.modules else None
-        call = Call(name, op, args, kwargs, len(self.calls), owner)
+        call = Call(name, op, args, kwargs, len(self.calls), _running())
         self.calls.append(call)
         return call
 
-    def lift(self, item: Any) -> Any:
+    def _lift(self, item: Any, values: list[Value], constants: list[int | None]) -> Any:
+        """An argument as the tape keeps it; notes the values in it, and the memory of constants."""
         if isinstance(item, Tensor):
+            key = _storage(item)
             if not (item.is_floating_point() or item.is_complex()):
+                constants.append(key)
                 return item.detach()  # under an object whose size and strides stay
-            value = self.find(item)
-            return item if value is None else value
+            value = self._find(item, key)
+            if value is None:
+                constants.append(key)
+                return item
+            values.append(value)
+            return value
         if isinstance(item, (list, tuple)):
-            return type(item)([self.lift(part) for part in item])
+            return type(item)([self._lift(part, values, constants) for part in item])
         return item
 
     # -- calls ----------------------------------------------------------------------------------
@@ -316,60 +384,59 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, op: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        facts = _FACTS.get(op) or _facts(op)
         kwargs = kwargs or {}
-        name, writes = _call_name(op), _is_write(op)
-        targets = [op._schema.arguments[i] for i in writes]
-        outs = {target.name for target in targets if target.kwarg_only}
-        lifted = tuple(self.lift(item) for item in args)
-        lifted_kwargs = {key: self.lift(item) for key, item in kwargs.items() if key not in outs}
-        leaves = pytree.tree_leaves((lifted, lifted_kwargs))
-        depends = name not in _FACTORIES and any(isinstance(leaf, Value) for leaf in leaves)
-        if name in _SILENT_WRITES and args[5]:
+        values: list[Value] = []
+        constants: list[int | None] = []
+        lifted = tuple([self._lift(item, values, constants) for item in args])
+        lifted_kwargs = {
+            key: self._lift(item, values, constants)
+            for key, item in kwargs.items()
+            if key not in facts.outs
+        }
+        depends = bool(values) and not facts.factory
+        if facts.silent and args[5]:
             for statistic in args[3:5]:
                 if statistic is not None:
                     self._preserve(statistic)
-        if not writes:
+        if not facts.writes:
             result = op(*args, **kwargs)
-            if name in _UNINITIALISED:
+            if facts.uninitialised:
                 result.zero_()
             if depends:
-                call = self._add(name, op, lifted, lifted_kwargs)
-                self._hold(call, leaves)
+                call = self._add(facts.name, op, lifted, lifted_kwargs)
+                self._hold(call, constants)
                 call.outputs = self._outputs(result, call)
             return result
 
         written = [
             args[i] if i < len(args) else kwargs.get(target.name)
-            for i, target in zip(writes, targets, strict=True)
+            for i, target in zip(facts.writes, facts.targets, strict=True)
         ]
         tensors = [item for item in pytree.tree_leaves(written) if isinstance(item, Tensor)]
-        moves = torch.Tag.inplace_view in op.tags
         if depends:  # a constant that is written to: keep what it was
             lifted = tuple(
-                item.clone() if i in writes and isinstance(item, Tensor) else item
+                item.clone() if i in facts.writes and isinstance(item, Tensor) else item
                 for i, item in enumerate(lifted)
             )
         for tensor in tensors:
-            self._preserve(tensor, moves)
+            self._preserve(tensor, facts.moves)
         result = op(*args, **kwargs)
         if depends:
-            call = self._add(name, _functional(op), lifted, lifted_kwargs)
-            self._hold(call, leaves)
-            fresh = any(item.alias_info is None for item in op._schema.returns)
-            returned = self._outputs(result, call) if fresh else ()
+            call = self._add(facts.name, _functional(op, facts), lifted, lifted_kwargs)
+            self._hold(call, constants)
+            returned = self._outputs(result, call) if facts.fresh else ()
             call.outputs = returned + tuple(
-                self._written(tensor, call, len(returned) + i, moves)
+                self._written(tensor, call, len(returned) + i, facts.moves)
                 for i, tensor in enumerate(tensors)
             )
         return result
 
-    def _hold(self, call: Call, leaves: list[Any]) -> None:
+    def _hold(self, call: Call, constants: list[int | None]) -> None:
         """Remember where the call's constants lie, in case that they are overwritten later."""
-        for leaf in leaves:
-            if isinstance(leaf, Tensor):
-                key = _storage(leaf)
-                if key is not None:
-                    self._holders.setdefault(key, []).append(call)
+        for key in constants:
+            if key is not None:
+                self._holders.setdefault(key, []).append(call)
 
     def _outputs(self, result: Any, call: Call) -> tuple[Value | None, ...]:
         items = result if isinstance(result, (list, tuple)) else (result,)
@@ -387,7 +454,7 @@ class _Recorder(TorchDispatchMode):
         if key is None:
             return
         memory = tensor.untyped_storage()
-        if key in self._theirs and key not in self._restore:
+        if key not in self._restore and self._is_theirs(key):
             self._restore[key] = (memory, memory.clone())
         self._move_out(key, memory)
 
@@ -430,9 +497,14 @@ class _Recorder(TorchDispatchMode):
                 made = reader.function(output)
                 self.reads[position] = pytree.tree_map(self.result, made)
 
+    def hook(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        """The forward hook of modules that are read."""
+        if threading.get_ident() == self._thread and output is not None:
+            self.read(module, output)
+
     def result(self, item: Any) -> Any:
         """A part of the model's output: a value, or a constant that `restore` won't change."""
-        item = self.lift(item)
+        item = self._lift(item, [], [])
         if isinstance(item, Tensor) and _storage(item) in self._restore:
             return item.clone()
         return item
@@ -442,6 +514,16 @@ class _Recorder(TorchDispatchMode):
         for key, (memory, before) in self._restore.items():
             self._move_out(key, memory)
             memory.copy_(before)
+
+
+@cache
+def _shielded() -> type[_Recorder]:
+    """A recorder that torch's compiler leaves alone, where that is at work already."""
+    methods = {
+        "__torch_dispatch__": _Recorder.__torch_dispatch__,
+        "_should_skip_dynamo": classmethod(lambda cls: True),
+    }
+    return type("_Shielded", (_Recorder,), methods)
 
 
 def _geometry(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], int]:
@@ -454,14 +536,14 @@ _fused = True, True
 
 
 @contextmanager
-def _layers_taken_apart(model: nn.Module) -> Iterator[None]:
+def _layers_taken_apart(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Record transformer layers and LSTMs call by call, not as a whole layer in one call."""
     global _taken_apart, _fused  # noqa: PLW0603 - the switch is PyTorch's, and global as well
     with _HOOKS:
         if not _taken_apart:
             _fused = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
-        if any(isinstance(module, nn.LSTM) for module in model.modules()):
+        if any(isinstance(module, nn.LSTM) for module in modules):
             torch._C._set_mkldnn_enabled(False)
         _taken_apart += 1
     try:
@@ -475,25 +557,11 @@ def _layers_taken_apart(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _following(recorder: _Recorder) -> Iterator[None]:
-    """Tell the recorder which module is running, without a hook on the model itself."""
-    thread = threading.get_ident()
-
-    def enter(module: nn.Module, inputs: Any) -> None:
-        if threading.get_ident() == thread:
-            recorder.modules.append(module)
-
-    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
-        if threading.get_ident() == thread and recorder.modules:
-            recorder.modules.pop()
-            if output is not None:
-                recorder.read(module, output)
-
+def _read_by(recorder: _Recorder) -> Iterator[None]:
+    """Show the recorder the outputs of the modules that it reads."""
+    asked = {reader.module for reader in recorder.readers if reader.module is not None}
     with _HOOKS:
-        handles = [
-            nn.modules.module.register_module_forward_pre_hook(enter),
-            nn.modules.module.register_module_forward_hook(leave, always_call=True),
-        ]
+        handles = [module.register_forward_hook(recorder.hook, prepend=True) for module in asked]
     try:
         yield
     finally:
@@ -503,12 +571,12 @@ def _following(recorder: _Recorder) -> Iterator[None]:
 
 
 @contextmanager
-def _same_buffers(model: nn.Module) -> Iterator[None]:
+def _same_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Undo reassigned buffers (`self.count = self.count + 1`), which no dispatcher sees."""
     # A ScriptModule's are a view of what TorchScript holds, and no dict.
     before = [
         (m._buffers, dict(m._buffers))
-        for m in model.modules()
+        for m in modules
         if m._buffers and isinstance(m._buffers, dict)
     ]
     try:
@@ -540,7 +608,8 @@ def record(
     Raises:
         ModelError: the model, or a part of it, is in training mode.
     """
-    training = [name or type(model).__name__ for name, m in model.named_modules() if m.training]
+    names = {module: name for name, module in model.named_modules()}
+    training = [name or type(model).__name__ for module, name in names.items() if module.training]
     if training:
         raise ModelError(
             f"The model is in training mode ({', '.join(training[:3])}"
@@ -549,11 +618,12 @@ def record(
         )
     kwargs = kwargs or {}
     asked = [item if isinstance(item, Reader) else Reader(item) for item in readers]
-    recorder = _Recorder(model, asked)
+    kind = _shielded() if "torch._dynamo" in sys.modules else _Recorder
+    recorder = kind(model, asked)
     inputs = []
     leaves, spec = pytree.tree_flatten((tuple(args), kwargs))
     # In inference mode the dispatcher shows whole layers, not the calls that they are made of.
-    with torch.inference_mode(False), torch.no_grad(), _same_buffers(model):
+    with torch.inference_mode(False), torch.no_grad(), _same_buffers(names):
         for position, leaf in enumerate(leaves):
             if isinstance(leaf, Tensor):
                 recorder.protect(leaf)
@@ -562,13 +632,15 @@ def record(
                 inputs.append(value)
         args, kwargs = pytree.tree_unflatten(leaves, spec)
         try:
-            with _layers_taken_apart(model), _following(recorder), recorder:
+            with _layers_taken_apart(names), _read_by(recorder), recorder:
                 output = model(*args, **kwargs)
                 recorder.read(None, output)
             output = pytree.tree_map(recorder.result, output)
         finally:
             recorder.restore()
-    names = {module: name for name, module in model.named_modules()}
     for call in recorder.calls:
         call.module = names.get(call.owner, "") if call.owner is not None else ""
     return Tape(inputs, recorder.calls, output, recorder.reads)
+
+
+_RECORD = record.__code__

@@ -100,8 +100,9 @@ def box(index: int) -> Target:
         scores = [item["scores"] for item in found]
         for image, kept in enumerate(scores):
             if not 0 <= index < len(kept):
+                place = f" in image {image}" if len(scores) > 1 else ""
                 raise InputError(
-                    f"There is no box {index} in image {image}, where {network.name} keeps "
+                    f"There is no box {index}{place}, where {network.name} keeps "
                     f"{len(kept)}: ask for a lower number, or lower its score threshold."
                 )
         return torch.stack([kept[index] for kept in scores])

@@ -355,6 +355,7 @@ class Tracker:
         assert self._first is not None
         seen = [self._first, *(self._last if near else ())]
         there = torch.cat([one.nodes for one in seen])
+        share = torch.cat([one.share for one in seen])
         start = nodes / s.likeness
         odds = there.new_zeros(len(seen), len(nodes))
         odds[0] = math.log(s.first)
@@ -365,9 +366,10 @@ class Tracker:
             there = torch.cat([there, places.repeat(len(seen), 1)], 1)
             start = torch.cat([start, places / s.near**2], 1)
             odds -= places.square().sum(1) / (2 * s.near**2)
-        ways = torch.addmm(odds.reshape(-1), start, there.T).softmax(1)
-        share = ways @ torch.cat([one.share for one in seen])
-        return share, (nodes @ self._core.T).max(1).values
+        odds = odds.reshape(-1)
+        # Some nodes at a time: all ways at once would leave the CPU's cache between two passes.
+        ways = (torch.addmm(odds, some, there.T).softmax(1) for some in start.split(_AT_ONCE))
+        return torch.cat([some @ share for some in ways]), (nodes @ self._core.T).max(1).values
 
     def _region(self, heat: Tensor) -> Tensor | None:
         """The cells of the target, without its scattered crumbs; None if there are none."""
@@ -410,6 +412,7 @@ def annotate(frame: np.ndarray, sighting: Sighting) -> np.ndarray:
 
 
 _FOUND, _LOST = (255, 200, 0), (230, 230, 230)
+_AT_ONCE = 196  # nodes that walk back together
 
 
 @dataclass(frozen=True, eq=False)

@@ -154,14 +154,17 @@ def _against_rivals(plan: Plan, nodes: Tensor) -> Tensor:
     they beat, so that something is left to see of it: half of its lead over the mean at least.
     """
     scores, seed = plan.start.data, one_hot(plan, nodes)
+    if scores.dim() == 1 and len(nodes) == 1:  # without the batch
+        scores, seed = scores[None], seed[None]
     table = scores.dim() > 1 and scores.numel() == scores.shape[0] * scores.shape[1]
     if not plan.exclusive or not table or scores.shape[1] < 2:
-        return seed
+        return seed.reshape(plan.start.shape)
     rivals = scores.masked_fill(seed > 0, -torch.inf).softmax(1)
     mean = scores.mean(1, keepdim=True)
     lead, best = ((scores * one).sum(1, keepdim=True) - mean for one in (seed, rivals))
     weight = torch.where(best > 0, (lead / best).clamp(0, 1), 1) / 2
-    return seed - weight * rivals - (1 - weight) / scores.shape[1]
+    contrast = seed - weight * rivals - (1 - weight) / scores.shape[1]
+    return contrast.reshape(plan.start.shape)
 
 
 def _feature_maps(plan: Plan) -> set[Value]:

@@ -109,12 +109,19 @@ def fill(module: nn.Module, state: Mapping[str, torch.Tensor], source: str, name
 
 
 def check_finite(module: nn.Module, name: str) -> None:
-    """Raise `ModelError` naming the first parameter or buffer that holds NaN or infinity.
+    """Raise `ModelError` naming the first parameter or buffer that holds NaN, infinity or nothing yet.
 
     check_finite(module, "my network")
     """
     for key, value in module.state_dict().items():
-        if isinstance(value, torch.Tensor) and not torch.isfinite(value).all():
+        if not isinstance(value, torch.Tensor):
+            continue
+        if value.is_meta:
+            raise ModelError(
+                f"{name} can't be explained: {key} is on the meta device, where tensors have no "
+                "contents; load its weights first."
+            )
+        if not torch.isfinite(value).all():
             raise ModelError(f"{name} can't be explained: {key} holds NaN or infinity.")
 
 
