@@ -46,11 +46,20 @@ _EXAMPLE = {
         "python": "3.11.7",
         "model": "efficientnet-lite0",
         "method": "evidence",
-        "parameters": {"contrast": True, "focus": True, "nodes": None},
+        "parameters": {"contrast": True, "focus": True},
         "input_shape": [3, 224, 224],
         "dtype": "float32",
         "device": "cpu",
-        "preprocess": None,
+        "preprocess": {
+            "size": [224, 224],
+            "resize": "crop",
+            "crop_from": 256,
+            "mean": [127.0, 127.0, 127.0],
+            "std": [128.0, 128.0, 128.0],
+            "scale": 1.0,
+            "channels": "rgb",
+            "interpolation": "bicubic",
+        },
     },
 }
 

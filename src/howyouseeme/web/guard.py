@@ -27,7 +27,7 @@ color:#1c1c20}input,button{font:inherit;width:100%;box-sizing:border-box;padding
 border:1px solid #8a8a94;border-radius:.5rem}button{background:#1c1c20;color:#fff;border:0}</style>
 <h1>howyouseeme</h1><form method="post" action="/login"><label>Token of this server
 <input name="token" type="password" autocomplete="current-password" autofocus required></label>
-<button>Open</button><p role="alert">%s</p></form></html>"""
+<button>Open</button><p role="alert">{said}</p></form></html>"""
 
 
 def problem(status: int, sentence: str, headers: dict[str, str] | None = None) -> JSONResponse:
@@ -36,6 +36,10 @@ def problem(status: int, sentence: str, headers: dict[str, str] | None = None) -
     >>> problem(413, "The request is too large.")
     """
     return JSONResponse({"detail": sentence}, status, headers)
+
+
+def _login(said: str = "") -> str:
+    return _LOGIN.replace("{said}", said)
 
 
 class OnlyThese:
@@ -172,7 +176,7 @@ class TokenNeeded:
 
     def _refuse(self, request: Request) -> Response:
         if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
-            return HTMLResponse(_LOGIN % "", 401, {"WWW-Authenticate": "Bearer"})
+            return HTMLResponse(_login(), 401, {"WWW-Authenticate": "Bearer"})
         return problem(
             401,
             "This server needs its token: send the header Authorization: Bearer TOKEN.",
@@ -181,12 +185,12 @@ class TokenNeeded:
 
     async def _login(self, request: Request) -> Response:
         if request.method != "POST":
-            return HTMLResponse(_LOGIN % "")
+            return HTMLResponse(_login())
         form: Any = await request.form(max_files=0, max_fields=4)
         given = form.get("token")
         if not isinstance(given, str) or not self._same(given.strip()):
             await asyncio.sleep(0.5)
-            return HTMLResponse(_LOGIN % "That isn't it.", 401)
+            return HTMLResponse(_login("That isn't it."), 401)
         response = RedirectResponse("/", 303)
         response.set_cookie(
             _COOKIE,

@@ -30,6 +30,14 @@ function percent(share) {
   return `${(100 * share).toFixed(1)} %`;
 }
 
+// With two digits, however little it is: that of a single node is.
+function fine(share) {
+  const hundredths = 100 * share;
+  if (!hundredths) return "0 %";
+  const digits = clamp(1 - Math.floor(Math.log10(Math.abs(hundredths))), 0, 6);
+  return `${hundredths.toFixed(digits)} %`;
+}
+
 function make(tag, className, text) {
   const made = document.createElement(tag);
   if (className) made.className = className;
@@ -139,6 +147,7 @@ function place(pane) {
 function build() {
   const holder = find("panes");
   holder.replaceChildren();
+  find("infos").replaceChildren();
   find("links").replaceChildren();
   for (const [number, pane] of panes.entries()) {
     const scene = pane.scene;
@@ -152,7 +161,8 @@ function build() {
     pane.canvas.setAttribute("role", "img");
     pane.canvas.style.setProperty("--aspect", scene.width / scene.height);
     pane.info = make("div", "info");
-    frame.append(head, pane.canvas, pane.info);
+    find("infos").append(pane.info);
+    frame.append(head, pane.canvas);
     holder.append(frame);
     listen(pane);
     const links = make("span", "link-group");
@@ -169,7 +179,7 @@ function build() {
     }
     find("links").append(links);
   }
-  holder.dataset.count = panes.length;
+  holder.dataset.count = find("infos").dataset.count = panes.length;
   const slider = find("slider");
   slider.max = last();
   film();
@@ -203,7 +213,9 @@ function film() {
       pen.textAlign = "center";
       pen.fillText("class", wide / 2, small.height / 2 + wide / 24);
     } else {
-      drawStage(pen, pane, i - 1, small.width / pane.scene.width, small.height / pane.scene.height);
+      const [across, down] = [small.width / pane.scene.width, small.height / pane.scene.height];
+      if (i < last()) drawStage(pen, pane, i - 1, across, down);
+      else drawPoints(pen, pane, across, down, 1);
     }
     frame.append(small);
     frame.addEventListener("click", () => {
@@ -474,7 +486,7 @@ function tell(pane) {
   }
   if (pane.node) {
     const [, , channel, share] = pane.node;
-    pane.info.append(make("p", "hint", `Channel ${channel} holds ${percent(share)} of the evidence here, at one place.`));
+    pane.info.append(make("p", "hint", `Channel ${channel} holds ${fine(share)} of the evidence of this stage, at this one place.`));
   }
   if (pane.path) {
     const now = Math.round(place(pane)) - 1;
@@ -490,7 +502,7 @@ function tell(pane) {
       row.append(
         make("td", "", node.name),
         make("td", "", node.name === "pixels" ? ["red", "green", "blue"][node.channel] || node.channel : node.channel),
-        make("td", "", percent(node.share))
+        make("td", "", fine(node.share))
       );
       body.append(row);
     }
@@ -500,7 +512,7 @@ function tell(pane) {
     roll.append(table);
     pane.info.append(
       roll,
-      make("p", "hint", `${percent(pane.path.share)} of all the evidence is in this pixel. Evidence is that of the one node, as a share of its stage.`)
+      make("p", "hint", `This pixel holds ${fine(pane.path.share)} of all the evidence. In each stage it is that of one channel at one place, as a share of the whole stage.`)
     );
   }
 }
