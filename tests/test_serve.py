@@ -178,8 +178,8 @@ def test_detect_gives_coco(client: TestClient) -> None:
     assert {one["name"] for one in told["categories"]} <= {"dog", "cat"}
     for one in told["annotations"]:
         x, y, width, height = one["bbox"]
-        assert 0 <= x
-        assert 0 <= y
+        assert x >= 0
+        assert y >= 0
         assert x + width <= 40.01
         assert y + height <= 30.01
 
@@ -688,7 +688,9 @@ def test_a_missing_extra_names_the_command(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_command_serves_and_ends_when_it_is_interrupted() -> None:
     code = "from howyouseeme.cli import main; main()"
     command = [sys.executable, "-c", code, "serve", "--port", "0", "--no-page"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
         assert run.stdout is not None
         line = run.stdout.readline()
         assert line.startswith("howyouseeme is at http://127.0.0.1:")

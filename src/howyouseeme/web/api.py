@@ -173,8 +173,6 @@ _ModelName = Annotated[
     str | None,
     Query(
         description="A name that `GET /v1/models` lists; the first of them if none is given.",
-        max_length=200,
-        examples=["efficientnet-lite0"],
     ),
 ]
 _TOP = re.compile(r"top([0-9]{1,4})", re.IGNORECASE)

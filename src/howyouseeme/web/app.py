@@ -55,6 +55,7 @@ def make_app(networks: Sequence[Network], settings: Settings | None = None) -> F
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.worker.open()  # where it was closed: an application may be started again
         if settings.page:
             await app.state.page.open()
         yield
@@ -78,8 +79,7 @@ def make_app(networks: Sequence[Network], settings: Settings | None = None) -> F
     async def measured() -> Response:
         return metrics.page()
 
-    if settings.token is not None:
-        _ask_for_token(app)
+    _describe(app, service, settings)
     if settings.page:
         from .page import add_page  # noqa: PLC0415 - Gradio takes seconds to import
 
@@ -111,15 +111,22 @@ def _middleware(settings: Settings, metrics: Metrics) -> list[Middleware]:
     return [*guards, Middleware(OnlyThese, paths=paths)]
 
 
-def _ask_for_token(app: FastAPI) -> None:
-    """Tell of the token in the OpenAPI document too."""
+def _describe(app: FastAPI, service: Service, settings: Settings) -> None:
+    """Tell of this server's networks, and of the token, in the OpenAPI document too."""
     made = app.openapi
 
-    def with_token() -> dict[str, Any]:
+    def described() -> dict[str, Any]:
         schema = made()
-        schemes = schema.setdefault("components", {}).setdefault("securitySchemes", {})
-        schemes["token"] = {"type": "http", "scheme": "bearer"}
-        schema["security"] = [{"token": []}]
+        for operation in (one for path in schema["paths"].values() for one in path.values()):
+            for parameter in operation.get("parameters", ()):
+                if parameter["name"] == "model":
+                    parameter["schema"] = {"type": "string", "enum": service.names}
+                    parameter["example"] = service.names[0]
+                    parameter.pop("examples", None)
+        if settings.token is not None:
+            schemes = schema.setdefault("components", {}).setdefault("securitySchemes", {})
+            schemes["token"] = {"type": "http", "scheme": "bearer"}
+            schema["security"] = [{"token": []}]
         return schema
 
-    app.openapi = with_token  # type: ignore[method-assign]
+    app.openapi = described  # type: ignore[method-assign]

@@ -66,10 +66,17 @@ class Worker:
         self._most, self._batch, self._watch = queue, batch, watch
         self._jobs: deque[_Job[Any, Any]] = deque()
         self._ready = threading.Condition()
-        self._closed = False
+        self._closed = True
         self._each = 0.5  # seconds that a job takes, about
-        self._thread = threading.Thread(target=self._work, name="howyouseeme-worker", daemon=True)
-        self._thread.start()
+        self.open()
+
+    def open(self) -> None:
+        """Begin to work; does nothing where it has begun."""
+        if self._closed:
+            self._closed = False
+            name = "howyouseeme-worker"
+            self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+            self._thread.start()
 
     @property
     def waiting(self) -> int:
