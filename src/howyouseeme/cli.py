@@ -556,6 +556,96 @@ def detect(
         sys.exit(1)
 
 
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Its port."
+)
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    default=[DEFAULT_MODEL],
+    show_default=True,
+    help="Network to load now, as for `howyouseeme explain`; repeatable, the first is the default.",
+)
+@click.option(
+    "--weights",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File with the weights of the network, where there is one --model.",
+)
+@click.option(
+    "--allow-model",
+    "allowed",
+    multiple=True,
+    help="Network that may be asked for too, and is loaded then; repeatable. No other ever is.",
+)
+@click.option(
+    "--token",
+    envvar="HOWYOUSEEME_TOKEN",
+    help="What all must know who use the server; needed with a --host that others can reach. "
+    "Better given in the environment variable HOWYOUSEEME_TOKEN, which no list of processes shows.",
+)
+@click.option("--page/--no-page", default=True, help="Serve the page too, or the API alone.")
+@click.option(
+    "--max-mb",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Size of a request to the API, in MiB; 20 if not given.",
+)
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(min=1),
+    help="Pixels of a photo; 50,000,000 if not given.",
+)
+@click.option(
+    "--max-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    help="From a request to its answer; 60 if not given.",
+)
+@click.option(
+    "--max-queue",
+    type=click.IntRange(min=1),
+    help="Requests that wait, 32 if not given; more are told that the server is busy.",
+)
+@click.option("--device", default="cpu", show_default=True, help="Such as cpu, cuda or mps.")
+@_verbose_option
+def serve(
+    *,
+    host: str,
+    port: int,
+    models: tuple[str, ...],
+    weights: Path | None,
+    allowed: tuple[str, ...],
+    token: str | None,
+    page: bool,
+    max_mb: float | None,
+    max_pixels: int | None,
+    max_seconds: float | None,
+    max_queue: int | None,
+    device: str,
+) -> None:
+    """Serve a page to play with in a browser, and an HTTP API (described at /docs)."""
+    if weights is not None and len(models) > 1:
+        raise click.UsageError(
+            "--weights are those of one --model; let a factory load the others'."
+        )
+    from .web import Limits, Settings  # noqa: PLC0415
+    from .web import serve as run  # noqa: PLC0415
+
+    asked: dict[str, Any] = {
+        "body": None if max_mb is None else round(max_mb * 2**20),
+        "pixels": max_pixels,
+        "seconds": max_seconds,
+        "queue": max_queue,
+    }
+    limits = replace(
+        Limits(), **{name: given for name, given in asked.items() if given is not None}
+    )
+    settings = Settings(host, port, token or None, page, allowed, device, limits)
+    networks = [_load(model, weights, device) for model in dict.fromkeys(models)]
+    run(networks, settings, say=click.echo)
+
+
 # What to explain
 
 

@@ -458,8 +458,6 @@ class Explanation:
 
     def _views(self, i: int) -> list[Any]:
         """One layer for each resolution, the last of its kind, for a strip of pictures."""
-        from . import draw  # noqa: PLC0415
-
         stages: dict[tuple[int, ...], Layer] = {}
         pixels, *above = self.layers(i)
         for layer in above:
@@ -467,14 +465,21 @@ class Explanation:
                 continue
             stages.pop(layer.shape[1:], None)
             stages[layer.shape[1:]] = layer
-        stages = {pixels.shape[1:]: pixels, **stages, pixels.shape[1:]: pixels}
+        return self._drawn(
+            i, [pixels, *(stages[size] for size in stages if size != pixels.shape[1:])]
+        )
+
+    def _drawn(self, i: int, layers: Sequence[Layer]) -> list[Any]:
+        """Each of some layers as it is drawn over the photo, but those whose places are no pixels'."""
+        from . import draw  # noqa: PLC0415
+
         geometry = self.samples[i].geometry
         assert geometry is not None  # a picture is being drawn
         (height, width), (down, across) = geometry.input_size, geometry.scale
         top, left = geometry.offset
         box = (left, top, left + width * across, top + height * down)
         views = []
-        for layer in stages.values():
+        for layer in layers:
             size = torch.Size((height, width))
             heat = onto_input(layer.map[None], layer.layout, size)
             if heat is None:  # its places are those of no pixel

@@ -69,12 +69,14 @@ class Video(AbstractContextManager["Video"]):
         self.close()
 
 
-def open_video(source: str | Path) -> Video:
+def open_video(source: str | Path, kind: str | None = None) -> Video:
     """A video file, a folder of frames (in the order of their names), or a webcam.
 
     >>> open_video("walk.mp4"), open_video("frames/"), open_video("webcam"), open_video("webcam:1")
 
-    A webcam is named by its number; on Windows by its name, `webcam:Integrated Camera`.
+    A webcam is named by its number; on Windows by its name, `webcam:Integrated Camera`. `kind` is the
+    only format that a file may have, as FFmpeg calls it: for files from others, since some formats
+    are lists of other files.
 
     Raises:
         InputError: there is no such file, folder or webcam, or it is no video or has no frames.
@@ -88,7 +90,7 @@ def open_video(source: str | Path) -> Video:
         return _open_webcam(name)
     if not path.is_file():
         raise InputError(f"There is no video {name}; check its name and folder.")
-    return _open_stream(name, name)
+    return _open_stream(name, name, kind)
 
 
 def _open_folder(folder: Path) -> Video:
@@ -109,15 +111,15 @@ def _open_webcam(name: str) -> Video:
         "darwin": (which, "avfoundation"),
         "win32": (f"video={which}", "dshow"),
     }.get(sys.platform, (f"/dev/video{which}", "v4l2"))
-    return _open_stream(name, file, system)
+    return _open_stream(name, file, system, webcam=True)
 
 
-def _open_stream(name: str, file: str, system: str | None = None) -> Video:
+def _open_stream(name: str, file: str, kind: str | None = None, webcam: bool = False) -> Video:
     av = _av()
     try:
-        container = av.open(file, format=system)
+        container = av.open(file, format=kind)
     except (av.FFmpegError, OSError, ValueError) as error:
-        if system is not None:
+        if webcam:
             raise InputError(
                 f"{name} can't be opened ({_reason(error)}); is it connected?"
             ) from error

@@ -1,0 +1,505 @@
+"""The HTTP API: the JSON of the command line, or PNG, for a photo that is sent."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import PurePath
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi import APIRouter, FastAPI, File, Query, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from PIL import Image
+from starlette.exceptions import HTTPException
+
+from .. import __version__, localize
+from ..draw import boxes_picture, percent, stack_pictures
+from ..errors import HowYouSeeMeError, InputError, MissingExtraError, ModelError
+from ..explanation import Explanation
+from ..propose import Proposals
+from .guard import problem
+from .service import MOST_CLASSES, Question, Service, TooLargeError
+from .worker import BusyError, LateError
+
+__all__ = ["add_api", "status_of"]
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+_PNG, _JSON = "image/png", "application/json"
+
+_EXAMPLE = {
+    "schema": 1,
+    "image": {"name": "photo.jpg", "size": [300, 451]},
+    "target": {"index": 285, "label": "Egyptian cat", "probability": 0.797},
+    "coverage": 0.049,
+    "points": [[104.63, 169.63, 8.13183e-05], [107.31, 169.63, 7.41407e-05]],
+    "provenance": {
+        "howyouseeme": __version__,
+        "torch": "2.14.1",
+        "python": "3.11.7",
+        "model": "efficientnet-lite0",
+        "method": "evidence",
+        "parameters": {"contrast": True, "focus": True},
+        "input_shape": [3, 224, 224],
+        "dtype": "float32",
+        "device": "cpu",
+        "preprocess": {
+            "size": [224, 224],
+            "resize": "crop",
+            "crop_from": 256,
+            "mean": [127.0, 127.0, 127.0],
+            "std": [128.0, 128.0, 128.0],
+            "scale": 1.0,
+            "channels": "rgb",
+            "interpolation": "bicubic",
+        },
+    },
+}
+
+_BOXES = {
+    "images": [{"id": 1, "file_name": "photo.jpg", "width": 451, "height": 300}],
+    "annotations": [
+        {
+            "id": 1,
+            "image_id": 1,
+            "category_id": 285,
+            "bbox": [101.5, 20.25, 240.0, 260.5],
+            "area": 62520.0,
+            "iscrowd": 0,
+            "score": 0.797,
+        }
+    ],
+    "categories": [{"id": 285, "name": "Egyptian cat"}],
+}
+
+_REGIONS = {
+    "image": {"name": "photo.jpg", "size": [451, 300]},
+    "regions": [{"box": [96.0, 12.5, 350.1, 290.0], "share": 0.8312}],
+}
+
+_NUMBER = {"type": "number"}
+_WHOLE = {"type": "integer"}
+_TEXT = {"type": "string"}
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+def _list(items: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"type": "array", "items": items, **more}
+
+
+def _explanation_schema() -> dict[str, Any]:
+    """The schema that comes with the package, without what only a file has."""
+    text = (files("howyouseeme") / "data" / "explanation.schema.json").read_text("utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    return {name: item for name, item in schema.items() if not name.startswith("$")}
+
+
+_COCO_SCHEMA = _object(
+    images=_list(_object(id=_WHOLE, file_name=_TEXT, width=_WHOLE, height=_WHOLE)),
+    annotations=_list(
+        _object(
+            id=_WHOLE,
+            image_id=_WHOLE,
+            category_id=_WHOLE,
+            bbox=_list(_NUMBER, minItems=4, maxItems=4),
+            area=_NUMBER,
+            iscrowd=_WHOLE,
+            score=_NUMBER,
+        )
+    ),
+    categories=_list(_object(id=_WHOLE, name=_TEXT)),
+)
+
+_REGIONS_SCHEMA = _object(
+    image=_object(name=_TEXT, size=_list(_WHOLE, minItems=2, maxItems=2)),
+    regions=_list(_object(box=_list(_NUMBER, minItems=4, maxItems=4), share=_NUMBER)),
+)
+
+_ERROR = _object(detail={"type": "string", "description": "One sentence: what was wrong."})
+
+_RETRY = {
+    "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}
+}
+
+_SAID: dict[int, tuple[str, str]] = {
+    400: ("The request can't be read.", "There was an error parsing the body"),
+    401: ("The token is missing or wrong.", "This server needs its token: send the header Authorization: Bearer TOKEN."),
+    406: ("Neither JSON nor PNG will do.", "This can be had as application/json or image/png."),
+    408: ("The request took too long to arrive.", "The request took too long to arrive."),
+    413: ("The request has too many bytes, or the photo too many pixels.", "The request is larger than 20 MiB, the limit."),
+    422: ("There is no such class, model or method, or the photo can't be read.", "efficientnet-lite0 has no class 'cart'; did you mean oxcart (690)?"),
+    500: ("The model can't be loaded, or a mistake of ours.", "unexpected error, please report it"),
+    503: ("Busy: the queue is full. Try again after `Retry-After` seconds.", "The server is busy; try again in 3 s."),
+    504: ("It took too long.", "This took longer than 60 s; try again, or with a smaller task."),
+}  # fmt: skip
+
+
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {
+        status: {
+            "description": _SAID[status][0],
+            "content": {_JSON: {"schema": _ERROR, "example": {"detail": _SAID[status][1]}}},
+            **({"headers": _RETRY} if status == 503 else {}),
+        }
+        for status in statuses
+    }
+
+
+def _answers(schema: dict[str, Any], example: Any, *, png: str) -> dict[int | str, dict[str, Any]]:
+    good = {
+        "description": f"JSON, or with `Accept: image/png` {png}.",
+        "content": {
+            _JSON: {"schema": schema, "example": example},
+            _PNG: {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+    return {200: good, **_errors(*_SAID)}
+
+
+_Photo = Annotated[
+    UploadFile, File(description="A JPEG, PNG, WebP, GIF, BMP or TIFF; its first frame is taken.")
+]
+_ModelName = Annotated[
+    str | None,
+    Query(
+        description="A name that `GET /v1/models` lists; the first of them if none is given.",
+    ),
+]
+_TOP = re.compile(r"top([0-9]{1,4})", re.IGNORECASE)
+
+router = APIRouter(prefix="/v1")
+
+
+@router.post(
+    "/explain",
+    summary="Which pixels made the network say this?",
+    response_class=JSONResponse,
+    responses=_answers(
+        {
+            "anyOf": [
+                _explanation_schema(),
+                _list(_explanation_schema(), description="Where `target` is topN."),
+            ]
+        },
+        _EXAMPLE,
+        png="the picture",
+    ),
+)
+async def explain(
+    request: Request,
+    photo: _Photo,
+    model: _ModelName = None,
+    target: Annotated[
+        str | None,
+        Query(
+            description="The class to explain, by name or index; or `top3` for the three likeliest "
+            f"(top1 to top{MOST_CLASSES}), which gives a list. The likeliest one if not given.",
+            max_length=200,
+            examples=["tiger cat", "282", "top3"],
+        ),
+    ] = None,
+    method: Annotated[
+        Literal["evidence", "seed", "exact"], Query(description="How to walk back.")
+    ] = "evidence",
+    layers: Annotated[
+        bool, Query(description="Add to the picture where each stage of the network looks.")
+    ] = False,
+) -> Response:
+    """The points that the answer came from, strongest first, and how it was made.
+
+    The JSON is that of the command line, described in docs/json.md and by `explanation.schema.json`.
+    """
+    kind = _kind(request)
+    top = None if target is None else _TOP.fullmatch(target.strip())
+    data, name = await _read(photo)
+    question = Question(
+        data,
+        name,
+        model,
+        method,
+        target if top is None else None,
+        None if top is None else int(top[1]),
+    )
+
+    def render(found: list[Explanation], _: Image.Image) -> bytes:
+        if kind == _PNG:
+            return _png(stack_pictures(*(one.picture(0, layers) for one in found)))
+        told = [one.to_dict() for one in found]
+        return _json(told[0] if top is None else told)
+
+    return Response(await _service(request).explain(question, render), media_type=kind)
+
+
+@router.post(
+    "/detect",
+    summary="Where are the objects?",
+    response_class=JSONResponse,
+    responses=_answers(_COCO_SCHEMA, _BOXES, png="the photo with the boxes"),
+)
+async def detect(
+    request: Request,
+    photo: _Photo,
+    model: _ModelName = None,
+    target: Annotated[
+        list[Annotated[str, Query(max_length=200)]] | None,
+        Query(
+            description=f"Classes to look for, by name or index; {MOST_CLASSES} at most.",
+            max_length=MOST_CLASSES,
+            examples=[["tabby"]],
+        ),
+    ] = None,
+    top: Annotated[
+        int | None,
+        Query(
+            description="Look for so many of the likeliest classes instead, 1 if not given.",
+            ge=1,
+            le=MOST_CLASSES,
+        ),
+    ] = None,
+    threshold: Annotated[
+        float,
+        Query(
+            description="Level of its map at which an object ends; more makes boxes smaller.",
+            gt=0,
+            lt=1,
+        ),
+    ] = localize.THRESHOLD,
+) -> Response:
+    """Boxes around objects, as a COCO data set of one image; the network was only trained to name them."""
+    kind = _kind(request)
+    if target and top is not None:
+        raise InputError("Say what to look for: target or top, not both.")
+    data, name = await _read(photo)
+
+    def render(found: Sequence[localize.Detection], image: Image.Image) -> bytes:
+        if kind == _PNG:
+            texts = [(one.box, f"{one.label} {percent(one.score)}") for one in found]
+            return _png(boxes_picture(image, texts))
+        return _json(localize.to_coco({name: found}, {name: (image.height, image.width)}))
+
+    content = await _service(request).detect(
+        data, render, model=model, targets=target or (), top=top or 1, threshold=threshold
+    )
+    return Response(content, media_type=kind)
+
+
+@router.post(
+    "/propose",
+    summary="What is worth looking at?",
+    response_class=JSONResponse,
+    responses=_answers(_REGIONS_SCHEMA, _REGIONS, png="the saliency and the first regions"),
+)
+async def propose(
+    request: Request,
+    photo: _Photo,
+    model: _ModelName = None,
+    count: Annotated[int, Query(description="Regions at most.", ge=1, le=1000)] = 100,
+) -> Response:
+    """Regions of the photo, the most promising first, before anybody asks for a class."""
+    kind = _kind(request)
+    data, name = await _read(photo)
+
+    def render(found: Proposals, image: Image.Image) -> bytes:
+        return _png(found.picture(image)) if kind == _PNG else _json(found.to_dict(name))
+
+    content = await _service(request).propose(data, render, model=model, count=count)
+    return Response(content, media_type=kind)
+
+
+@router.get(
+    "/models",
+    summary="Which networks can be asked?",
+    responses={
+        200: {
+            "description": "Those that the server was started with; the first one is the default.",
+            "content": {
+                _JSON: {
+                    "schema": _object(
+                        models=_list(
+                            _object(
+                                name=_TEXT,
+                                loaded={"type": "boolean"},
+                                classes={"type": ["integer", "null"]},
+                                input={"anyOf": [_list(_WHOLE), {"type": "null"}]},
+                            )
+                        )
+                    ),
+                    "example": {
+                        "models": [
+                            {
+                                "name": "efficientnet-lite0",
+                                "loaded": True,
+                                "classes": 1000,
+                                "input": [224, 224],
+                            }
+                        ]
+                    },
+                }
+            },
+        },
+        **_errors(401),
+    },
+)
+async def models(request: Request) -> dict[str, Any]:
+    """Their names, whether they are loaded, and, if so, the number of classes and the input's size.
+
+    `classes` is null where their names aren't known; `input` is [height, width] in pixels.
+    """
+    service = _service(request)
+    listed = []
+    for name in service.names:
+        network = service.loaded(name)
+        known = network is not None and network.classes is not None
+        listed.append(
+            {
+                "name": name,
+                "loaded": network is not None,
+                "classes": len(network.classes or ()) if network is not None and known else None,
+                "input": list(network.preprocess.size)
+                if network is not None and network.preprocess is not None
+                else None,
+            }
+        )
+    return {"models": listed}
+
+
+health = APIRouter()
+
+
+@health.get(
+    "/healthz",
+    summary="Is it alive?",
+    responses={
+        200: {
+            "description": "Yes.",
+            "content": {
+                _JSON: {
+                    "schema": _object(status={"const": "ok"}, waiting=_WHOLE),
+                    "example": {"status": "ok", "waiting": 0},
+                }
+            },
+        },
+        503: {
+            "description": "No: start it again.",
+            "content": {_JSON: {"schema": _ERROR}},
+        },
+    },
+)
+async def healthz(request: Request) -> Response:
+    """Whether explanations are being made, and how many requests wait."""
+    worker = _service(request).worker
+    if not worker.alive:
+        return problem(503, "The worker has ended; start the server again.")
+    return JSONResponse({"status": "ok", "waiting": worker.waiting})
+
+
+# Errors
+
+
+def status_of(error: HowYouSeeMeError) -> int:
+    """The HTTP status of an error.
+
+    >>> status_of(BusyError(3))
+    503
+    """
+    for kind, status in (
+        (BusyError, 503),
+        (LateError, 504),
+        (TooLargeError, 413),
+        (ModelError, 500),
+        (MissingExtraError, 500),
+    ):
+        if isinstance(error, kind):
+            return status
+    return 422
+
+
+async def _told(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HowYouSeeMeError)
+    headers = {"Retry-After": str(error.seconds)} if isinstance(error, BusyError) else None
+    return problem(status_of(error), " ".join(str(error).split()), headers)
+
+
+async def _invalid(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    said = []
+    for one in error.errors():
+        where = ".".join(str(part) for part in one["loc"] if part not in {"query", "body"})
+        said.append(f"{where or 'The request'}: {one['msg']}")
+    return problem(422, "; ".join(said) + ".")
+
+
+async def _http(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return problem(error.status_code, str(error.detail), dict(error.headers or {}))
+
+
+async def _unexpected(_: Request, error: Exception) -> Response:
+    log.error("unexpected error", exc_info=error)
+    return problem(500, f"unexpected error, please report it ({type(error).__name__})")
+
+
+def add_api(app: FastAPI) -> None:
+    """Add the API's routes and the way that it tells errors; `app.state.service` answers.
+
+    >>> add_api(app)
+    """
+    app.include_router(router)
+    app.include_router(health)
+    app.add_exception_handler(HowYouSeeMeError, _told)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+# In and out
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+def _kind(request: Request) -> str:
+    """What the other side wants: PNG if it says so, or else JSON."""
+    wanted: dict[str, float] = {}
+    for part in request.headers.get("accept", "*/*").split(","):
+        name, *parameters = (item.strip().lower() for item in part.split(";"))
+        weight = next((item[2:] for item in parameters if item.startswith("q=")), "1")
+        try:
+            wanted[name] = float(weight)
+        except ValueError:
+            wanted[name] = 0.0
+    best = {
+        kind: max(wanted.get(kind, 0.0), *(wanted.get(any_, 0.0) - 1e-6 for any_ in wildcards))
+        for kind, wildcards in ((_JSON, ("application/*", "*/*")), (_PNG, ("image/*", "*/*")))
+    }
+    if max(best.values()) <= 0:
+        raise HTTPException(406, _SAID[406][1])
+    return _PNG if best[_PNG] > best[_JSON] else _JSON
+
+
+async def _read(photo: UploadFile) -> tuple[bytes, str]:
+    """The bytes of what was uploaded, and the last part of its name."""
+    name = PurePath((photo.filename or "").replace("\\", "/")).name
+    return await photo.read(), name[:255] or "photo"
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _json(data: Any) -> bytes:
+    return json.dumps(data, allow_nan=False).encode()

@@ -1,0 +1,202 @@
+"""What every request passes before it reaches the API or the page: tokens, sizes, and no more than is used."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+from collections.abc import Iterable
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from . import Limits
+
+__all__ = ["BodyLimit", "OnlyThese", "SafeHeaders", "TokenNeeded", "problem"]
+
+_COOKIE = "howyouseeme"
+
+_LOGIN = """<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><title>howyouseeme</title>
+<style>body{font:16px/1.5 system-ui,sans-serif;max-width:24rem;margin:15vh auto;padding:0 1rem;
+color:#1c1c20}input,button{font:inherit;width:100%;box-sizing:border-box;padding:.6rem;margin:.3rem 0;
+border:1px solid #8a8a94;border-radius:.5rem}button{background:#1c1c20;color:#fff;border:0}</style>
+<h1>howyouseeme</h1><form method="post" action="/login"><label>Token of this server
+<input name="token" type="password" autocomplete="current-password" autofocus required></label>
+<button>Open</button><p role="alert">{said}</p></form></html>"""
+
+
+def problem(status: int, sentence: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """An error, as the API tells it.
+
+    >>> problem(413, "The request is too large.")
+    """
+    return JSONResponse({"detail": sentence}, status, headers)
+
+
+def _login(said: str = "") -> str:
+    return _LOGIN.replace("{said}", said)
+
+
+class OnlyThese:
+    """Lets requests through only where their paths begin with one of some, or are `/`.
+
+    Gradio has many routes, some of which read files or fetch from elsewhere; the page needs few.
+    """
+
+    def __init__(self, app: ASGIApp, paths: Iterable[str]) -> None:
+        self.app, self._paths = app, tuple(paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] != "/":
+            if not scope["path"].startswith(self._paths):
+                await problem(404, "There is nothing here.")(scope, receive, send)
+                return
+        elif scope["type"] == "websocket":  # there are none
+            return
+        await self.app(scope, receive, send)
+
+
+class BodyLimit:
+    """Refuses requests that are too large, or too slow to arrive."""
+
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+        self.app, self._limits = app, limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        upload = scope["path"].startswith("/gradio_api/upload")
+        most = self._limits.upload if upload else self._limits.body
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._limits.seconds * (10 if upload else 1)
+        got = 0
+        arrived = started = False
+
+        async def measured() -> Message:
+            nonlocal got, arrived
+            if arrived:  # what comes now is that the other side has gone
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), max(0.0, until - loop.time()))
+            except asyncio.TimeoutError:
+                raise HTTPException(408, "The request took too long to arrive.", _CLOSE) from None
+            got += len(message.get("body", b""))
+            if got > most:
+                raise _too_large(most)
+            arrived = not message.get("more_body", False)
+            return message
+
+        async def noted(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            length = Headers(scope=scope).get("content-length", "")
+            if length.isascii() and length.isdecimal() and int(length[:20]) > most:
+                raise _too_large(most)
+            await self.app(scope, measured, noted)
+        except HTTPException as refused:
+            if started:
+                raise
+            await problem(refused.status_code, refused.detail, _CLOSE)(scope, receive, send)
+
+
+_CLOSE = {"Connection": "close"}
+
+
+def _too_large(most: int) -> HTTPException:
+    return HTTPException(
+        413, f"The request is larger than {most / 2**20:.3g} MiB, the limit.", _CLOSE
+    )
+
+
+class SafeHeaders:
+    """Tells browsers to load nothing from elsewhere, and to show the page in no other."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def noted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["X-Content-Type-Options"] = "nosniff"
+                headers["Referrer-Policy"] = "no-referrer"
+                headers["Content-Security-Policy"] = _POLICY
+            await send(message)
+
+        await self.app(scope, receive, noted)
+
+
+# Gradio's page has scripts and styles in it, and makes functions of text.
+_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; media-src 'self' data: blob:; "
+    "font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:; "
+    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
+)
+
+
+class TokenNeeded:
+    """Lets only those through who know the token: by a header, or by a cookie after logging in."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self.app = app
+        self._token = token.encode()
+        # The cookie isn't the token, which may be used elsewhere.
+        self._cookie = hmac.new(self._token, b"howyouseeme page", hashlib.sha256).hexdigest()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] == "/healthz":
+            await self.app(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        if request.url.path == "/login":
+            await (await self._login(request))(scope, receive, send)
+        elif self._known(request):
+            await self.app(scope, receive, send)
+        else:
+            await self._refuse(request)(scope, receive, send)
+
+    def _known(self, request: Request) -> bool:
+        kind, _, given = request.headers.get("authorization", "").partition(" ")
+        if kind.lower() == "bearer" and self._same(given.strip()):
+            return True
+        return hmac.compare_digest(request.cookies.get(_COOKIE, "").encode(), self._cookie.encode())
+
+    def _same(self, given: str) -> bool:
+        return hmac.compare_digest(given.encode("utf-8", "replace"), self._token)
+
+    def _refuse(self, request: Request) -> Response:
+        if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
+            return HTMLResponse(_login(), 401, {"WWW-Authenticate": "Bearer"})
+        return problem(
+            401,
+            "This server needs its token: send the header Authorization: Bearer TOKEN.",
+            {"WWW-Authenticate": "Bearer"},
+        )
+
+    async def _login(self, request: Request) -> Response:
+        if request.method != "POST":
+            return HTMLResponse(_login())
+        form: Any = await request.form(max_files=0, max_fields=4)
+        given = form.get("token")
+        if not isinstance(given, str) or not self._same(given.strip()):
+            await asyncio.sleep(0.5)
+            return HTMLResponse(_login("That isn't it."), 401)
+        response = RedirectResponse("/", 303)
+        response.set_cookie(
+            _COOKIE,
+            self._cookie,
+            httponly=True,
+            samesite="strict",
+            secure=request.url.scheme == "https",
+        )
+        return response

@@ -1,0 +1,167 @@
+"""One thread that does the heavy work, in the order of a queue; what comes together is done together."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from ..errors import HowYouSeeMeError
+
+__all__ = ["BusyError", "LateError", "Worker"]
+
+G = TypeVar("G")
+T = TypeVar("T")
+
+_FADING = 0.2  # of what an average remembers, the share of the last one
+
+
+class BusyError(HowYouSeeMeError):
+    """The queue is full; `seconds` from now there should be room."""
+
+    def __init__(self, seconds: int) -> None:
+        super().__init__(f"The server is busy; try again in {seconds} s.")
+        self.seconds = seconds
+
+
+class LateError(HowYouSeeMeError):
+    """It took too long."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"This took longer than {seconds:g} s; try again, or with a smaller task.")
+
+
+@dataclass(eq=False)
+class _Job(Generic[G, T]):
+    run: Callable[[Sequence[G]], Sequence[T]]
+    given: G
+    key: Hashable  # jobs of one key are run together; None: alone
+    until: float
+    seconds: float
+    future: Future[T]
+
+
+class Worker:
+    """Runs jobs one after the other, in a thread of its own.
+
+    >>> worker = Worker(queue=32, batch=8)
+    >>> future = worker.submit(explain, photo, key="efficientnet-lite0", seconds=30)
+
+    One thread, because explaining keeps a core busy and holds the GIL for much of the time: more
+    would only slow each other down, and the answers to everything else.
+
+    `run` is given what was given of several jobs with the same key, up to `batch`, and returns as many
+    results. If it fails, each is run alone, so that none suffers from another. A job that is cancelled,
+    or too late, before its turn is not run.
+    """
+
+    def __init__(
+        self, queue: int, batch: int, watch: Callable[[int, float], None] = lambda *_: None
+    ) -> None:
+        self._most, self._batch, self._watch = queue, batch, watch
+        self._jobs: deque[_Job[Any, Any]] = deque()
+        self._ready = threading.Condition()
+        self._closed = True
+        self._each = 0.5  # seconds that a job takes, about
+        self.open()
+
+    def open(self) -> None:
+        """Begin to work; does nothing where it has begun."""
+        if self._closed:
+            self._closed = False
+            name = "howyouseeme-worker"
+            self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+            self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs wait."""
+        return len(self._jobs)
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def submit(
+        self,
+        run: Callable[[Sequence[G]], Sequence[T]],
+        given: G,
+        *,
+        seconds: float,
+        key: Hashable = None,
+    ) -> Future[T]:
+        """A result that will be there, or fail with `LateError`, within about `seconds`.
+
+        Raises:
+            BusyError: the queue is full.
+        """
+        future: Future[T] = Future()
+        job = _Job(run, given, key, time.monotonic() + seconds, seconds, future)
+        with self._ready:
+            if self._closed or len(self._jobs) >= self._most:
+                raise BusyError(max(1, math.ceil(len(self._jobs) * self._each / 2)))
+            self._jobs.append(job)
+            self._ready.notify()
+        return future
+
+    def close(self) -> None:
+        """End after the job that is running; the others are cancelled."""
+        with self._ready:
+            self._closed = True
+            for job in self._jobs:
+                job.future.cancel()
+            self._jobs.clear()
+            self._ready.notify()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while jobs := self._take():
+            begun = time.monotonic()
+            self._run(jobs)
+            taken = time.monotonic() - begun
+            self._each += _FADING * (taken / len(jobs) - self._each)
+            self._watch(len(jobs), taken)
+            del jobs  # a thread that waits shall keep nobody's photo
+
+    def _take(self) -> list[_Job[Any, Any]]:
+        """The next jobs; none when there will be no more."""
+        with self._ready:
+            while True:
+                self._ready.wait_for(lambda: self._jobs or self._closed)
+                if not self._jobs:
+                    return []
+                first = self._jobs.popleft()
+                same = [job for job in self._jobs if first.key is not None and job.key == first.key]
+                together = [first, *same[: self._batch - 1]]
+                for job in together[1:]:
+                    self._jobs.remove(job)
+                if wanted := [job for job in together if self._wanted(job)]:
+                    return wanted
+
+    @staticmethod
+    def _wanted(job: _Job[Any, Any]) -> bool:
+        if not job.future.set_running_or_notify_cancel():
+            return False
+        if time.monotonic() > job.until:
+            job.future.set_exception(LateError(job.seconds))
+            return False
+        return True
+
+    @staticmethod
+    def _run(jobs: Sequence[_Job[Any, Any]]) -> None:
+        try:
+            results = jobs[0].run([job.given for job in jobs])
+        except BaseException as error:
+            if len(jobs) == 1:
+                jobs[0].future.set_exception(error)
+                return
+            for job in jobs:
+                Worker._run([job])
+            return
+        for job, result in zip(jobs, results, strict=True):
+            job.future.set_result(result)

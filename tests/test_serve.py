@@ -1,0 +1,699 @@
+"""The HTTP API: what it answers, with which status, and what it keeps out."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from torch import nn
+
+import howyouseeme as hysm
+from howyouseeme.cli import main
+from howyouseeme.web import Limits, Settings, serve
+
+pytest.importorskip("fastapi", reason="pip install 'howyouseeme[serve]'")
+
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from howyouseeme.web.app import make_app
+from howyouseeme.web.service import Question, Service
+from howyouseeme.web.worker import BusyError, LateError, Worker
+
+jsonschema = pytest.importorskip("jsonschema")
+
+HOME = "http://127.0.0.1"
+TOKEN = "a token that nobody guesses"
+CAT = hysm.sample_photo("cat").read_bytes()
+
+
+def tiny(name: str = "tiny") -> hysm.Network:
+    """A network that takes no time."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 4),
+    )
+    classes = ("cat", "dog", "tiger cat", "rocket")
+    return hysm.Network(name, module.eval(), hysm.Preprocess((32, 32)), classes)
+
+
+def not_loaded() -> hysm.Network:
+    """A factory that tells whether it was called."""
+    FACTORY_CALLS.append("called")
+    return tiny("made")
+
+
+FACTORY_CALLS: list[str] = []
+
+
+def picture(width: int = 40, height: int = 30, kind: str = "PNG") -> bytes:
+    noise = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def client_of(app: FastAPI, **headers: str) -> TestClient:
+    return TestClient(app, HOME, headers=headers, raise_server_exceptions=False)
+
+
+@pytest.fixture
+def limits() -> Limits:
+    return Limits(body=200_000, pixels=100_000, seconds=20, queue=4, batch=3)
+
+
+@pytest.fixture
+def app(limits: Limits) -> FastAPI:
+    return make_app([tiny(), tiny("other")], Settings(page=False, limits=limits))
+
+
+@pytest.fixture
+def client(app: FastAPI) -> Iterator[TestClient]:
+    with client_of(app) as client:
+        yield client
+
+
+def send(client: TestClient, path: str = "/v1/explain", photo: bytes | None = None, **more: Any):
+    given = {"photo": ("folder/photo.png", picture() if photo is None else photo)}
+    return client.post(path, files=given, **more)
+
+
+# -- answers
+
+
+def test_explain_gives_the_json_of_the_command_line(tmp_path: Path) -> None:
+    photo = tmp_path / "cat.jpg"
+    photo.write_bytes(CAT)
+    network = hysm.load_model()
+    hysm.explain(network, photo).save(tmp_path / "out")
+    with client_of(make_app([network], Settings(page=False))) as client:
+        answer = client.post("/v1/explain", files={"photo": ("cat.jpg", CAT)})
+    told = answer.json()
+    schema = json.loads((files("howyouseeme") / "data" / "explanation.schema.json").read_text())
+    jsonschema.validate(told, schema)
+    command_line = json.loads((tmp_path / "out" / "cat.json").read_text())
+    command_line["image"]["name"] = "cat.jpg"  # it tells the path that it was given
+    assert told == command_line
+
+
+def test_a_class_can_be_asked_for(client: TestClient) -> None:
+    for target in ("dog", "1"):
+        told = send(client, params={"target": target}).json()
+        assert told["target"]["index"] == 1
+        assert told["target"]["label"] == "dog"
+    assert told["image"] == {"name": "photo.png", "size": [30, 40]}
+
+
+def test_the_likeliest_classes_come_in_a_list(client: TestClient) -> None:
+    told = send(client, params={"target": "top3"}).json()
+    chances = [one["target"]["probability"] for one in told]
+    assert len(told) == 3
+    assert chances == sorted(chances, reverse=True)
+
+
+def test_another_network_and_method(client: TestClient) -> None:
+    told = send(client, params={"model": "other", "method": "seed"}).json()
+    assert told["provenance"]["model"] == "other"
+    assert told["provenance"]["method"] == "seed"
+
+
+@pytest.mark.parametrize("path", ["/v1/explain", "/v1/detect", "/v1/propose"])
+def test_png_where_it_is_asked_for(client: TestClient, path: str) -> None:
+    answer = send(client, path, headers={"Accept": "image/png"})
+    assert answer.headers["content-type"] == "image/png"
+    with Image.open(io.BytesIO(answer.content)) as image:
+        assert image.format == "PNG"
+        image.load()
+
+
+def test_the_picture_of_several_classes_and_of_layers_is_taller(client: TestClient) -> None:
+    heights = []
+    for params in ({}, {"target": "top2"}, {"layers": "true"}):
+        answer = send(client, params=params, headers={"Accept": "image/png"})
+        with Image.open(io.BytesIO(answer.content)) as image:
+            heights.append(image.height)
+    assert heights[0] < min(heights[1:])
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("*/*", "application/json"),
+        ("application/json, image/png;q=0.5", "application/json"),
+        ("application/json;q=0.1, image/*", "image/png"),
+        ("text/html, image/png", "image/png"),
+        ("image/png;q=nonsense, application/json", "application/json"),
+    ],
+)
+def test_what_is_accepted_decides(client: TestClient, accept: str, kind: str) -> None:
+    answer = send(client, headers={"Accept": accept})
+    assert (answer.status_code, answer.headers["content-type"]) == (200, kind)
+
+
+def test_detect_gives_coco(client: TestClient) -> None:
+    told = send(client, "/v1/detect", params={"target": ["dog", "cat"]}).json()
+    assert told["images"] == [{"id": 1, "file_name": "photo.png", "width": 40, "height": 30}]
+    assert {one["name"] for one in told["categories"]} <= {"dog", "cat"}
+    for one in told["annotations"]:
+        x, y, width, height = one["bbox"]
+        assert x >= 0
+        assert y >= 0
+        assert x + width <= 40.01
+        assert y + height <= 30.01
+
+
+def test_propose_gives_regions(client: TestClient) -> None:
+    told = send(client, "/v1/propose", params={"count": 7}).json()
+    assert told["image"] == {"name": "photo.png", "size": [40, 30]}
+    assert 1 <= len(told["regions"]) <= 7
+
+
+def test_models(client: TestClient) -> None:
+    told = client.get("/v1/models").json()["models"]
+    assert told[0] == {"name": "tiny", "loaded": True, "classes": 4, "input": [32, 32]}
+    assert [one["name"] for one in told] == ["tiny", "other"]
+
+
+def test_health_and_metrics(client: TestClient) -> None:
+    assert client.get("/healthz").json() == {"status": "ok", "waiting": 0}
+    send(client)
+    client.get("/v1/models")
+    told = client.get("/metrics").text
+    line = 'howyouseeme_requests_total{method="POST",path="/v1/explain",status="200"} 1.0'
+    assert line in told
+    assert "howyouseeme_batch_size_count 1.0" in told
+    assert "process_resident_memory_bytes" in told
+
+
+def test_labels_of_metrics_are_few(client: TestClient) -> None:
+    for path in ("/a", "/b", "/v1/c"):
+        client.get(path)
+    told = client.get("/metrics").text
+    assert 'path="page"' in told
+    assert "/v1/c" not in told
+
+
+def test_the_openapi_page_works_offline(client: TestClient) -> None:
+    page = client.get("/docs").text
+    assert "http" not in page.replace("http://www.w3.org", "")
+    for name in ("swagger-ui-bundle.js", "swagger-ui.css"):
+        assert client.get(f"/static-offline-docs/{name}").status_code == 200
+    schema = client.get("/openapi.json").json()
+    assert set(schema["paths"]) == {
+        "/v1/explain",
+        "/v1/detect",
+        "/v1/propose",
+        "/v1/models",
+        "/healthz",
+    }
+
+
+def test_examples_of_the_openapi_document_fit_their_schemas(client: TestClient) -> None:
+    checked = 0
+    for methods in client.get("/openapi.json").json()["paths"].values():
+        for operation in methods.values():
+            for response in operation["responses"].values():
+                for content in response.get("content", {}).values():
+                    if "example" in content:
+                        jsonschema.validate(content["example"], content["schema"])
+                        checked += 1
+    assert checked > 20
+
+
+# -- what is refused
+
+
+def detail(answer: Any) -> str:
+    sentence = answer.json()["detail"]
+    assert isinstance(sentence, str)
+    assert "\n" not in sentence
+    return sentence
+
+
+@pytest.mark.parametrize(
+    ("params", "part"),
+    [
+        ({"target": "cart"}, "no class 'cart'"),
+        ({"target": "4"}, "no class 4"),
+        ({"target": ""}, "no class ''"),
+        ({"target": "top0"}, "from top1 to top10"),
+        ({"target": "top11"}, "from top1 to top10"),
+        ({"target": "top9"}, "no class of rank"),
+        ({"model": "torchvision:vgg16"}, "it has tiny, other"),
+        ({"model": "os:getcwd"}, "it has tiny, other"),
+        ({"model": "/etc/passwd"}, "it has tiny, other"),
+        ({"method": "magic"}, "method"),
+        ({"target": "x" * 300}, "target"),
+    ],
+)
+def test_422_for_what_cannot_be_asked(client: TestClient, params: Any, part: str) -> None:
+    answer = send(client, params=params)
+    assert answer.status_code == 422
+    assert part in detail(answer)
+
+
+@pytest.mark.parametrize(
+    "photo",
+    [
+        b"",
+        b"no picture",
+        picture()[:200],
+        picture(kind="PPM"),
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    ],
+    ids=["empty", "text", "cut", "ppm", "eps", "svg"],
+)
+@pytest.mark.parametrize("path", ["/v1/explain", "/v1/detect", "/v1/propose"])
+def test_422_for_what_is_no_photo(client: TestClient, path: str, photo: bytes) -> None:
+    answer = send(client, path, photo)
+    assert answer.status_code == 422
+    assert "photo" in detail(answer).lower() or "data" in detail(answer)
+
+
+def test_422_without_a_photo(client: TestClient) -> None:
+    answer = client.post("/v1/explain")
+    assert answer.status_code == 422
+    assert detail(answer) == "photo: Field required."
+    assert client.post("/v1/explain", data={"photo": "text"}).status_code == 422
+
+
+def test_422_for_two_ways_to_say_what_to_detect(client: TestClient) -> None:
+    answer = send(client, "/v1/detect", params={"target": "dog", "top": 2})
+    assert answer.status_code == 422
+    assert "not both" in detail(answer)
+    assert send(client, "/v1/detect", params={"threshold": 1}).status_code == 422
+    assert send(client, "/v1/propose", params={"count": 0}).status_code == 422
+
+
+def test_413_for_a_request_that_is_too_large(client: TestClient) -> None:
+    answer = send(client, photo=bytes(300_000))
+    assert answer.status_code == 413
+    assert "0.191 MiB" in detail(answer)
+
+
+def test_413_also_where_the_size_is_not_told_before(client: TestClient) -> None:
+    def parts() -> Iterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="photo"; filename="a"\r\n\r\n'
+        for _ in range(40):
+            yield bytes(10_000)
+        yield b"\r\n--x--\r\n"
+
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    answer = client.post("/v1/explain", content=parts(), headers=headers)
+    assert answer.status_code == 413
+
+
+def test_413_for_too_many_pixels(client: TestClient) -> None:
+    buffer = io.BytesIO()
+    Image.new("L", (400, 300)).save(buffer, "PNG")
+    answer = send(client, photo=buffer.getvalue())
+    assert answer.status_code == 413
+    assert detail(answer).startswith("The photo has 400 x 300 pixels, more than the limit")
+
+
+def test_413_for_a_picture_that_unpacks_to_far_too_much(client: TestClient) -> None:
+    buffer = io.BytesIO()
+    Image.new("1", (30_000, 30_000)).save(buffer, "PNG")
+    assert len(buffer.getvalue()) < 200_000
+    assert send(client, photo=buffer.getvalue()).status_code == 413
+
+
+def test_400_404_405_406(client: TestClient) -> None:
+    headers = {"Content-Type": "multipart/form-data"}
+    assert client.post("/v1/explain", content=b"junk", headers=headers).status_code == 400
+    for path in ("/v1/nothing", "/gradio_api/file=/etc/passwd", "/../../etc/passwd", "/x"):
+        assert client.get(path).status_code == 404
+    refused = client.get("/v1/explain")
+    assert refused.status_code == 405
+    assert refused.headers["allow"] == "POST"
+    assert send(client, headers={"Accept": "text/html"}).status_code == 406
+    assert send(client, headers={"Accept": "image/png;q=0"}).status_code == 406
+
+
+def test_500_tells_no_more_than_it_must(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a secret of the server")
+
+    monkeypatch.setattr(app.state.service, "explain", fail)
+    with client_of(app) as client:
+        answer = send(client)
+    assert answer.status_code == 500
+    assert detail(answer) == "unexpected error, please report it (RuntimeError)"
+
+
+def slow_app(limits: Limits, seconds: float) -> FastAPI:
+    """An application whose network takes its time."""
+    network = tiny()
+    network.module.register_forward_pre_hook(lambda *_: time.sleep(seconds))
+    return make_app([network], Settings(page=False, limits=limits))
+
+
+def test_503_when_the_queue_is_full() -> None:
+    app = slow_app(Limits(queue=2, batch=1, seconds=30), 0.3)
+    with client_of(app) as client, ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda _: send(client), range(12)))
+    statuses = [answer.status_code for answer in answers]
+    assert set(statuses) == {200, 503}
+    assert statuses.count(200) >= 3
+    busy = next(answer for answer in answers if answer.status_code == 503)
+    assert int(busy.headers["retry-after"]) >= 1
+    assert detail(busy) == f"The server is busy; try again in {busy.headers['retry-after']} s."
+
+
+def test_504_when_it_takes_too_long() -> None:
+    app = slow_app(Limits(queue=8, batch=1, seconds=0.5), 1.5)
+    with client_of(app) as client, ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda _: send(client), range(3)))
+    late = [answer for answer in answers if answer.status_code == 504]
+    assert len(late) == 2  # the first one was begun in time, and is let finish
+    assert "longer than 0.5 s" in detail(late[0])
+
+
+def test_the_event_loop_answers_while_the_worker_works() -> None:
+    app = slow_app(Limits(seconds=30), 2.0)
+    with client_of(app) as client, ThreadPoolExecutor(1) as pool:
+        working = pool.submit(send, client)
+        time.sleep(0.3)
+        begun = time.monotonic()
+        assert client.get("/healthz").status_code == 200
+        assert time.monotonic() - begun < 1.0
+        assert not working.done()
+        assert working.result().status_code == 200
+
+
+# -- tokens, hosts
+
+
+@pytest.fixture
+def guarded() -> Iterator[TestClient]:
+    with client_of(make_app([tiny()], Settings("0.0.0.0", token=TOKEN, page=False))) as client:
+        yield client
+
+
+def test_401_without_the_token(guarded: TestClient) -> None:
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"}):
+        answer = guarded.get("/v1/models", headers=headers)
+        assert answer.status_code == 401
+        assert answer.headers["www-authenticate"] == "Bearer"
+    assert guarded.get("/metrics").status_code == 401
+    assert guarded.get("/openapi.json").status_code == 401
+    assert guarded.get("/healthz").status_code == 200
+
+
+def test_the_token_opens(guarded: TestClient) -> None:
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    assert guarded.get("/v1/models", headers=headers).status_code == 200
+    assert send(guarded, headers=headers).status_code == 200
+    schema = guarded.get("/openapi.json", headers=headers).json()
+    assert schema["security"] == [{"token": []}]
+
+
+def test_a_browser_logs_in(guarded: TestClient) -> None:
+    page = guarded.get("/", headers={"Accept": "text/html"})
+    assert page.status_code == 401
+    assert "<form" in page.text
+    wrong = guarded.post("/login", data={"token": "wrong"})
+    assert wrong.status_code == 401
+    right = guarded.post("/login", data={"token": TOKEN}, follow_redirects=False)
+    assert right.status_code == 303
+    cookie = right.headers["set-cookie"]
+    assert TOKEN not in cookie
+    assert "HttpOnly" in cookie
+    assert "samesite=strict" in cookie.lower()
+    assert guarded.get("/v1/models").status_code == 200
+
+
+def test_a_wide_host_needs_a_token() -> None:
+    for host in ("0.0.0.0", "::", "192.0.2.1", "example.org"):
+        with pytest.raises(hysm.InputError, match="give a token"):
+            Settings(host)
+        Settings(host, token=TOKEN)
+    with pytest.raises(hysm.InputError, match="can be guessed"):
+        Settings("0.0.0.0", token="short")
+    for host in ("127.0.0.1", "::1", "localhost"):
+        Settings(host)
+
+
+def test_a_name_that_was_made_to_mean_this_machine_is_refused(app: FastAPI) -> None:
+    with TestClient(app, "http://evil.example") as client:
+        assert client.get("/v1/models").status_code == 400
+
+
+def test_every_answer_forbids_to_load_from_elsewhere(client: TestClient) -> None:
+    headers = client.get("/healthz").headers
+    assert "default-src 'self'" in headers["content-security-policy"]
+    assert headers["x-content-type-options"] == "nosniff"
+
+
+# -- networks
+
+
+def test_an_allowed_network_is_loaded_when_it_is_first_asked_for() -> None:
+    FACTORY_CALLS.clear()
+    name = f"{__name__}:not_loaded"
+    with client_of(make_app([tiny()], Settings(page=False, allowed=(name,)))) as client:
+        listed = client.get("/v1/models").json()["models"][1]
+        assert listed == {"name": name, "loaded": False, "classes": None, "input": None}
+        assert FACTORY_CALLS == []
+        for _ in range(2):
+            assert send(client, params={"model": name}).json()["provenance"]["model"] == name
+        assert FACTORY_CALLS == ["called"]
+        assert client.get("/v1/models").json()["models"][1]["loaded"] is True
+
+
+def test_500_where_an_allowed_network_cannot_be_loaded() -> None:
+    with client_of(make_app([tiny()], Settings(page=False, allowed=("no:where",)))) as client:
+        answer = send(client, params={"model": "no:where"})
+        assert answer.status_code == 500
+        assert "can't be imported" in detail(answer)
+        assert send(client).status_code == 200
+
+
+def test_networks_of_one_name_or_without_preprocessing_are_refused() -> None:
+    with pytest.raises(hysm.InputError, match="each of its own name"):
+        Service([tiny(), tiny()])
+    with pytest.raises(hysm.InputError, match="one network or more"):
+        Service([])
+    with pytest.raises(hysm.ModelError, match="is not known"):
+        Service([hysm.Network("bare", tiny().module, None, None)])
+
+
+# -- the worker
+
+
+def test_requests_that_come_together_are_explained_together() -> None:
+    sizes: list[int] = []
+    network = tiny()
+    network.module.register_forward_pre_hook(
+        lambda _, inputs: (sizes.append(len(inputs[0])), time.sleep(0.2))[:0] or None
+    )
+
+    async def ask(service: Service) -> list[int | None]:
+        photos = [picture(40 + i) for i in range(6)]
+        asked = [Question(photo, target=i % 4) for i, photo in enumerate(photos)]
+        return await asyncio.gather(
+            *(service.explain(one, lambda found, _: found[0].target[0]) for one in asked)
+        )
+
+    service = Service([network], limits=Limits(batch=4))
+    try:
+        assert asyncio.run(ask(service)) == [0, 1, 2, 3, 0, 1]
+    finally:
+        service.close()
+    assert max(sizes) == 4
+    assert sum(sizes) == 6
+
+
+def test_explained_together_is_as_alone() -> None:
+    network = hysm.load_model()
+    photos = {name: hysm.sample_photo(name).read_bytes() for name in ("cat", "coffee", "rocket")}
+
+    async def ask(service: Service) -> list[dict[str, Any]]:
+        return await asyncio.gather(
+            *(
+                service.explain(Question(data, name), lambda found, _: found[0].to_dict())
+                for name, data in photos.items()
+            )
+        )
+
+    service = Service([network])
+    try:
+        together = asyncio.run(ask(service))
+    finally:
+        service.close()
+    for told, (name, data) in zip(together, photos.items(), strict=True):
+        alone = hysm.explain(network, data).to_dict()
+        assert told["image"]["name"] == name
+        assert told["target"]["index"] == alone["target"]["index"]
+        assert told["coverage"] == pytest.approx(alone["coverage"], rel=1e-3)
+        spots = [tuple(point[:2]) for point in told["points"][:50]]
+        others = {tuple(point[:2]) for point in alone["points"][:60]}
+        assert len(others & set(spots)) >= 45
+
+
+def test_one_bad_request_does_not_hurt_those_beside_it() -> None:
+    def work(given: Any) -> list[int]:
+        if 0 in given:
+            raise ZeroDivisionError
+        return [10 // one for one in given]
+
+    worker = Worker(queue=8, batch=8)
+    gate = threading.Event()
+    worker.submit(lambda given: (gate.wait(), given)[1], None, seconds=9)
+    futures = [worker.submit(work, one, key="k", seconds=9) for one in (1, 0, 5)]
+    gate.set()
+    assert futures[0].result(5) == 10
+    assert futures[2].result(5) == 2
+    with pytest.raises(ZeroDivisionError):
+        futures[1].result(5)
+    worker.close()
+
+
+def test_the_worker_runs_nothing_that_nobody_waits_for() -> None:
+    ran = []
+    worker = Worker(queue=3, batch=1)
+    gate = threading.Event()
+    first = worker.submit(lambda given: (gate.wait(), given)[1], None, seconds=9)
+    while worker.waiting:
+        time.sleep(0.01)
+    cancelled = worker.submit(lambda given: ran.append(given) or [None], "cancelled", seconds=9)
+    late = worker.submit(lambda given: ran.append(given) or [None], "late", seconds=0.0)
+    wanted = worker.submit(lambda given: ran.append(given) or [None], "wanted", seconds=9)
+    with pytest.raises(BusyError) as busy:
+        worker.submit(lambda given: given, None, seconds=9)
+    assert busy.value.seconds >= 1
+    cancelled.cancel()
+    time.sleep(0.05)
+    gate.set()
+    first.result(5)
+    with pytest.raises(LateError):
+        late.result(5)
+    wanted.result(5)
+    assert ran == [["wanted"]]
+    worker.close()
+    with pytest.raises(BusyError):
+        worker.submit(lambda given: given, None, seconds=9)
+
+
+def test_a_request_that_is_given_up_is_not_worked_on() -> None:
+    service = Service([tiny()], limits=Limits(seconds=20))
+    ran: list[str] = []
+
+    async def give_up() -> None:
+        gate = threading.Event()
+        first = asyncio.create_task(service.do(gate.wait))
+        await asyncio.sleep(0.05)
+        second = asyncio.create_task(service.do(lambda: ran.append("second")))
+        await asyncio.sleep(0.05)
+        second.cancel()
+        await asyncio.sleep(0.05)
+        gate.set()
+        await first
+        await service.do(lambda: ran.append("third"))
+
+    asyncio.run(give_up())
+    service.close()
+    assert ran == ["third"]
+
+
+def test_health_tells_of_a_worker_that_has_ended(app: FastAPI) -> None:
+    with client_of(app) as client:
+        app.state.service.close()
+        answer = client.get("/healthz")
+    assert answer.status_code == 503
+    assert "has ended" in detail(answer)
+
+
+def test_408_for_a_request_that_never_arrives() -> None:
+    limits = Limits(seconds=0.5)
+    with running([tiny()], Settings(port=0, page=False, limits=limits)) as port:
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as line:
+            line.sendall(
+                b"POST /v1/explain HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n"
+                b"Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
+            )
+            line.settimeout(10)
+            assert b" 408 " in line.recv(4096).splitlines()[0]
+
+
+# -- starting it
+
+
+class running:  # noqa: N801 - used as a with statement
+    """A server in a thread, at a port of its own."""
+
+    def __init__(self, networks: list[hysm.Network], settings: Settings) -> None:
+        import uvicorn
+
+        self._socket = socket.create_server(("127.0.0.1", settings.port))
+        config = uvicorn.Config(make_app(networks, settings), log_level="warning")
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True
+        )
+
+    def __enter__(self) -> int:
+        self._thread.start()
+        while not self._server.started:
+            time.sleep(0.02)
+        return int(self._socket.getsockname()[1])
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        self._thread.join(20)
+
+
+def test_the_command_refuses_a_wide_host_without_a_token() -> None:
+    found = CliRunner().invoke(main, ["serve", "--host", "0.0.0.0"], env={"HOWYOUSEEME_TOKEN": ""})
+    assert found.exit_code == 2
+    assert "give a token" in found.output
+
+
+def test_a_taken_port_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(hysm.InputError, match=f"127.0.0.1:{port} can't be listened on"):
+            serve([tiny()], Settings(port=port, page=False))
+
+
+def test_a_missing_extra_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(hysm.MissingExtraError, match=r"pip install 'howyouseeme\[serve\]'"):
+        serve([tiny()], Settings(page=False))
+
+
+def test_the_command_serves_and_ends_when_it_is_interrupted() -> None:
+    code = "from howyouseeme.cli import main; main()"
+    command = [sys.executable, "-c", code, "serve", "--port", "0", "--no-page"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdout is not None
+        line = run.stdout.readline()
+        assert line.startswith("howyouseeme is at http://127.0.0.1:")
+        run.send_signal(2)
+        _, errors = run.communicate(timeout=60)
+    assert "Traceback" not in errors
