@@ -260,7 +260,7 @@ def _sign(x: float) -> int:
 
 
 @torch.no_grad()
-def walk(net: Net, image: Tensor, target: int, contrast: bool, nodes: int | None = None) -> Found:
+def walk(net: Net, image: Tensor, target: int, contrast: bool) -> Found:
     """`image` is a batch of one."""
     values = net.values(image)
     flat = {name: value.double().flatten().numpy() for name, value in values.items()}
@@ -286,9 +286,6 @@ def walk(net: Net, image: Tensor, target: int, contrast: bool, nodes: int | None
         if op.out not in evidence:
             continue
         mine, orientation = evidence.pop(op.out), asked.pop(op.out)
-        if nodes is not None:
-            mine, dropped = _keep(mine, nodes)
-            ends += dropped
         if op.kind in MOVES:
             sent = {op.ins[0]: _move(op, values, flat, mine, orientation)}
         else:
@@ -336,14 +333,6 @@ def _head(
 
 def _positive(items: Iterable[float]) -> float:
     return float(sum(max(item, 0) for item in items))
-
-
-def _keep(evidence: Array, nodes: int) -> tuple[Array, list[float]]:
-    """Only so many nodes, those with most evidence for or against; and what is dropped."""
-    order = sorted(range(len(evidence)), key=lambda i: (-abs(evidence[i]), i))
-    kept = np.zeros_like(evidence)
-    kept[order[:nodes]] = evidence[order[:nodes]]
-    return kept, [evidence[i] for i in order[nodes:]]
 
 
 def _move(

@@ -120,7 +120,9 @@ class Visitor:
         self.page.wait_for_selector(READY)
 
     def upload(self, file: Path) -> None:
-        button = self.page.locator("#photo button[aria-label='Clear'], #photo button[title='Clear']")
+        button = self.page.locator(
+            "#photo button[aria-label='Clear'], #photo button[title='Clear']"
+        )
         if button.count():
             button.first.click()
         self.page.locator("#photo input[type=file]").set_input_files(file)
@@ -400,7 +402,11 @@ def test_no_file_of_the_server_can_be_had(browser: Any, home: str) -> None:
             given = {"path": str(secret), "meta": {"_type": "gradio.FileData"}}
             told = client.post(
                 "/gradio_api/queue/join",
-                json={"data": [given] * len(call["inputs"]), "fn_index": call["id"], "session_hash": "x"},
+                json={
+                    "data": [given] * len(call["inputs"]),
+                    "fn_index": call["id"],
+                    "session_hash": "x",
+                },
             )
             assert told.status_code in {200, 422, 400, 403, 404}
         with client.stream("GET", "/gradio_api/queue/data?session_hash=x", timeout=60) as stream:

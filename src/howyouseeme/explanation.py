@@ -35,8 +35,6 @@ __all__ = ["Explanation", "Layer", "Node", "Path", "Sample"]
 #: So many points are kept of an image; evidence beyond them shows in the maps, not in the points.
 MOST_POINTS = 2000
 
-#: What the blurred evidence around a pixel counts in its saliency, next to the pixel's own.
-SURROUNDINGS = 0.3
 
 SCHEMA_VERSION = 1
 
@@ -289,15 +287,15 @@ class Explanation:
         >>> object_ = explanation.saliency[0] > 0.1     # the pixels that hold 90 % of the evidence
 
         A pixel's level is the share of the evidence in pixels with no more of it than it has, so that a
-        level means the same on every image. Each pixel counts with its own evidence and, with 0.3, that
-        of its surroundings (`attention`): max-pooling picks one pixel where the network saw a window.
+        level means the same on every image. Each pixel counts with its own evidence and, with 0.3 (3 where few `nodes`
+        are kept), that of its surroundings (`attention`): max-pooling picks one pixel where the network saw a window.
         Otherwise as `attention`.
 
         Raises:
             InputError: the images differ in size; take `explanation[i].saliency`.
         """
         counted = [
-            item.cpu().double().clamp(min=0) + SURROUNDINGS * around
+            item.cpu().double().clamp(min=0) + self.method.surroundings * around
             for item, around in zip(self.evidence, self._around, strict=True)
         ]
         return self._maps([levels(item) for item in counted])

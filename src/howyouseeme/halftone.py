@@ -10,9 +10,10 @@ same evidence makes the same dots, wherever it stands in a batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,8 @@ __all__ = ["Dots", "Heap", "excite"]
 _CHUNK = 1 << 22
 
 
-class Dots(NamedTuple):
+@dataclass(frozen=True, eq=False, slots=True)
+class Dots:
     """n nodes of a value, each at most once.
 
     - `index` [n]: flat, row-major place in the value;
@@ -40,7 +42,10 @@ class Dots(NamedTuple):
     evidence: Tensor
     sign: Tensor
 
-    def pick(self, which: Tensor) -> Dots:
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def pick(self, which: Tensor | slice) -> Dots:
         return Dots(self.index[which], self.evidence[which], self.sign[which])
 
 
@@ -70,8 +75,7 @@ class Heap:
         self.inner = prod(shape[axis + 1 :]) if axis is not None else value.numel
         self.places = value.numel // max(self.channels, 1)
         self.compiled = value.data.device.type == "cpu"
-        where = {"dtype": precision(value), "device": value.data.device}
-        self.evidence = torch.zeros(value.numel, **where)
+        self.evidence = torch.zeros(value.numel, dtype=precision(value), device=value.data.device)
         if self.compiled:
             self.marks = np.zeros(self.places, np.uint8)
             self.touched = np.empty(self.places, np.int64)
@@ -95,9 +99,9 @@ class Heap:
     def dense(self) -> Tensor:
         """The evidence in the shape of the value."""
         if not self.compiled:
-            return self.evidence.reshape(self.value.shape)
+            return torch.reshape(self.evidence, self.value.shape)
         split = self.evidence.reshape(-1, self.inner, self.channels)
-        return split.mT.reshape(self.value.shape)
+        return torch.reshape(split.mT, self.value.shape)
 
     def draw(self, most: int | None, seed: int) -> Dots:
         """The halftone with at most about `most` nodes a sample, or all; `seed` chooses the pattern."""
@@ -107,17 +111,19 @@ class Heap:
         from . import kernels  # noqa: PLC0415
 
         touched = self.touched[: self.count[0]]
-        room = len(touched) * self.channels
-        if most is not None:
-            room = min(room, 2 * most * self.batch + 1024)
         activation, layout = _memory(self.value.data, (-1, self.channels, self.inner))
-        index = np.empty(room, np.int64)
-        evidence, sign = (np.empty(room, self.evidence.numpy().dtype) for _ in range(2))
-        count = kernels.draw(
-            *(self.evidence.numpy(), touched, self.places, self.channels, self.inner, self.batch),
-            *(float(most or np.inf), dither, activation, layout, index, evidence, sign),
-        )
-        assert count >= 0
+        every = len(touched) * self.channels
+        expected = every if most is None else min(every, 2 * most * self.batch + 1024)
+        for room in (expected, every):  # a pattern may meet more than it should
+            index = np.empty(room, np.int64)
+            evidence, sign = (np.empty(room, self.evidence.numpy().dtype) for _ in range(2))
+            count = kernels.draw(
+                *(self.evidence.numpy(), touched, self.places, self.channels, self.inner),
+                *(self.batch, float(most or np.inf), dither, activation, layout),
+                *(index, evidence, sign),
+            )
+            if count >= 0:
+                break
         return Dots(*(torch.from_numpy(item[:count]) for item in (index, evidence, sign)))
 
     @property
@@ -185,7 +191,12 @@ def excite(
         if len(links) == 1 and isinstance(link, Matrix) and source.data.dim() > 1:
             heap = heap_of(source, heaps, batch, -1)
             return _convolve(heap, _as_convolution(link), dots)
-        if len(links) == 1 and isinstance(link, Convolution) and not link.back and link.weight.dim() <= 4:
+        if (
+            len(links) == 1
+            and isinstance(link, Convolution)
+            and not link.back
+            and link.weight.dim() <= 4
+        ):
             one_each = link.groups == source.shape[1] and link.groups > 1
             heap = heap_of(source, heaps, batch, None if one_each else 1)
             return _convolve(heap, link, dots)
@@ -194,8 +205,8 @@ def excite(
             return _meet(value, links, factors, dots, heaps, batch)
     most = max(_CHUNK // sum(link.fan_in() for _, link in links), 1)
     parts = [
-        _excite(links, dots.pick(slice(first, first + most)), heaps, batch, value.numel // batch)  # type: ignore[arg-type]
-        for first in range(0, len(dots.index), most)
+        _excite(links, dots.pick(slice(first, first + most)), heaps, batch, value.numel // batch)
+        for first in range(0, len(dots), most)
     ]
     return torch.cat([rate for rate, _ in parts]), torch.stack([ended for _, ended in parts]).sum(0)
 
@@ -227,7 +238,7 @@ def _meet(
     kernels.meet(
         *(source.flat.numpy() for source, _ in links),
         np.array(factors, rates.numpy().dtype),
-        *(item.numpy() for item in dots),
+        *(dots.index.numpy(), dots.evidence.numpy(), dots.sign.numpy()),
         *(value.numel // batch, np.array(limits(rates.dtype)), ended.numpy(), rates.numpy()),
         shares.numpy(),
     )
@@ -261,7 +272,7 @@ def _excite(
     z: Any = 0
     for source, link in links:
         edges = link.edges(dots.index)
-        index = edges.index.reshape(len(dots.index), -1)
+        index = edges.index.reshape(len(dots), -1)
         weight = edges.weight.reshape(index.shape)
         hole = index < 0
         activation = _read(source.data, index.clamp(min=0)).to(dots.evidence.dtype)
@@ -293,7 +304,7 @@ def _by_place(dots: Dots, channels: int, plane: int) -> tuple[Dots, np.ndarray |
     """Dots of a value [batch, channel, ...], those of one place one after the other; and their order."""
     from . import kernels  # noqa: PLC0415
 
-    key = np.empty(len(dots.index), np.int64)
+    key = np.empty(len(dots), np.int64)
     if kernels.places_first(dots.index.numpy(), channels, plane, key):
         return dots, None
     order = np.argsort(key)

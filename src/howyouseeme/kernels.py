@@ -61,7 +61,19 @@ def places_first(index, channels, plane, key) -> bool:  # type: ignore[no-untype
 
 @_compiled
 def draw(  # type: ignore[no-untyped-def]
-    heap, touched, places, channels, inner, samples, most, dither, activation, layout, index, evidence, sign
+    heap,
+    touched,
+    places,
+    channels,
+    inner,
+    samples,
+    most,
+    dither,
+    activation,
+    layout,
+    index,
+    evidence,
+    sign,
 ):
     """Draw the halftone of a heap; return how many dots it has, or -1 where there is no room for them.
 
@@ -125,9 +137,25 @@ def meet(  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def convolve(  # type: ignore[no-untyped-def]
-    activation, layout, in_shape, weight, out_shape, window, groups, index, evidence, sign, limits,
-    by_node, heap, marks, touched, count, ended, rates,
+def convolve(  # type: ignore[no-untyped-def] # noqa: PLR0912, PLR0915 - calls inside would cost time
+    activation,
+    layout,
+    in_shape,
+    weight,
+    out_shape,
+    window,
+    groups,
+    index,
+    evidence,
+    sign,
+    limits,
+    by_node,
+    heap,
+    marks,
+    touched,
+    count,
+    ended,
+    rates,
 ) -> None:
     """Hand the evidence of dots [n] at a convolution's output on to its input's heap.
 

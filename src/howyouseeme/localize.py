@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from .backtrack import Plan
 from .errors import InputError, MissingExtraError
-from .explanation import SURROUNDINGS, Explanation
+from .explanation import Explanation
 from .images import Geometry, Source
 from .maps import levels
 from .places import Layout, layouts, onto_input, spatial
@@ -126,7 +126,9 @@ def object_of(explanation: Explanation, i: int = 0) -> Tensor:
         raise InputError(f"An input of the shape {shape} is no picture, and has no boxes.")
     way, _, row = explanation._trail(i)
     evidence = explanation.evidence[i].cpu().double().clamp(min=0)
-    return object_map(levels(evidence + SURROUNDINGS * explanation._around[i]), way, row)
+    return object_map(
+        levels(evidence + explanation.method.surroundings * explanation._around[i]), way, row
+    )
 
 
 def object_map(saliency: Tensor, way: Plan, row: int) -> Tensor:

@@ -141,6 +141,11 @@ class Method(ABC):
     blur: float = 1 / 28
 
     @property
+    def surroundings(self) -> float:
+        """How much, in levels of saliency, the attention around a pixel counts beside its own evidence."""
+        return 0.3
+
+    @property
     def name(self) -> str:
         return type(self).__name__.lower()
 
