@@ -332,6 +332,7 @@ def test_on_a_phone(browser: Any, home: str) -> None:
         # Wider than the window, and it would have to be pushed about.
         wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
         assert visitor.page.evaluate(wide) <= 0
+        assert visitor.view.bounding_box()["width"] > 300
         visitor.shoot("phone", whole=True)
 
 
@@ -405,17 +406,17 @@ def test_no_file_of_the_server_can_be_had(home: str, tmp_path: Path) -> None:
         asked = 0
         for call in client.get("/config").json()["dependencies"]:
             for given in [one | more for one in named for more in (marked, {})]:
-                if call["inputs"]:
+                count = len(call["inputs"])
+                for data in ([given] * count, [given, *[None] * (count - 1)]) if count else ():
                     asked += 1
-                    told = called(client, call, given, f"visitor{asked}")
+                    told = called(client, call, data, f"visitor{asked}")
                     assert '"success":false' in told, (call["id"], given)
                     assert "espresso" not in told
         assert asked > 40
 
 
-def called(client: Any, call: Any, given: Any, session: str) -> str:
-    """What the page tells when one of its functions is called with a file for each of its inputs."""
-    data = [given] * len(call["inputs"])
+def called(client: Any, call: Any, data: list[Any], session: str) -> str:
+    """What the page tells when one of its functions is called."""
     asked = {"data": data, "fn_index": call["id"], "session_hash": session}
     assert client.post("/gradio_api/queue/join", json=asked).status_code == 200
     told = ""

@@ -129,6 +129,9 @@ def _theme() -> Any:
         block_label_text_color_dark="*neutral_300",
         block_title_text_color="*neutral_700",
         block_title_text_color_dark="*neutral_300",
+        button_primary_background_fill="#1c1c20",
+        button_primary_background_fill_hover="#3a3a42",
+        button_primary_text_color="white",
     )
 
 
@@ -384,7 +387,7 @@ class Page:
     # -- videos -------------------------------------------------------------------------------------
 
     def _video_tab(self, names: list[str]) -> None:
-        with gr.Row():
+        with gr.Row(elem_id="video-row"):
             with gr.Column(scale=1, min_width=290):
                 clip = gr.Video(
                     label="Your video", sources=["upload", "webcam"], height=230, elem_id="clip"
@@ -545,7 +548,7 @@ def _keep_to(blocks: Any, *folders: Path) -> None:
 
     for block in blocks.blocks.values():
         if isinstance(block, (gr.Image, gr.Video)):
-            block.preprocess = preprocess
+            block.preprocess = preprocess  # type: ignore[method-assign]
         take = getattr(block, "async_move_resource_to_block_cache", None)
         if take is not None:
 
