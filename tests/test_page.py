@@ -44,7 +44,8 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-PATIENCE = 30_000  # milliseconds: the machine may be busy
+PATIENCE = 60_000  # milliseconds: the machine may be busy
+ROCKET = "drilling platform"  # what the network takes it for
 READY = ".hysm[aria-busy=false] canvas.view"
 
 
@@ -120,9 +121,7 @@ class Visitor:
         self.page.wait_for_selector(READY)
 
     def upload(self, file: Path) -> None:
-        button = self.page.locator(
-            "#photo button[aria-label='Clear'], #photo button[title='Clear']"
-        )
+        button = self.page.locator("#photo button[aria-label='Remove Image']")
         if button.count():
             button.first.click()
         self.page.locator("#photo input[type=file]").set_input_files(file)
@@ -156,6 +155,8 @@ def changed(before: np.ndarray, after: np.ndarray) -> bool:
 def test_it_opens_on_a_photo_that_is_explained(browser: Any, home: str) -> None:
     with Visitor(browser, home) as visitor:
         assert visitor.label() == "Egyptian cat"
+        wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        assert visitor.page.evaluate(wide) <= 0
         assert visitor.part("points").get_attribute("aria-pressed") == "true"
         visitor.shoot("page")
 
@@ -176,7 +177,7 @@ def test_upload_choose_unroll_click_save(browser: Any, home: str, tmp_path: Path
         with Image.open(hysm.sample_photo("rocket")) as image:
             image.crop((0, 0, image.width, image.height - 10)).save(own)
         visitor.upload(own)
-        visitor.wait_for_label("missile")
+        visitor.wait_for_label(ROCKET)
 
         second = visitor.page.locator("#class label").nth(1)
         name = second.inner_text().split(" · ")[0]
@@ -232,7 +233,7 @@ def test_any_other_class_by_name(browser: Any, home: str) -> None:
     with Visitor(browser, home) as visitor:
         box = visitor.page.locator("#other-class input")
         box.click()
-        box.fill("golden retriever")
+        box.press_sequentially("golden retriever")
         visitor.page.get_by_role("option", name="golden retriever").click()
         visitor.wait_for_label("golden retriever")
 
@@ -281,7 +282,8 @@ def test_two_classes_and_two_networks_side_by_side(browser: Any, home: str) -> N
         visitor.shoot("side-by-side", whole=True)
         visitor.part("slider").fill("6")
         visitor.page.locator("#second-class input").click()
-        visitor.page.locator("#second-class input").fill("tiger cat")
+        visitor.page.keyboard.press("Control+a")
+        visitor.page.keyboard.type("tiger cat")
         visitor.page.get_by_role("option", name="tiger cat").click()
         visitor.page.locator("#viewer .head strong", has_text="tiger cat").wait_for()
         visitor.page.locator("#alone").click()
@@ -322,13 +324,15 @@ def test_two_visitors_at_once(home: str) -> None:
             return label
 
     with ThreadPoolExecutor(2) as pool:
-        assert list(pool.map(visit, ["coffee", "rocket"])) == ["espresso", "missile"]
+        assert list(pool.map(visit, ["coffee", "rocket"])) == ["espresso", ROCKET]
 
 
 def test_on_a_phone(browser: Any, home: str) -> None:
     with Visitor(browser, home, width=390, height=844) as visitor:
+        # Wider than the window, and it would have to be pushed about.
         wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
         assert visitor.page.evaluate(wide) <= 0
+        assert visitor.view.bounding_box()["width"] > 300
         visitor.shoot("phone", whole=True)
 
 
@@ -377,43 +381,48 @@ def test_what_is_no_video_is_told(browser: Any, home: str, tmp_path: Path) -> No
         assert "no video that can be read" in visitor.page.locator("#track-said").inner_text()
 
 
-def test_no_file_of_the_server_can_be_had(browser: Any, home: str) -> None:
+def test_no_file_of_the_server_can_be_had(home: str, tmp_path: Path) -> None:
     import httpx  # noqa: PLC0415
 
-    secret = TESTS / "conftest.py"
-    with httpx.Client(base_url=home) as client:
+    secret = tmp_path / "secret.jpg"
+    shutil.copy(hysm.sample_photo("coffee"), secret)
+    with httpx.Client(base_url=home, timeout=60) as client:
         for path in (
             f"/gradio_api/file={secret}",
             "/gradio_api/file=/etc/passwd",
             "/gradio_api/file=..%2f..%2fetc%2fpasswd",
             "/gradio_api/file=http://127.0.0.1/",
             "/gradio_api/proxy=http://127.0.0.1/",
-            "/static/../../page.py",
+            "/static/..%2f..%2froutes.py",
             "/assets/..%2f..%2f..%2froutes.py",
-            "/svelte/..%2f..%2froutes.py",
             "/gradio_api/info",
             "/gradio_api/vibe-code/",
             "/monitoring",
         ):
             assert client.get(path).status_code in {403, 404, 405}, path
-        # Nor by naming one as if it had been uploaded.
-        config = client.get("/config").json()
-        for call in config["dependencies"]:
-            given = {"path": str(secret), "meta": {"_type": "gradio.FileData"}}
-            told = client.post(
-                "/gradio_api/queue/join",
-                json={
-                    "data": [given] * len(call["inputs"]),
-                    "fn_index": call["id"],
-                    "session_hash": "x",
-                },
-            )
-            assert told.status_code in {200, 422, 400, 403, 404}
-        with client.stream("GET", "/gradio_api/queue/data?session_hash=x", timeout=60) as stream:
-            said = ""
-            for line in stream.iter_lines():
-                said += line
-                if "close_stream" in line:
-                    break
-        assert "one_thread" not in said
-        assert "conftest" not in said or "not" in said
+        # Nor by naming one, or an address, as if it had been uploaded.
+        marked = {"meta": {"_type": "gradio.FileData"}}
+        named = [{"path": str(secret)}, {"path": f"{home}/healthz"}, {"path": "conftest.py"}]
+        asked = 0
+        for call in client.get("/config").json()["dependencies"]:
+            for given in [one | more for one in named for more in (marked, {})]:
+                count = len(call["inputs"])
+                for data in ([given] * count, [given, *[None] * (count - 1)]) if count else ():
+                    asked += 1
+                    told = called(client, call, data, f"visitor{asked}")
+                    assert '"success":false' in told, (call["id"], given)
+                    assert "espresso" not in told
+        assert asked > 40
+
+
+def called(client: Any, call: Any, data: list[Any], session: str) -> str:
+    """What the page tells when one of its functions is called."""
+    asked = {"data": data, "fn_index": call["id"], "session_hash": session}
+    assert client.post("/gradio_api/queue/join", json=asked).status_code == 200
+    told = ""
+    with client.stream("GET", f"/gradio_api/queue/data?session_hash={session}") as stream:
+        for line in stream.iter_lines():
+            told += line
+            if "process_completed" in line:
+                break
+    return told

@@ -629,14 +629,14 @@ def test_health_tells_of_a_worker_that_has_ended(app: FastAPI) -> None:
 
 def test_408_for_a_request_that_never_arrives() -> None:
     limits = Limits(seconds=0.5)
-    with running([tiny()], Settings(port=0, page=False, limits=limits)) as port:
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as line:
-            line.sendall(
-                b"POST /v1/explain HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n"
-                b"Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
-            )
-            line.settimeout(10)
-            assert b" 408 " in line.recv(4096).splitlines()[0]
+    served = running([tiny()], Settings(port=0, page=False, limits=limits))
+    with served as port, socket.create_connection(("127.0.0.1", port), timeout=10) as line:
+        line.sendall(
+            b"POST /v1/explain HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n"
+            b"Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
+        )
+        line.settimeout(10)
+        assert b" 408 " in line.recv(4096).splitlines()[0]
 
 
 # -- starting it
@@ -646,7 +646,7 @@ class running:  # noqa: N801 - used as a with statement
     """A server in a thread, at a port of its own."""
 
     def __init__(self, networks: list[hysm.Network], settings: Settings) -> None:
-        import uvicorn
+        import uvicorn  # noqa: PLC0415
 
         self._socket = socket.create_server(("127.0.0.1", settings.port))
         config = uvicorn.Config(make_app(networks, settings), log_level="warning")

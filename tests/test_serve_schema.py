@@ -14,11 +14,11 @@ from PIL import Image
 pytest.importorskip("fastapi", reason="pip install 'howyouseeme[serve]'")
 schemathesis = pytest.importorskip("schemathesis", reason="pip install 'howyouseeme[dev]'")
 
-from hypothesis import HealthCheck, settings
-from test_serve import tiny
+from hypothesis import HealthCheck, settings  # noqa: E402
+from test_serve import tiny  # noqa: E402
 
-from howyouseeme.web import Limits, Settings
-from howyouseeme.web.app import make_app
+from howyouseeme.web import Limits, Settings  # noqa: E402
+from howyouseeme.web.app import make_app  # noqa: E402
 
 #: Requests for each operation; more finds more: HOWYOUSEEME_EXAMPLES=2000 pytest tests/test_serve_schema.py
 EXAMPLES = int(os.environ.get("HOWYOUSEEME_EXAMPLES", "40"))

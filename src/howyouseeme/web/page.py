@@ -88,15 +88,19 @@ def add_page(app: FastAPI, service: Service) -> Page:
     app.state.uploads = folder
     page = Page(service)
     app.include_router(page.router)
+    blocks = page.blocks()
+    photos = sample_photo().parent
+    _keep_to(blocks, Path(folder.name), photos)
     gr.mount_gradio_app(
         app,
-        page.blocks(),
+        blocks,
         path="/",
         footer_links=[],
         run_history=False,
         mcp_server=False,
         ssr_mode=False,
         pwa=False,
+        allowed_paths=[str(photos)],
         enable_monitoring=False,
         show_error=True,
         max_file_size=service.limits.upload,
@@ -125,6 +129,9 @@ def _theme() -> Any:
         block_label_text_color_dark="*neutral_300",
         block_title_text_color="*neutral_700",
         block_title_text_color_dark="*neutral_300",
+        button_primary_background_fill="#1c1c20",
+        button_primary_background_fill_hover="#3a3a42",
+        button_primary_text_color="white",
     )
 
 
@@ -276,7 +283,6 @@ class Page:
                     alone = gr.Button("Only one again", size="sm", elem_id="alone")
             with gr.Column(scale=3, min_width=320, elem_id="stage"):
                 viewer = _html("viewer", elem_id="viewer", palette=_gradient())
-        _as_path(photo)
         inputs = [photo, network, target, other, second, against]
         outputs = [viewer, target, other, second, against]
         shown = {"outputs": outputs, "show_progress_on": viewer, **_QUIET}
@@ -381,7 +387,7 @@ class Page:
     # -- videos -------------------------------------------------------------------------------------
 
     def _video_tab(self, names: list[str]) -> None:
-        with gr.Row():
+        with gr.Row(elem_id="video-row"):
             with gr.Column(scale=1, min_width=290):
                 clip = gr.Video(
                     label="Your video", sources=["upload", "webcam"], height=230, elem_id="clip"
@@ -410,8 +416,6 @@ class Page:
                 told = gr.HTML("", elem_id="track-said")
                 picker = _html("picker", elem_id="picker", palette=_gradient())
                 result = gr.HTML("", elem_id="tracked")
-
-        _as_path(clip)
 
         async def on_clip(clip: Any) -> Any:
             if not clip:
@@ -522,13 +526,36 @@ _QUIET: dict[str, Any] = {
 # Small things
 
 
-def _as_path(component: Any) -> None:
-    """Give our functions the path of what was uploaded, so that we read it ourselves.
+def _keep_to(blocks: Any, *folders: Path) -> None:
+    """Let the page take files from these folders alone, and nothing by its address.
 
-    Gradio's own reading tells of a broken file in other words, and converts. That the path is one of
-    an upload it has checked before.
+    A visitor can send the path of any file, or an address, as if it had been uploaded. Gradio checks
+    paths only in applications that it has launched itself, where they are marked as files; addresses
+    it fetches. What passes is given to our functions as a path: they read it themselves, since
+    Gradio's reading tells of a broken file in other words, and converts.
     """
-    component.preprocess = lambda payload: None if payload is None else payload.path
+    blocks.has_launched = blocks.is_running = True
+    inside = [folder.resolve() for folder in folders]
+
+    def checked(path: Any) -> Any:
+        place = Path(str(path)).resolve()
+        if path is not None and not any(place.is_relative_to(folder) for folder in inside):
+            raise gr.Error("This was not uploaded here.", print_exception=False)
+        return path
+
+    def preprocess(payload: Any) -> Any:
+        return None if payload is None else checked(payload.path)
+
+    for block in blocks.blocks.values():
+        if isinstance(block, (gr.Image, gr.Video)):
+            block.preprocess = preprocess  # type: ignore[method-assign]
+        take = getattr(block, "async_move_resource_to_block_cache", None)
+        if take is not None:
+
+            async def take_checked(path: Any, take: Any = take) -> Any:
+                return await take(checked(path))
+
+            block.async_move_resource_to_block_cache = take_checked
 
 
 def _html(name: str, **more: Any) -> gr.HTML:

@@ -86,7 +86,10 @@ def read_photo(data: bytes, limits: Limits) -> Image.Image:
             f"The photo has {width} x {height} pixels, more than the limit of {limits.pixels:,}; "
             "make it smaller."
         )
-    return load_image(data, max_pixels=limits.pixels)
+    try:
+        return load_image(data, max_pixels=limits.pixels)
+    except ImageError as error:
+        raise ImageError(str(error).replace("The given data", "The photo")) from error
 
 
 class Model:

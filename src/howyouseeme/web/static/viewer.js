@@ -149,6 +149,7 @@ function build() {
   holder.replaceChildren();
   find("infos").replaceChildren();
   find("links").replaceChildren();
+  const alike = panes.every((pane) => pane.scene.label === panes[0].scene.label);
   for (const [number, pane] of panes.entries()) {
     const scene = pane.scene;
     const frame = make("figure", "pane");
@@ -166,7 +167,7 @@ function build() {
     holder.append(frame);
     listen(pane);
     const links = make("span", "link-group");
-    if (panes.length > 1) links.append(make("span", "whose", `${scene.label}:`));
+    if (panes.length > 1) links.append(make("span", "whose", `${alike ? scene.model : scene.label}:`));
     for (const [text, file] of [
       ["Picture", "explanation.png"],
       ["Numbers", "explanation.json"],
