@@ -107,7 +107,7 @@ class Model:
 
     def explainer(self, method: str) -> Explainer:
         if method not in self._explainers:
-            self._explainers[method] = Explainer(self.network, method)
+            self._explainers[method] = Explainer(self.network, method, together=True)
         return self._explainers[method]
 
 
