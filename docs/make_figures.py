@@ -6,7 +6,9 @@ import inspect
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
+from nbclient import NotebookClient
 from PIL import Image
 
 import howyouseeme as hysm
@@ -150,6 +152,15 @@ def rules_page() -> None:
     page.write_text("\n".join(lines))
 
 
+def gallery() -> None:
+    """Run the notebook, and keep what it shows in it."""
+    path = DOCS / "gallery.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, record_timing=False, coalesce_streams=True).execute()
+    notebook.metadata.language_info = {"name": "python"}  # whose version is no part of it
+    nbformat.write(notebook, path)
+
+
 def main() -> None:
     IMAGES.mkdir(exist_ok=True)
     photos()
@@ -157,6 +168,7 @@ def main() -> None:
     steps_of_the_method()
     path_through_stages(hysm.explain("efficientnet-lite0", hysm.sample_photo("cat")))
     rules_page()
+    gallery()
 
 
 if __name__ == "__main__":
