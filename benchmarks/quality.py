@@ -2,7 +2,7 @@
 
     python benchmarks/quality.py --half 1 --images 150 --grids 20 --out docs/benchmarks/quality.md
 
-See README.md beside this file. A run that was broken off goes on where it stopped.
+See docs/benchmarks/README.md. A run that was broken off goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -847,7 +847,7 @@ def ten_photos(subject: Subject, data: Path, result: Result, ours: str) -> list[
 ABOUT = """\
 # How well the maps show it
 
-Made by `benchmarks/quality.py`; see [how to run it](../../benchmarks/README.md). All methods saw the same images
+Made by `benchmarks/quality.py`; see [how to run it](README.md). All methods saw the same images
 in the same run; their target is the true class, and only images that the network gets right are taken.
 Below each figure stands its 95 % confidence interval (bootstrap over images); *n* is the number of images.
 Methods that need hundreds of passes for one map are measured on the first few images alone, and hollow in the plots.

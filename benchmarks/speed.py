@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py --out docs/benchmarks/speed.md
 
-See README.md beside this file. A run that was broken off goes on where it stopped.
+See docs/benchmarks/README.md. A run that was broken off goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -949,7 +949,7 @@ def plot_peers(networks: Table, peers: Table, path: Path) -> None:
 ABOUT = """\
 # What an explanation costs
 
-Made by `benchmarks/speed.py`; see [how to run it](../../benchmarks/README.md). All times are multiples of the same
+Made by `benchmarks/speed.py`; see [how to run it](README.md). All times are multiples of the same
 network's bare forward pass (`torch.no_grad`) of the same images, measured turn and turn about with it after warm-up:
 the median over at least {pairs} pairs, its quartiles below. *n* stands where there were fewer.
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
-from PIL import Image
+from nbclient import NotebookClient
+from PIL import Image, ImageFilter
 
 import howyouseeme as hysm
 from howyouseeme.draw import boxes_picture, percent
@@ -18,6 +22,9 @@ from howyouseeme.rules import rules
 from howyouseeme.track import Tracker, annotate
 
 DOCS = Path(__file__).parent
+sys.path.append(str(DOCS.parent / "benchmarks"))
+import quality  # noqa: E402 - no package, but a script beside this one
+
 IMAGES = DOCS / "images"
 
 
@@ -120,6 +127,63 @@ def steps_of_the_method() -> None:
         plt.close(figure)
 
 
+def two_in_one() -> Image.Image:
+    """A cat above a cup of coffee: a photo with two answers."""
+    both = Image.new("RGB", (440, 440))
+    for top, (name, box) in enumerate([("cat", (0, 40, 440, 260)), ("coffee", (50, 60, 550, 310))]):
+        photo = hysm.load_image(hysm.sample_photo(name))
+        both.paste(photo.crop(box).resize((440, 220), Image.Resampling.LANCZOS), (0, 220 * top))
+    return both
+
+
+def peers() -> None:
+    """The methods and their best-known peers on the same photos, each at its package's defaults."""
+    subject = quality.efficientnet()
+    columns = quality.free_photos(subject)
+    both = two_in_one()
+    for label in ("Egyptian cat", "espresso"):
+        item = quality.make_item(subject, label, both)
+        item = replace(item, target=hysm.load_model().class_index(label))
+        columns.append((f"both, asked for\n{label}", both, item))
+    names = ["evidence", "evidence-attention", "seed", "grad-cam", "lrp", "excitation"]
+    quality.pictures(subject, names, columns, IMAGES / "methods.jpg")
+
+
+def wrong_prediction() -> None:
+    """The pictures of the recipe: three questions about the rocket, and what hiding things does."""
+    explainer = hysm.Explainer("efficientnet-lite0")
+    photo = hysm.load_image(hysm.sample_photo("rocket"))
+    versus = hysm.targets.versus("drilling platform", "missile")
+    asked = explainer.many(photo, ["drilling platform", "missile", versus])
+    panels = [(one.label[0], one.frames()[2][2]) for one in asked]
+    side_by_side(panels, "wrong-asked")
+    blurred = photo.filter(ImageFilter.GaussianBlur(25))
+    panels = []
+    for hidden, boxes in {
+        "as it is": [],
+        "rocket blurred": [(275, 110, 375, 405)],
+        "outer towers blurred": [(0, 0, 100, 400), (550, 0, 640, 400)],
+    }.items():
+        changed = photo.copy()
+        for box in boxes:
+            changed.paste(blurred.crop(box), box)
+        scores = explainer.many(changed, ["drilling platform", "missile"])
+        told = ", ".join(f"{one.label[0]} {one.probability[0]:.0%}" for one in scores)
+        panels.append((f"{hidden}:\n{told}", changed))
+    side_by_side(panels, "wrong-hidden")
+
+
+def side_by_side(panels: list[tuple[str, Image.Image]], name: str) -> None:
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 2.7))
+    for axis, (title, picture) in zip(axes, panels, strict=True):
+        axis.imshow(np.asarray(picture))
+        axis.set_title(title, fontsize=8)
+        axis.axis("off")
+    figure.tight_layout(pad=0.4)
+    figure.savefig(IMAGES / f"{name}.jpg", dpi=110, bbox_inches="tight")
+    plt.close(figure)
+
+
 def rules_page() -> None:
     """The table of all rules, from the registry."""
     families: dict[str, dict[str, list[str]]] = {}
@@ -150,13 +214,25 @@ def rules_page() -> None:
     page.write_text("\n".join(lines))
 
 
+def gallery() -> None:
+    """Run the notebook, and keep what it shows in it."""
+    path = DOCS / "gallery.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, record_timing=False, coalesce_streams=True).execute()
+    notebook.metadata.language_info = {"name": "python"}  # whose version is no part of it
+    nbformat.write(notebook, path)
+
+
 def main() -> None:
     IMAGES.mkdir(exist_ok=True)
     photos()
     applications()
     steps_of_the_method()
     path_through_stages(hysm.explain("efficientnet-lite0", hysm.sample_photo("cat")))
+    peers()
+    wrong_prediction()
     rules_page()
+    gallery()
 
 
 if __name__ == "__main__":

@@ -236,6 +236,20 @@ def test_a_factory_without_preprocessing_stops_before_the_first_photo(
     assert not Path("howyouseeme-out").exists()
 
 
+def test_one_class_versus_another(run: Run, photo: Path, factories: Path) -> None:
+    model = ["--model", f"{factories.stem}:network", "--out", "out"]
+    result = run("explain", photo, *model, "--target", "cat", "--versus", "dog")
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"{photo} → cat, not dog → out")
+    assert Path("out/photo.cat-not-dog.png").exists()
+    result = run("explain", photo, *model, "--versus", "dog")
+    assert "→ the likeliest class, not dog →" in result.stdout
+    for words in (["--target", "top2", "--versus", "dog"], ["--versus", "top2"]):
+        result = run("explain", photo, *model, *words)
+        assert result.exit_code == 2
+        assert "one class against one" in result.stderr
+
+
 def test_a_photo_that_does_not_speak_for_the_class(run: Run, photo: Path, factories: Path) -> None:
     result = run("explain", photo, "--model", f"{factories.stem}:deaf", "--target", "dog")
     assert result.exit_code == 0, result.output

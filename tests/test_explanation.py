@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import sys
 from collections import OrderedDict
@@ -698,18 +696,6 @@ def test_a_picture_of_any_number_of_channels(channels: int) -> None:
     assert picture.mode in ("RGB", "RGBA")
     taller = explanation.picture(layers=True)
     assert taller.height > picture.height
-
-
-def test_the_notebook_gets_a_picture_for_each_image(images: Tensor) -> None:
-    explanation = Explainer(network())(images)
-    html = explanation._repr_html_()
-    assert html is not None
-    tags = html.split("\n")
-    assert len(tags) == 2
-    for i, tag in enumerate(tags):
-        data = tag.split("base64,")[1].split('"')[0]
-        with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
-            assert picture.size == explanation.picture(i).size
 
 
 class FakeNotebook:

@@ -44,6 +44,62 @@ def same(one: Explanation, other: Explanation) -> None:
     assert one.evidence.any()
 
 
+# -- two classes -----------------------------------------------------------------------------------
+
+
+def test_one_class_and_not_another_is_the_difference_of_their_scores(images: Tensor) -> None:
+    explainer = hysm.Explainer(Small().eval(), classes=["a", "b", "c", "d"])
+    named, numbered, function = explainer.many(
+        images,
+        [targets.versus("c", "a"), targets.versus(2, 0), lambda out: out[:, 2] - out[:, 0]],
+    )
+    same(named, numbered)
+    same(named, function)
+    assert named.label == ("c, not a",) * 2
+    assert numbered.label == ("class 2, not class 0",) * 2
+
+
+def test_the_likeliest_class_and_not_another(images: Tensor) -> None:
+    net = Small().eval()
+    best = net(images).argmax(1).tolist()
+    asked = hysm.explain(net, images, targets.versus(None, 0))
+    for i, top in enumerate(best):
+        same(asked[i], hysm.explain(net, images[i : i + 1], targets.versus(top, 0)))
+
+
+def test_what_speaks_for_two_classes_alike_cancels_out() -> None:
+    """Red speaks for both classes, green for the first alone."""
+    see, head = nn.Conv2d(3, 3, 1, bias=False), nn.Linear(3, 2, bias=False)
+    with torch.no_grad():
+        see.weight.copy_(torch.eye(3)[:, :, None, None])
+        head.weight.copy_(torch.tensor([[5.0, 1.0, 0.0], [5.0, 0.0, 0.0]]))
+    net = nn.Sequential(see, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head).eval()
+    picture = torch.zeros(1, 3, 8, 8)
+    picture[:, 0, :4], picture[:, 1, 4:] = 1, 1
+    found = hysm.explain(net, picture, targets.versus(0, 1), contrast=False)
+    assert found.evidence[:, 4:].sum() > 0
+    assert not found.evidence[:, :4].any()
+
+
+@pytest.mark.parametrize(
+    ("net", "target", "message"),
+    [
+        (Small(), targets.versus(0, 9), "no class 9: Small has 4 classes"),
+        (Small(), targets.versus("a", 1), "no class names"),
+        (
+            Small(dense=True),
+            targets.versus(0, 1),
+            r"no classifier whose output is \[batch, classes\]",
+        ),
+    ],
+)
+def test_classes_that_can_not_be_told_apart(
+    images: Tensor, net: nn.Module, target: targets.Target, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        hysm.explain(net.eval(), images, target)
+
+
 # -- inside the network ---------------------------------------------------------------------------
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .explanation import Explanation
     from .images import Preprocess
     from .models import Network
+    from .targets import Target
 
 DEFAULT_MODEL = "efficientnet-lite0"
 DEFAULT_METHOD = "evidence"
@@ -157,6 +158,11 @@ def main() -> None:
     "three likeliest (topN for N). The likeliest one if not given.",
 )
 @click.option(
+    "--versus",
+    metavar="CLASS",
+    help="Explain what speaks for the target and not for this class.",
+)
+@click.option(
     "--method",
     type=click.Choice(METHODS),
     default=DEFAULT_METHOD,
@@ -190,6 +196,7 @@ def explain(
     white: str | None,
     allow_code: bool,
     target: str | None,
+    versus: str | None,
     method: str,
     k: int | None,
     out: Path,
@@ -213,6 +220,11 @@ def explain(
     network = _load(model, weights, device, allow_code)
     network = replace(network, preprocess=_preprocess(network, asked))
     wanted = _read_target(target, network)
+    if versus is not None:
+        rival = _read_target(versus, network)
+        if wanted.top is not None or rival.index is None:
+            raise click.UsageError("--versus stands one class against one: name them.")
+        wanted = replace(wanted, rival=rival.index)
     explainer = _explainer(network, method, {} if k is None else {"k": k})
     _make_folder(out)  # only now: a mistyped class should leave no empty folder behind
     if max_pixels is not None:
@@ -653,6 +665,7 @@ def serve(
 class _Target:
     index: int | None = None  # None: the class that the network answers
     top: int | None = None  # this many of the likeliest classes instead
+    rival: int | None = None  # against this class
 
 
 @dataclass(frozen=True)
@@ -863,8 +876,10 @@ def _explain_all(job: _Job, files: Sequence[Path]) -> int:
 
 def _explain_one(job: _Job, file: Path, name: str) -> Iterator[tuple[Explanation, Path]]:
     """The explanations of one file, each with the path of its picture."""
-    if job.target.top is None:
-        explanations = [job.explainer(file, target=job.target.index)]
+    if job.target.rival is not None:
+        explanations = [job.explainer(file, _versus(job))]
+    elif job.target.top is None:
+        explanations = [job.explainer(file, job.target.index)]
     else:
         explanations = job.explainer.top(file, k=job.target.top)
     for i, explanation in enumerate(explanations, start=1):
@@ -878,6 +893,15 @@ def _explain_one(job: _Job, file: Path, name: str) -> Iterator[tuple[Explanation
             parts.append(method)
         written = explanation.save(job.out, name=".".join(parts), layers=job.layers)
         yield explanation, next(path for path in written if path.suffix == ".png")
+
+
+def _versus(job: _Job) -> Target:
+    from . import targets  # noqa: PLC0415
+
+    one, rival, label = job.target.index, job.target.rival, job.explainer.network.label
+    assert rival is not None
+    name = "the likeliest class" if one is None else label(one)
+    return replace(targets.versus(one, rival), label=f"{name}, not {label(rival)}")
 
 
 def _answer(explanation: Explanation) -> str:

@@ -55,34 +55,30 @@ class LayerView:
     """Where one stage of the network looks."""
 
     name: str
-    map: np.ndarray  # [h, w], 0 to 1, at the resolution of the stage
+    map: np.ndarray  # [h, w], 0 to 1
     points_y: np.ndarray  # the top nodes, in image pixels
     points_x: np.ndarray
     strength: np.ndarray
     # Left, top, right and bottom edge of what the map covers, in image pixels; the whole image if
     # not given. A network that crops its input does not see all of it.
     box: tuple[float, float, float, float] | None = None
+    # Rows and columns of the stage, where the map is drawn finer than that.
+    places: tuple[int, ...] | None = None
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Rows and columns of the stage."""
+        return self.places or np.shape(self.map)
 
 
 def explanation_picture(subject: Subject) -> Image.Image:
     """The photo, the points over it and the attention over it, under a title."""
-    photo = subject.image.convert("RGB")
-    panel_size, columns, width = _layout(photo.size)
-    panel = _resize(photo, panel_size)
-    muted = _mute(panel, colour=0.3, light=0.6)
-
-    dots, total = _dots(
-        subject.points_y, subject.points_x, subject.strength, photo.size, panel_size
-    )
-    drawn = len(dots)
-    points_text = f"{drawn:,} point{'' if drawn == 1 else 's'}"
-    if not drawn:
-        points_text = "no points: nothing speaks for it"
-    elif drawn < total:
-        points_text = f"strongest {drawn:,} of {total:,} points"
+    panel_size, columns, width = _layout(subject.image.size)
+    points, points_text = _points_panel(subject, panel_size)
+    panel = _resize(subject.image.convert("RGB"), panel_size)
     panels = [
         (panel, "photo"),
-        (_paint_dots(muted, dots, _dot_radius(panel_size, drawn)), points_text),
+        (points, points_text),
         (_paint_map(panel, subject.attention), "attention"),
     ]
 
@@ -116,6 +112,27 @@ def explanation_picture(subject: Subject) -> Image.Image:
     pen.text((_MARGIN, foot), caption, font=small, fill=_MUTED)
     canvas.paste(key, (key_left, foot))
     return canvas
+
+
+def frames(
+    subject: Subject, saliency: np.ndarray, layers: Sequence[LayerView]
+) -> list[tuple[str, str, Image.Image]]:
+    """One picture for each map, all of one size: its name, what it shows, and the picture."""
+    photo = subject.image.convert("RGB")
+    panel_size, _, _ = _layout(photo.size)
+    panel = _resize(photo, panel_size)
+    points, points_text = _points_panel(subject, panel_size)
+    found = [
+        ("photo", "as it was given", panel),
+        ("points", points_text, points),
+        ("attention", "where the network looked", _paint_map(panel, subject.attention)),
+        ("saliency", "which pixels answer for it, level by level", _paint_map(panel, saliency)),
+    ]
+    for layer in layers:
+        size = " × ".join(str(side) for side in reversed(layer.grid))
+        says = f"{size} places; colour: evidence by place; dots: the strongest nodes"
+        found.append((layer.name, says, _tile(panel, layer, photo.size)))
+    return found
 
 
 def layers_strip(image: Image.Image, layers: Sequence[LayerView]) -> Image.Image:
@@ -156,7 +173,7 @@ def layers_strip(image: Image.Image, layers: Sequence[LayerView]) -> Image.Image
         name = _fit(layer.name, name_font, tile_width)
         below = y + tile_size[1]
         pen.text((x, below + round(6 * zoom)), name, font=name_font, fill=_INK)
-        size = " × ".join(str(side) for side in reversed(np.shape(layer.map)))
+        size = " × ".join(str(side) for side in reversed(layer.grid))
         size = _fit(size, small_font, tile_width)
         pen.text((x, below + round(28 * zoom)), size, font=small_font, fill=_MUTED)
         if i + 1 < len(layers):
@@ -255,6 +272,20 @@ def _mute(photo: Image.Image, *, colour: float, light: float) -> Image.Image:
 # Points
 
 
+def _points_panel(subject: Subject, size: tuple[int, int]) -> tuple[Image.Image, str]:
+    """The photo under its points, and how many they are, in words."""
+    photo = subject.image.convert("RGB")
+    dots, total = _dots(subject.points_y, subject.points_x, subject.strength, photo.size, size)
+    drawn = len(dots)
+    text = f"{drawn:,} point{'' if drawn == 1 else 's'}"
+    if not drawn:
+        text = "no points: nothing speaks for it"
+    elif drawn < total:
+        text = f"strongest {drawn:,} of {total:,} points"
+    muted = _mute(_resize(photo, size), colour=0.3, light=0.6)
+    return _paint_dots(muted, dots, _dot_radius(size, drawn)), text
+
+
 def _dots(
     points_y: np.ndarray,
     points_x: np.ndarray,
@@ -309,7 +340,7 @@ def _tile(photo: Image.Image, layer: LayerView, photo_size: tuple[int, int]) -> 
         box = (round(left * wide), round(top * high), round(right * wide), round(bottom * high))
     picture = _paint_map(photo, layer.map, box, cells=True)
     dots, _ = _dots(layer.points_y, layer.points_x, layer.strength, photo_size, photo.size)
-    rows, columns = np.shape(layer.map)
+    rows, columns = layer.grid
     if not len(dots) or rows * columns == 1:  # the one node of a class is nowhere in particular
         return picture
     cell = min((box[2] - box[0]) / columns, (box[3] - box[1]) / rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import platform
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from .backtrack import Plan
+    from .draw import Subject
     from .localize import Detection
     from .models import Network
 
@@ -435,11 +435,36 @@ class Explanation:
         """
         from . import draw  # noqa: PLC0415 - needs matplotlib
 
+        subject = self._subject(i)
+        picture = draw.explanation_picture(subject)
+        if not layers:
+            return picture
+        return draw.stack_pictures(picture, draw.layers_strip(subject.image, self._views(i)))
+
+    def frames(self, i: int = 0) -> list[tuple[str, str, Image]]:
+        """The photo as each map shows it, one picture each: from the pixels up to the class.
+
+        >>> for name, says, picture in explanation.frames():
+        ...     picture.save(f"{name}.png")
+
+        Name, what it shows in a few words, and a picture of about 600 x 600 pixels, all of one size:
+        the photo, the points, attention, saliency, and then each stage of the network as in
+        `picture(layers=True)`. The pass is recorded once more, as for `path`.
+
+        Raises:
+            InputError: the input is no picture.
+        """
+        from . import draw  # noqa: PLC0415 - needs matplotlib
+
+        return draw.frames(self._subject(i), self[i].saliency[0].numpy(), self._views(i))
+
+    def _subject(self, i: int) -> Subject:
+        from . import draw  # noqa: PLC0415
+
         sample, one = self.samples[i], self[i]
-        image = sample.image or _displayed(sample.input, self.model)
         points = one.points[0]
-        subject = draw.Subject(
-            image=image,
+        return draw.Subject(
+            image=sample.image or _displayed(sample.input, self.model),
             points_y=points.y,
             points_x=points.x,
             strength=points.strength,
@@ -449,10 +474,6 @@ class Explanation:
             method=self.method.name,
             coverage=None,  # its meaning needs more words than a caption has
         )
-        picture = draw.explanation_picture(subject)
-        if not layers:
-            return picture
-        return draw.stack_pictures(picture, draw.layers_strip(image, self._views(i)))
 
     def _views(self, i: int) -> list[Any]:
         """One layer for each resolution, the last of its kind, for a strip of pictures."""
@@ -490,7 +511,7 @@ class Explanation:
             call = "pixels" if layer.call == "input" else layer.call.removeprefix("aten.")
             name = layer.module or call
             seen = scale_to_one(heat[0]).numpy()
-            views.append(draw.LayerView(name, seen, y, x, strength, box))
+            views.append(draw.LayerView(name, seen, y, x, strength, box, layer.shape[1:]))
         return views
 
     def to_dict(self, i: int = 0) -> dict[str, Any]:
@@ -593,11 +614,19 @@ class Explanation:
     def _repr_html_(self) -> str | None:
         if any(sample.geometry is None for sample in self.samples):
             return None  # no picture: the notebook falls back to repr
-        tags = []
-        for i in range(len(self)):
-            data = base64.b64encode(_png(self.picture(i))).decode()
-            tags.append(f'<img style="max-width:100%" src="data:image/png;base64,{data}">')
-        return "\n".join(tags)
+        from . import notebook  # noqa: PLC0415
+
+        return notebook.html_of(self)
+
+    def _ipython_display_(self) -> None:
+        from IPython import get_ipython  # noqa: PLC0415 - it calls this
+
+        no_picture = any(sample.geometry is None for sample in self.samples)
+        if no_picture or not hasattr(get_ipython(), "kernel"):  # a terminal has none
+            raise NotImplementedError  # IPython goes on to repr
+        from . import notebook  # noqa: PLC0415
+
+        notebook.display(self)
 
 
 def _json(data: dict[str, Any]) -> str:

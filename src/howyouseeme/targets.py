@@ -1,4 +1,4 @@
-"""What can be asked besides a class: a box, a region, a neuron, a channel.
+"""What can be asked besides a class: one class and not another, a box, a region, a neuron, a channel.
 
 >>> import howyouseeme as hysm
 >>> explainer = hysm.Explainer(detector)
@@ -23,7 +23,7 @@ from .errors import InputError
 if TYPE_CHECKING:
     from .models import Network
 
-__all__ = ["Target", "box", "channel", "neuron", "region"]
+__all__ = ["Target", "box", "channel", "neuron", "region", "versus"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +72,50 @@ class Target:
                 f"the last being {', '.join(last) or 'the model itself'}."
             )
         return named[self.layer]
+
+
+def versus(one: int | str | None, other: int | str) -> Target:
+    """Why this class and not that one? The score of one class less that of another.
+
+    >>> explanation = explainer("rocket.jpg", hysm.targets.versus("drilling platform", "missile"))
+
+    What speaks for both alike cancels out, and what tells them apart is left: the question to ask of a
+    wrong answer, with the right one as the other. Classes go by index or name; None is the class that
+    the network finds likeliest in each image. The scores are the model's output [batch, classes], or
+    its 'logits', as they are: a model that ends in a softmax is asked for a difference of probabilities.
+
+    Raises, when it is explained:
+        InputError: the model is no classifier, or has no such class.
+    """
+
+    def read(output: Any, network: Network) -> Tensor:
+        scores = output.get("logits") if isinstance(output, Mapping) else output
+        if not isinstance(scores, Tensor) or scores.dim() != 2:
+            raise InputError(
+                f"{network.name} is no classifier whose output is [batch, classes]: give a function of "
+                "its output as the target, target=lambda output: output[...]."
+            )
+        against = _column(scores, other, network)
+        if one is not None:
+            return _column(scores, one, network) - against
+        return scores.gather(1, scores.argmax(1, keepdim=True))[:, 0] - against
+
+    first = "the likeliest class" if one is None else _class_name(one)
+    return Target(f"{first}, not {_class_name(other)}", read)
+
+
+def _column(scores: Tensor, category: int | str, network: Network) -> Tensor:
+    index = network.class_index(category) if isinstance(category, str) else category
+    if not 0 <= index < scores.shape[1]:
+        raise InputError(
+            f"There is no class {index}: {network.name} has {scores.shape[1]} classes, 0 to "
+            f"{scores.shape[1] - 1}."
+        )
+    return scores[:, index]
+
+
+def _class_name(category: int | str) -> str:
+    return category if isinstance(category, str) else f"class {category}"
 
 
 def box(index: int) -> Target:
@@ -143,12 +187,8 @@ def region(mask: Tensor | np.ndarray, category: int | str) -> Target:
                 f"{network.name} is no segmenter whose output is [batch, classes, height, width]: give "
                 "a function of its output as the target, target=lambda output: output[...]."
             )
-        count, height, width = output.shape[1:]
-        index = network.class_index(category) if isinstance(category, str) else category
-        if not 0 <= index < count:
-            raise InputError(
-                f"There is no class {index}: {network.name} has {count} classes, 0 to {count - 1}."
-            )
+        height, width = output.shape[2:]
+        scores = _column(output, category, network)
         rows, columns = inside.shape[0] // height, inside.shape[1] // width
         if (rows * height, columns * width) != tuple(inside.shape):
             raise InputError(
@@ -160,11 +200,9 @@ def region(mask: Tensor | np.ndarray, category: int | str) -> Target:
             raise InputError(
                 "The mask has no place inside of the region at the size of the scores."
             )
-        return output[:, index][:, chosen].sum(1)
+        return scores[:, chosen].sum(1)
 
-    return Target(
-        f"region of {category if isinstance(category, str) else f'class {category}'}", read
-    )
+    return Target(f"region of {_class_name(category)}", read)
 
 
 def _features(output: Any, layer: str | nn.Module, network: Network) -> Tensor:
