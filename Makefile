@@ -23,7 +23,7 @@ docs: $(VENV)/test $(VENV)/bench  ## make the figures and tables that the docs s
 	$(BIN)/python docs/make_figures.py
 
 site: $(VENV)/docs  ## build the documentation into site/; a warning is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 models: $(VENV)/test  ## try every architecture, and write docs/models.md; MODELS='--again' tries what failed
 	$(BIN)/python docs/make_models.py $(MODELS)

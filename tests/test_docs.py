@@ -251,7 +251,6 @@ def test_the_site_is_built_without_a_warning_and_asks_nobody(tmp_path):
         "mkdocs",
         "build",
         "--strict",
-        "--quiet",
         "--site-dir",
         str(tmp_path),
     ]
