@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
@@ -554,6 +555,28 @@ def test_explained_together_is_as_alone() -> None:
         assert len(others & set(spots)) >= 45
 
 
+def test_a_job_lets_only_so_many_others_pass() -> None:
+    order: list[str] = []
+
+    def note(given: Any) -> Any:
+        order.extend(given)
+        return given
+
+    worker = Worker(queue=99, batch=3)
+    gate = threading.Event()
+    worker.submit(lambda given: (gate.wait(), given)[1], None, seconds=9)
+    names = ["a", "other", *["a"] * 9]
+    futures = [
+        worker.submit(note, name, key=name if name == "a" else None, seconds=9) for name in names
+    ]
+    gate.set()
+    for future in futures:
+        future.result(5)
+    worker.close()
+    assert sorted(order) == sorted(names)
+    assert order.index("other") == 3
+
+
 def test_one_bad_request_does_not_hurt_those_beside_it() -> None:
     def work(given: Any) -> list[int]:
         if 0 in given:
@@ -697,3 +720,38 @@ def test_the_command_serves_and_ends_when_it_is_interrupted() -> None:
         run.send_signal(2)
         _, errors = run.communicate(timeout=60)
     assert "Traceback" not in errors
+
+
+def test_what_would_hardly_be_done_in_time_is_refused_at_once() -> None:
+    worker = Worker(queue=100, batch=1)
+
+    def sleep(given: Any) -> Any:
+        time.sleep(0.2)
+        return given
+
+    for _ in range(8):
+        worker.submit(sleep, None, seconds=30).result(30)
+    accepted = []
+    with pytest.raises(BusyError):
+        for _ in range(50):
+            accepted.append(worker.submit(sleep, None, seconds=4))
+    assert 5 <= len(accepted) < 30
+    for future in accepted:
+        future.result(30)  # none is late
+    worker.close()
+
+
+def test_memory_of_what_was_explained_is_given_back() -> None:
+    """Passes refer to themselves: each is collected before the next batch is done."""
+    live: list[Any] = []
+
+    class Held:
+        def __init__(self) -> None:
+            self.itself = self
+            live.append(weakref.ref(self))
+
+    worker = Worker(queue=8, batch=1)
+    for _ in range(3):
+        worker.submit(lambda given: [Held() and None], None, seconds=9).result(9)
+    worker.close()
+    assert [one() for one in live] == [None] * 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import socket
 from collections.abc import Callable, Sequence
@@ -131,6 +132,9 @@ def serve(
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                 await super().startup(sockets)
                 if self.started:
+                    # What is there now stays: it need not be looked through after each request.
+                    gc.collect()
+                    gc.freeze()
                     say(
                         f"howyouseeme is at {_address(listening)} (the API: /docs); Ctrl+C ends it."
                     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import math
 import threading
 import time
@@ -44,6 +46,7 @@ class _Job(Generic[G, T]):
     until: float
     seconds: float
     future: Future[T]
+    passed: int = 0  # how many that came later were run before
 
 
 class Worker:
@@ -56,7 +59,7 @@ class Worker:
     would only slow each other down, and the answers to everything else.
 
     `run` is given what was given of several jobs with the same key, up to `batch`, and returns as many
-    results. If it fails, each is run alone, so that none suffers from another. A job that is cancelled,
+    results; in its turn each lets at most so many others pass. If it fails, each is run alone, so that none suffers from another. A job that is cancelled,
     or too late, before its turn is not run.
     """
 
@@ -67,7 +70,7 @@ class Worker:
         self._jobs: deque[_Job[Any, Any]] = deque()
         self._ready = threading.Condition()
         self._closed = True
-        self._each = 0.5  # seconds that a job takes, about
+        self._each = 0.0  # seconds that a job takes, about
         self.open()
 
     def open(self) -> None:
@@ -98,13 +101,15 @@ class Worker:
         """A result that will be there, or fail with `LateError`, within about `seconds`.
 
         Raises:
-            BusyError: the queue is full.
+            BusyError: the queue is full, or those that wait will take more than half of that time.
         """
         future: Future[T] = Future()
         job = _Job(run, given, key, time.monotonic() + seconds, seconds, future)
         with self._ready:
-            if self._closed or len(self._jobs) >= self._most:
-                raise BusyError(max(1, math.ceil(len(self._jobs) * self._each / 2)))
+            wait = len(self._jobs) * self._each
+            # What would hardly be done in time is better refused at once.
+            if self._closed or len(self._jobs) >= self._most or wait > seconds / 2:
+                raise BusyError(max(1, math.ceil(wait / 2)))
             self._jobs.append(job)
             self._ready.notify()
         return future
@@ -123,10 +128,12 @@ class Worker:
         while jobs := self._take():
             begun = time.monotonic()
             self._run(jobs)
-            taken = time.monotonic() - begun
-            self._each += _FADING * (taken / len(jobs) - self._each)
-            self._watch(len(jobs), taken)
+            count = len(jobs)
             del jobs  # a thread that waits shall keep nobody's photo
+            _give_back()
+            taken = time.monotonic() - begun
+            self._each += _FADING * (taken / count - self._each)
+            self._watch(count, taken)
 
     def _take(self) -> list[_Job[Any, Any]]:
         """The next jobs; none when there will be no more."""
@@ -136,12 +143,26 @@ class Worker:
                 if not self._jobs:
                     return []
                 first = self._jobs.popleft()
-                same = [job for job in self._jobs if first.key is not None and job.key == first.key]
-                together = [first, *same[: self._batch - 1]]
-                for job in together[1:]:
-                    self._jobs.remove(job)
+                together = [first, *self._pull(first.key)]
                 if wanted := [job for job in together if self._wanted(job)]:
                     return wanted
+
+    def _pull(self, key: Hashable) -> list[_Job[Any, Any]]:
+        """The jobs of that key that may go ahead of others, of which each lets only so many pass."""
+        found: list[_Job[Any, Any]] = []
+        others: list[_Job[Any, Any]] = []
+        for job in self._jobs if key is not None else ():
+            if len(found) + 1 >= self._batch or any(one.passed >= self._batch for one in others):
+                break
+            if job.key == key:
+                found.append(job)
+                for other in others:
+                    other.passed += 1
+            else:
+                others.append(job)
+        for job in found:
+            self._jobs.remove(job)
+        return found
 
     @staticmethod
     def _wanted(job: _Job[Any, Any]) -> bool:
@@ -165,3 +186,25 @@ class Worker:
             return
         for job, result in zip(jobs, results, strict=True):
             job.future.set_result(result)
+
+
+def _give_back() -> None:
+    """Give the memory of what was done back to the system.
+
+    Recorded passes refer to themselves, and hold hundreds of megabytes: Python, which counts objects and
+    not bytes, would let many of them pile up, and glibc would keep the holes that they leave.
+    """
+    gc.collect()
+    if _TRIM is not None:
+        _TRIM(0)
+
+
+def _find_trim() -> Callable[[int], int] | None:
+    try:
+        found: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):  # another C library than glibc
+        return None
+    return found
+
+
+_TRIM = _find_trim()
