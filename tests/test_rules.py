@@ -1453,6 +1453,13 @@ for name, label, run, inputs, want in [
     )
 case(
     "lerp",
+    "between two constants",
+    lambda a: torch.lerp(C.expand(2, 2, 3), 2 * C.expand(2, 2, 3), a),
+    P,
+    lambda: times(P, C.expand(2, 2, 3).numpy(), C.expand(2, 2, 3).numpy()),
+)
+case(
+    "lerp",
     "from a constant",
     lambda a: torch.lerp(C.expand(2, 2, 3), a, 0.25),
     P,

@@ -121,8 +121,10 @@ def addcdiv(call: Call, output: Value) -> Step:
 
 @rule("aten.lerp")
 def lerp(call: Call, output: Value) -> Step:
-    """y = (1 - w) · a + w · b, where w is a gate"""
+    """y = (1 - w) · a + w · b, where w is a gate; the signal, between two constants"""
     a, b, weight = call.args[:3]
+    if isinstance(weight, Value) and not isinstance(a, Value) and not isinstance(b, Value):
+        return _sum(output, [(a, 1), (weight, b - a)])
     weight = contents(weight, output.data)
     return _sum(output, [(a, 1 - weight), (b, weight)])
 
