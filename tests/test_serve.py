@@ -202,7 +202,10 @@ def test_health_and_metrics(client: TestClient) -> None:
     assert client.get("/healthz").json() == {"status": "ok", "waiting": 0}
     send(client)
     client.get("/v1/models")
-    told = client.get("/metrics").text
+    told = ""
+    until = time.monotonic() + 20
+    while "howyouseeme_batch_size_count 1.0" not in told and time.monotonic() < until:
+        told = client.get("/metrics").text  # the worker tells after it has answered
     line = 'howyouseeme_requests_total{method="POST",path="/v1/explain",status="200"} 1.0'
     assert line in told
     assert "howyouseeme_batch_size_count 1.0" in told
@@ -732,7 +735,7 @@ def test_what_would_hardly_be_done_in_time_is_refused_at_once() -> None:
 
     for _ in range(8):
         worker.submit(sleep, None, seconds=30).result(30)
-    accepted = []
+    accepted: list[Any] = []
     with contextlib.suppress(BusyError):
         for _ in range(50):
             accepted.append(worker.submit(sleep, None, seconds=4))
