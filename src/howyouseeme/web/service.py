@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from ..images import load_image
 from ..models import Network, load_model
 from ..propose import Proposals, Proposer
 from . import Limits
-from .worker import LateError, Worker
+from .worker import BusyError, LateError, Worker
 
 __all__ = ["Model", "Question", "Service", "TooLargeError", "read_photo"]
 
@@ -242,6 +243,8 @@ class Service:
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), seconds + _LATEST)
         except asyncio.TimeoutError:
+            if future.cancelled():  # its turn never came
+                raise BusyError(math.ceil(seconds)) from None
             raise LateError(seconds) from None
 
     def _explain(

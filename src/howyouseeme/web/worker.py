@@ -20,7 +20,8 @@ __all__ = ["BusyError", "LateError", "Worker"]
 G = TypeVar("G")
 T = TypeVar("T")
 
-_FADING = 0.2  # of what an average remembers, the share of the last one
+_PATIENCE = 0.25  # of the time that a request has, the share that it may wait for its turn
+_FADING = 0.3  # of what an average remembers, the share of the last one
 
 
 class BusyError(HowYouSeeMeError):
@@ -44,7 +45,6 @@ class _Job(Generic[G, T]):
     given: G
     key: Hashable  # jobs of one key are run together; None: alone
     until: float
-    seconds: float
     future: Future[T]
     passed: int = 0  # how many that came later were run before
 
@@ -98,21 +98,25 @@ class Worker:
         seconds: float,
         key: Hashable = None,
     ) -> Future[T]:
-        """A result that will be there, or fail with `LateError`, within about `seconds`.
+        """A result that will be there, or fail with `BusyError`, if its turn doesn't come within `seconds`.
 
         Raises:
-            BusyError: the queue is full, or those that wait will take more than half of that time.
+            BusyError: the queue is full, or those that wait will take more than a quarter of that time.
         """
         future: Future[T] = Future()
-        job = _Job(run, given, key, time.monotonic() + seconds, seconds, future)
+        job = _Job(run, given, key, time.monotonic() + seconds, future)
         with self._ready:
             wait = len(self._jobs) * self._each
             # What would hardly be done in time is better refused at once.
-            if self._closed or len(self._jobs) >= self._most or wait > seconds / 2:
-                raise BusyError(max(1, math.ceil(wait / 2)))
+            full = len(self._jobs) >= self._most or wait > seconds * _PATIENCE
+            if self._closed or full:
+                raise self._busy()
             self._jobs.append(job)
             self._ready.notify()
         return future
+
+    def _busy(self) -> BusyError:
+        return BusyError(max(1, math.ceil(len(self._jobs) * self._each / 2)))
 
     def close(self) -> None:
         """End after the job that is running; the others are cancelled."""
@@ -164,12 +168,11 @@ class Worker:
             self._jobs.remove(job)
         return found
 
-    @staticmethod
-    def _wanted(job: _Job[Any, Any]) -> bool:
+    def _wanted(self, job: _Job[Any, Any]) -> bool:
         if not job.future.set_running_or_notify_cancel():
             return False
         if time.monotonic() > job.until:
-            job.future.set_exception(LateError(job.seconds))
+            job.future.set_exception(self._busy())
             return False
         return True
 
