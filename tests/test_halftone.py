@@ -194,6 +194,46 @@ def test_a_matrix() -> None:
     check(source, Matrix(source.shape, (2, 5, 4), weight))
 
 
+@pytest.mark.parametrize("shape", [(2, 5, 6), (2, 6, 6), (2, 1, 6)])
+def test_calls_that_see_other_nodes_side_by_side_share_a_heap(shape: tuple[int, ...]) -> None:
+    """A value that goes around a matrix, as in a transformer without norms, and through a convolution."""
+    source, heaps = value(shape), {}
+    expected = torch.zeros(source.numel, dtype=torch.float64)
+    links: list[Link] = [
+        Diagonal(source.shape, source.shape),
+        Matrix(source.shape, (*shape[:-1], 4), value((4, 6), 5).data),
+        Convolution(source.shape, (2, 4, 6), value((4, shape[1], 3), 6).data, (1,), (1,), (1,), 1),
+    ]
+    for first in (1, -1):
+        heaps.clear()
+        expected.zero_()
+        for link in links[::first]:
+            child = Value(torch.zeros(link.out_shape, dtype=torch.float64), 1)
+            dots = some_dots(child.numel, 2)
+            excite(child, [(source, link)], dots, heaps, batch=2)
+            expected += by_edges(source, link, dots)[0]
+        torch.testing.assert_close(
+            heaps[source].dense().flatten(), expected, rtol=1e-10, atol=1e-12
+        )
+
+
+def test_nothing_is_handed_on_where_nothing_arrived() -> None:
+    source = value((2, 3, 4, 4))
+    none = Dots(torch.empty(0, dtype=torch.long), *torch.empty(2, 0, dtype=torch.float64))
+    weight = value((3, 4, 3, 3), 5).data
+    for back in (True, False):  # by edges, and by the kernel
+        link = Convolution(
+            source.shape, (2, 4, 4, 4), weight if back else weight.transpose(0, 1).contiguous(),
+            (1, 1), (1, 1), (1, 1), 1, back,
+        )  # fmt: skip
+        heaps: dict[Value, Heap] = {}
+        child = Value(torch.zeros(link.out_shape, dtype=torch.float64), 1)
+        rates, ended = excite(child, [(source, link)], none, heaps, batch=2)
+        assert len(rates) == 0
+        assert ended.tolist() == [0, 0]
+        assert not heaps[source].dense().any()
+
+
 @pytest.mark.parametrize("factor", [1.0, -0.5])
 def test_a_sum_of_two(factor: float) -> None:
     """By its kernel as by the links' edges."""

@@ -83,7 +83,7 @@ def test_the_html_has_a_picture_and_a_slider_through_all_frames() -> None:
     assert len(pictures) == 1 + len(names)
     for tag in pictures:
         kind, data = tag["src"].split(",")
-        assert kind == "data:image/jpeg;base64"
+        assert kind == "data:image/webp;base64"
         with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
             picture.load()
     assert not page.all("script")

@@ -23,6 +23,8 @@ import click
 
 from . import __version__
 from .errors import HowYouSeeMeError, InputError, ModelError
+from .web import Limits, Settings
+from .web import serve as serve_web
 
 if TYPE_CHECKING:
     from .explainer import Explainer
@@ -601,23 +603,31 @@ def detect(
 @click.option("--page/--no-page", default=True, help="Serve the page too, or the API alone.")
 @click.option(
     "--max-mb",
+    default=Limits.body / 2**20,
+    show_default=True,
     type=click.FloatRange(min=0, min_open=True),
-    help="Size of a request to the API, in MiB; 20 if not given.",
+    help="Size of a request to the API, in MiB.",
 )
 @click.option(
     "--max-pixels",
+    default=Limits.pixels,
+    show_default=True,
     type=click.IntRange(min=1),
-    help="Pixels of a photo; 50,000,000 if not given.",
+    help="Pixels of a photo.",
 )
 @click.option(
     "--max-seconds",
+    default=Limits.seconds,
+    show_default=True,
     type=click.FloatRange(min=0, min_open=True),
-    help="From a request to its answer; 60 if not given.",
+    help="From a request to its answer.",
 )
 @click.option(
     "--max-queue",
+    default=Limits.queue,
+    show_default=True,
     type=click.IntRange(min=1),
-    help="Requests that wait, 32 if not given; more are told that the server is busy.",
+    help="Requests that wait; more are told that the server is busy.",
 )
 @click.option("--device", default="cpu", show_default=True, help="Such as cpu, cuda or mps.")
 @_verbose_option
@@ -630,10 +640,10 @@ def serve(
     allowed: tuple[str, ...],
     token: str | None,
     page: bool,
-    max_mb: float | None,
-    max_pixels: int | None,
-    max_seconds: float | None,
-    max_queue: int | None,
+    max_mb: float,
+    max_pixels: int,
+    max_seconds: float,
+    max_queue: int,
     device: str,
 ) -> None:
     """Serve a page to play with in a browser, and an HTTP API (described at /docs)."""
@@ -641,21 +651,12 @@ def serve(
         raise click.UsageError(
             "--weights are those of one --model; let a factory load the others'."
         )
-    from .web import Limits, Settings  # noqa: PLC0415
-    from .web import serve as run  # noqa: PLC0415
-
-    asked: dict[str, Any] = {
-        "body": None if max_mb is None else round(max_mb * 2**20),
-        "pixels": max_pixels,
-        "seconds": max_seconds,
-        "queue": max_queue,
-    }
-    limits = replace(
-        Limits(), **{name: given for name, given in asked.items() if given is not None}
+    limits = Limits(
+        body=round(max_mb * 2**20), pixels=max_pixels, queue=max_queue, seconds=max_seconds
     )
     settings = Settings(host, port, token or None, page, allowed, device, limits)
     networks = [_load(model, weights, device) for model in dict.fromkeys(models)]
-    run(networks, settings, say=click.echo)
+    serve_web(networks, settings, say=click.echo)
 
 
 # What to explain

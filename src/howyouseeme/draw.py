@@ -6,6 +6,8 @@ left pixel.
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -226,6 +228,26 @@ def stack_pictures(*pictures: Image.Image) -> Image.Image:
         canvas.paste(see_through, ((width - picture.width) // 2, top), see_through)
         top += picture.height
     return canvas
+
+
+def encoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    """A picture as the bytes of a file; `kind` and `options` are those of Pillow's save.
+
+    >>> encoded(picture, "JPEG", quality=85)
+    """
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def data_uri(picture: Image.Image, kind: str = "PNG", **options: Any) -> str:
+    """A picture as an address that holds it, for HTML; arguments are those of `encoded`.
+
+    >>> data_uri(picture)
+    'data:image/png;base64,...'
+    """
+    content = base64.b64encode(encoded(picture, kind, **options)).decode()
+    return f"data:image/{kind.lower()};base64,{content}"
 
 
 def percent(share: float) -> str:

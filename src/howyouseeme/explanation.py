@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import platform
 from collections.abc import Callable, Sequence
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from .backtrack import Plan
-    from .draw import Subject
+    from .draw import LayerView, Subject
     from .localize import Detection
     from .models import Network
 
@@ -34,7 +33,6 @@ __all__ = ["Explanation", "Layer", "Node", "Path", "Sample"]
 
 #: So many points are kept of an image; evidence beyond them shows in the maps, not in the points.
 MOST_POINTS = 2000
-
 
 SCHEMA_VERSION = 1
 
@@ -287,9 +285,9 @@ class Explanation:
         >>> object_ = explanation.saliency[0] > 0.1     # the pixels that hold 90 % of the evidence
 
         A pixel's level is the share of the evidence in pixels with no more of it than it has, so that a
-        level means the same on every image. Each pixel counts with its own evidence and, with 0.3 (3 where few `nodes`
-        are kept), that of its surroundings (`attention`): max-pooling picks one pixel where the network saw a window.
-        Otherwise as `attention`.
+        level means the same on every image. Each pixel counts with its own evidence and, with 0.3, that
+        of its surroundings (`attention`): max-pooling picks one pixel where the network saw a window.
+        Where the method goes on from a few `nodes`, it is with 3. Otherwise as `attention`.
 
         Raises:
             InputError: the images differ in size; take `explanation[i].saliency`.
@@ -353,6 +351,15 @@ class Explanation:
             self._trails.clear()
             self._trails[i] = walked
         return self._trails[i]
+
+    def forget(self) -> None:
+        """Let go of the pass that `path`, `layers` and pictures of layers recorded, which is large.
+
+        >>> explanation.layers(), explanation.forget()
+
+        It is recorded anew when it is needed again.
+        """
+        self._trails.clear()
 
     @property
     def paths(self) -> tuple[tuple[Path, ...], ...]:
@@ -475,7 +482,7 @@ class Explanation:
             coverage=None,  # its meaning needs more words than a caption has
         )
 
-    def _views(self, i: int) -> list[Any]:
+    def _views(self, i: int) -> list[LayerView]:
         """One layer for each resolution, the last of its kind, for a strip of pictures."""
         stages: dict[tuple[int, ...], Layer] = {}
         pixels, *above = self.layers(i)
@@ -484,12 +491,15 @@ class Explanation:
                 continue
             stages.pop(layer.shape[1:], None)
             stages[layer.shape[1:]] = layer
-        return self._drawn(
+        return self.layer_views(
             i, [pixels, *(stages[size] for size in stages if size != pixels.shape[1:])]
         )
 
-    def _drawn(self, i: int, layers: Sequence[Layer]) -> list[Any]:
-        """Each of some layers as it is drawn over the photo, but those whose places are no pixels'."""
+    def layer_views(self, i: int, layers: Sequence[Layer]) -> list[LayerView]:
+        """Some layers of image i as they are drawn over the photo, but those whose places are no pixels'.
+
+        >>> [view.name for view in explanation.layer_views(0, explanation.layers(0)[-3:])]
+        """
         from . import draw  # noqa: PLC0415
 
         geometry = self.samples[i].geometry
@@ -576,6 +586,8 @@ class Explanation:
             InputError: the input is no picture; `to_dict` has its points.
             OSError: the folder can't be written to.
         """
+        from . import draw  # noqa: PLC0415 - needs matplotlib
+
         folder = FilePath(folder)
         folder.mkdir(parents=True, exist_ok=True)
         written = []
@@ -584,7 +596,7 @@ class Explanation:
             if len(self) > 1:
                 stem = f"{stem}-{i}"
             picture, data = folder / f"{stem}.png", folder / f"{stem}.json"
-            png = _png(self.picture(i, layers))
+            png = draw.encoded(self.picture(i, layers))
             numbers = _json(self.to_dict(i))
             _write(picture, png)
             _write(data, numbers.encode())
@@ -635,12 +647,6 @@ def _json(data: dict[str, Any]) -> str:
     points = ",\n".join(f"  {json.dumps(point, allow_nan=False)}" for point in data["points"])
     fields["points"] = f"[\n{points}\n ]"
     return "{\n" + ",\n".join(f' "{name}": {item}' for name, item in fields.items()) + "\n}\n"
-
-
-def _png(picture: Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _write(path: FilePath, content: bytes) -> None:

@@ -23,7 +23,7 @@ from .backtrack import signs
 from .links import Convolution, Diagonal, Link, Matrix
 from .tape import Value
 
-__all__ = ["Dots", "Heap", "excite"]
+__all__ = ["Dots", "Heap", "excite", "heap_of", "precision"]
 
 #: So many edges at a time are looked at of calls for which there is no kernel.
 _CHUNK = 1 << 22
@@ -186,20 +186,21 @@ def excite(
     e[i] = sum over j of e[j] · (o[j] w[j, i] a[i])⁺ / z[j], z[j] being the sum over all i. Returned are
     each dot's rate e[j] / z[j] [n], and the positive evidence of each sample [batch] that ended.
     """
+    if not len(dots):
+        for source, _ in links:
+            heap_of(source, heaps, batch)
+        return dots.evidence, dots.evidence.new_zeros(batch)
     if value.data.device.type == "cpu":
         source, link = links[0]
-        if len(links) == 1 and isinstance(link, Matrix) and source.data.dim() > 1:
-            heap = heap_of(source, heaps, batch, -1)
-            return _convolve(heap, _as_convolution(link), dots)
-        if (
-            len(links) == 1
-            and isinstance(link, Convolution)
-            and not link.back
-            and link.weight.dim() <= 4
-        ):
-            one_each = link.groups == source.shape[1] and link.groups > 1
-            heap = heap_of(source, heaps, batch, None if one_each else 1)
-            return _convolve(heap, link, dots)
+        convolution = _as_convolution(link) if len(links) == 1 else None
+        if convolution is not None:
+            one_each = convolution.groups == convolution.in_shape[1] > 1
+            axis = -1 if isinstance(link, Matrix) else 1
+            heap = heap_of(source, heaps, batch, None if one_each else axis)
+            # Another call may have made it, which sees other nodes side by side.
+            seen = convolution.in_shape[1], prod(convolution.in_shape[2:])
+            if heap.by_node or (heap.channels, heap.inner) == seen:
+                return _convolve(heap, convolution, dots)
         factors = [_factor(source, link) for source, link in links]
         if len(links) == 2 and None not in factors:
             return _meet(value, links, factors, dots, heaps, batch)
@@ -311,10 +312,14 @@ def _by_place(dots: Dots, channels: int, plane: int) -> tuple[Dots, np.ndarray |
     return dots.pick(torch.from_numpy(order)), order
 
 
-def _as_convolution(link: Matrix) -> Convolution:
-    """The same over places of one pixel."""
+def _as_convolution(link: Link) -> Convolution | None:
+    """A convolution over one or two axes that does the same; None if there is none."""
+    if isinstance(link, Convolution):
+        return None if link.back or link.weight.dim() > 4 else link
+    if not isinstance(link, Matrix) or len(link.in_shape) < 2:
+        return None
     outputs, inputs = link.weight.shape
-    rows = prod(link.in_shape[:-1])
+    rows = prod(link.in_shape[:-1])  # places of one pixel
     weight = link.weight[:, :, None, None]
     return Convolution((rows, inputs, 1, 1), (rows, outputs, 1, 1), weight, (1,), (0,), (1,), 1)
 

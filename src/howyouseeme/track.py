@@ -133,6 +133,21 @@ def track(
         yield tracker(frame) if number else tracker.start(frame, box)
 
 
+#: Of the table of a track.
+COLUMNS = ["frame", "seconds", "state", "confidence", "x0", "y0", "x1", "y1"]
+
+
+def row(number: int, rate: float | None, sighting: Sighting) -> list[Any]:
+    """What the table of a track says of one frame, by its number and the frames a second.
+
+    >>> row(2, 25, Sighting((1, 2, 3, 4), 0.9))
+    [2, '0.080', 'found', '0.900', '1.0', '2.0', '3.0', '4.0']
+    """
+    seconds = "" if rate is None else f"{number / rate:.3f}"
+    box = [f"{side:.1f}" for side in sighting.box or ()] or [""] * 4
+    return [number, seconds, sighting.state, f"{sighting.confidence:.3f}", *box]
+
+
 def follow(
     video: Video,
     tracker: Tracker,
@@ -152,13 +167,10 @@ def follow(
     frames = iter(video)
     frame = next(frames)  # a video without frames says so here, before any file is made
     sighting = tracker.start(frame, choose(frame))
-    columns = ["frame", "seconds", "state", "confidence", "x0", "y0", "x1", "y1"]
-    with Table(table, columns) as rows, picture or nullcontext():
+    with Table(table, COLUMNS) as rows, picture or nullcontext():
         number = 0
         while True:
-            seconds = "" if video.rate is None else f"{number / video.rate:.3f}"
-            box = [f"{side:.1f}" for side in sighting.box or ()] or [""] * 4
-            rows.write([number, seconds, sighting.state, f"{sighting.confidence:.3f}", *box])
+            rows.write(row(number, video.rate, sighting))
             if picture is not None:
                 picture.write(annotate(frame, sighting))
             yield sighting

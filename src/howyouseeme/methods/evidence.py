@@ -44,8 +44,8 @@ class Evidence(Method):
         contrast: set the class against its rivals. Without it the question is 'what speaks for this
             class', with it 'why this class and not the others'.
         focus: weigh each pixel by the evidence of its place at the last feature map.
-        nodes: go on from about so many nodes at each value, the halftone of all, which costs a fraction of
-            the time (2000 is a good number); None goes on from all.
+        nodes: go on from about so many nodes at each value, the halftone of all, which takes less time
+            and shows single pixels less finely (2000 is a good number); None goes on from all.
     """
 
     contrast: bool = True

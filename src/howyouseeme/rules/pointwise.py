@@ -114,19 +114,20 @@ def batch_norm(call: Call, output: Value) -> Step:
         "aten.miopen_batch_norm",
         "aten._native_batch_norm_legit",
     }
-    if has_mode and call.args[5]:  # the statistics of this input: instance norm
+    own = has_mode and call.args[5]  # the statistics of this input: instance norm
+    if own:
         saved_mean, saved_rstd = call.outputs[1:3]
         if saved_mean is None or saved_rstd is None or call.name != "aten.native_batch_norm":
             raise Refusal("batch norm with the statistics of the input keeps none on this device")
-        mean, rstd = saved_mean.data, saved_rstd.data
+        mean, spread = saved_mean.data, saved_rstd.data
     else:
         if isinstance(mean, Value) or mean is None:
             raise Refusal("batch norm without running statistics is not supported")
-        rstd = None
+        spread = var
 
     def scale() -> Tensor:
-        spread = (var + eps).rsqrt() if rstd is None else rstd
-        return _per_channel(weight, x, 1.0) * _per_channel(spread, x, 1.0)
+        rstd = spread if own else (spread + eps).rsqrt()
+        return _per_channel(weight, x, 1.0) * _per_channel(rstd, x, 1.0)
 
     def shift() -> Tensor:
         return _per_channel(bias, x, 0.0) - _per_channel(mean, x, 0.0) * scale()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import re
@@ -18,7 +17,7 @@ from PIL import Image
 from starlette.exceptions import HTTPException
 
 from .. import __version__, localize
-from ..draw import boxes_picture, percent, stack_pictures
+from ..draw import boxes_picture, encoded, percent, stack_pictures
 from ..errors import HowYouSeeMeError, InputError, MissingExtraError, ModelError
 from ..explanation import Explanation
 from ..propose import Proposals
@@ -233,7 +232,7 @@ async def explain(
 
     def render(found: list[Explanation], _: Image.Image) -> bytes:
         if kind == _PNG:
-            return _png(stack_pictures(*(one.picture(0, layers) for one in found)))
+            return encoded(stack_pictures(*(one.picture(0, layers) for one in found)))
         told = [one.to_dict() for one in found]
         return _json(told[0] if top is None else told)
 
@@ -284,7 +283,7 @@ async def detect(
     def render(found: Sequence[localize.Detection], image: Image.Image) -> bytes:
         if kind == _PNG:
             texts = [(one.box, f"{one.label} {percent(one.score)}") for one in found]
-            return _png(boxes_picture(image, texts))
+            return encoded(boxes_picture(image, texts))
         return _json(localize.to_coco({name: found}, {name: (image.height, image.width)}))
 
     content = await _service(request).detect(
@@ -310,7 +309,7 @@ async def propose(
     data, name = await _read(photo)
 
     def render(found: Proposals, image: Image.Image) -> bytes:
-        return _png(found.picture(image)) if kind == _PNG else _json(found.to_dict(name))
+        return encoded(found.picture(image)) if kind == _PNG else _json(found.to_dict(name))
 
     content = await _service(request).propose(data, render, model=model, count=count)
     return Response(content, media_type=kind)
@@ -493,12 +492,6 @@ async def _read(photo: UploadFile) -> tuple[bytes, str]:
     """The bytes of what was uploaded, and the last part of its name."""
     name = PurePath((photo.filename or "").replace("\\", "/")).name
     return await photo.read(), name[:255] or "photo"
-
-
-def _png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _json(data: Any) -> bytes:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
+import html
 import os
 import secrets
 import tempfile
@@ -24,10 +23,11 @@ from fastapi.responses import Response
 from PIL import Image
 from starlette.concurrency import run_in_threadpool
 
+from ..draw import data_uri
 from ..errors import HowYouSeeMeError, ImageError, InputError
 from ..images import sample_photo
-from ..track import Sighting, Tracker, annotate
-from ..video import Video, VideoWriter, open_video
+from ..track import COLUMNS, Tracker, annotate, row
+from ..video import Table, Video, VideoWriter, open_video
 from .scene import Scene, make_scene, palette
 from .service import Service, TooLargeError, read_photo
 from .shelf import Shelf
@@ -477,9 +477,13 @@ class Page:
             )
         model = self.service.check(_text(network))
         with tempfile.TemporaryDirectory(prefix="howyouseeme-") as folder:
-            file, rows = Path(folder) / "track.mp4", ["frame,seconds,state,confidence,x0,y0,x1,y1"]
+            file, table = Path(folder) / "track.mp4", Path(folder) / "track.csv"
             video = await self.service.do(partial(self._open, path))
-            with video, VideoWriter(file, video.rate or 25) as writer:
+            with (
+                video,
+                VideoWriter(file, video.rate or 25) as writer,
+                Table(table, COLUMNS) as rows,
+            ):
                 frames = iter(video)
                 tracker: Tracker | None = None
                 number = found = 0
@@ -500,7 +504,7 @@ class Page:
                         seen = tracker(frame)
                     picture = annotate(frame, seen)
                     writer.write(picture)
-                    rows.append(_row(number, video.rate, seen))
+                    rows.write(row(number, video.rate, seen))
                     number, found = number + 1, found + seen.found
                     return picture
 
@@ -509,9 +513,8 @@ class Page:
                     if number % 10 == 1:
                         count = f" of {video.count}" if video.count else ""
                         yield _hint(f"Following: frame {number}{count}."), _live(picture)
-            content = await run_in_threadpool(file.read_bytes)
-        table = ("\n".join(rows) + "\n").encode()
-        key = self.shelf.put(secrets.token_hex(16), _Tracked(content, table))
+            made = _Tracked(*[await run_in_threadpool(one.read_bytes) for one in (file, table)])
+        key = self.shelf.put(secrets.token_hex(16), made)
         cut = f" (the first {most}; the rest was left out)" if number == most else ""
         yield _hint(f"Found in {found} of {number} frames{cut}."), _player(key)
 
@@ -602,16 +605,12 @@ def _said(error: Exception) -> dict[str, Any]:
     return {"said": _sentence(error), "number": secrets.token_hex(4)}
 
 
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
 def _alert(error: Exception) -> str:
-    return f'<p class="said" role="alert">{_escaped(_sentence(error))}</p>'
+    return f'<p class="said" role="alert">{html.escape(_sentence(error))}</p>'
 
 
 def _hint(text: str) -> str:
-    return f'<p class="doing" role="status">{_escaped(text)}</p>'
+    return f'<p class="doing" role="status">{html.escape(text)}</p>'
 
 
 def _framed(frame: np.ndarray) -> dict[str, Any]:
@@ -619,9 +618,7 @@ def _framed(frame: np.ndarray) -> dict[str, Any]:
 
 
 def _jpeg(frame: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_uri(Image.fromarray(frame), "JPEG", quality=85)
 
 
 def _live(frame: np.ndarray) -> str:
@@ -634,12 +631,6 @@ def _player(key: str) -> str:
         f'</video><p class="saving">Save <a class="button" download href="page/{key}/track.mp4">'
         f'Video (MP4)</a> <a class="button" download href="page/{key}/track.csv">Boxes (CSV)</a></p>'
     )
-
-
-def _row(number: int, rate: float | None, seen: Sighting) -> str:
-    seconds = "" if rate is None else f"{number / rate:.3f}"
-    sides = [f"{side:.1f}" for side in seen.box or ()] or [""] * 4
-    return ",".join([str(number), seconds, seen.state, f"{seen.confidence:.3f}", *sides])
 
 
 def _read_box(text: str) -> tuple[float, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import zipfile
@@ -14,6 +13,7 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image
 
+from ..draw import data_uri, encoded
 from ..explanation import Explanation, Layer
 from ..localize import Detection
 from ..rules import find_rule
@@ -62,7 +62,7 @@ class Scene:
         if not 0 <= point < len(points):
             raise IndexError(point)
         found = self.explanation.path(0, [point])[0]
-        self._forget()
+        self.explanation.forget()
         passed = {(node.module, node.call): node for node in found.nodes}
         nodes = []
         for number, (name, stage) in enumerate(self.stages.items()):
@@ -96,8 +96,8 @@ class Scene:
 
     def picture(self, layers: bool = False) -> bytes:
         """The picture of the command line, a PNG."""
-        made = _png(self.explanation.picture(0, layers))
-        self._forget()
+        made = encoded(self.explanation.picture(0, layers))
+        self.explanation.forget()
         return made
 
     def numbers(self) -> bytes:
@@ -110,8 +110,8 @@ class Scene:
         made = {
             "explanation.png": self.picture(layers=True),
             "explanation.json": self.numbers(),
-            "attention.png": _png(_grey(explanation.attention[0].numpy())),
-            "saliency.png": _png(_grey(explanation.saliency[0].numpy())),
+            "attention.png": encoded(_grey(explanation.attention[0].numpy())),
+            "saliency.png": encoded(_grey(explanation.saliency[0].numpy())),
             "boxes.json": json.dumps(self.drawn["boxes"], indent=1).encode(),
             "stages.json": json.dumps(
                 [
@@ -137,10 +137,6 @@ class Scene:
                 file.writestr(name, content)
         return buffer.getvalue()
 
-    def _forget(self) -> None:
-        """Let go of the recorded pass, which is large."""
-        self.explanation._trails.clear()
-
 
 def make_scene(explanation: Explanation, likeliest: Sequence[Explanation]) -> Scene:
     """The scene of an explanation of one photo, beside those of the likeliest classes.
@@ -152,8 +148,8 @@ def make_scene(explanation: Explanation, likeliest: Sequence[Explanation]) -> Sc
     assert image is not None  # the page explains photos
     walked = stages(explanation.layers())
     boxes = explanation.boxes()[0]
-    views = explanation._drawn(0, list(walked.values()))
-    explanation._trails.clear()
+    views = explanation.layer_views(0, list(walked.values()))
+    explanation.forget()
     points = explanation.points[0]
     strength = points.strength[:_POINTS]
     # As in the pictures: the top 2 % count as equally strong, or one outlier would hide the rest.
@@ -161,7 +157,7 @@ def make_scene(explanation: Explanation, likeliest: Sequence[Explanation]) -> Sc
     shown = image.copy()
     shown.thumbnail((_SIDE, _SIDE))
     drawn = {
-        "photo": _uri(shown, "JPEG"),
+        "photo": data_uri(shown, "JPEG", quality=88),
         "width": image.width,
         "height": image.height,
         "model": explanation.model.name,
@@ -186,7 +182,7 @@ def make_scene(explanation: Explanation, likeliest: Sequence[Explanation]) -> Sc
             {
                 "name": name,
                 "shape": list(layer.shape),
-                "box": [round(side, 1) for side in view.box],
+                "box": [round(side, 1) for side in view.box or ()],
                 "map": _map(view.map, _STAGE),
                 "nodes": [
                     [round(float(x), 1), round(float(y), 1), node.channel, round(node.share, 5)]
@@ -308,20 +304,8 @@ def _counted(explanation: Explanation) -> list[int]:
 def _map(values: np.ndarray, side: int) -> str:
     made = _grey(values)
     made.thumbnail((side, side), Image.Resampling.BILINEAR)
-    return _uri(made, "PNG")
+    return data_uri(made)
 
 
 def _grey(values: np.ndarray) -> Image.Image:
     return Image.fromarray(np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8))
-
-
-def _png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _uri(picture: Image.Image, kind: str) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, quality=88)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -17,6 +17,7 @@ from ..errors import HowYouSeeMeError, ImageError, InputError, ModelError
 from ..explainer import Explainer
 from ..explanation import Explanation
 from ..images import load_image
+from ..methods import METHODS
 from ..models import Network, load_model
 from ..propose import Proposals, Proposer
 from . import Limits
@@ -25,8 +26,6 @@ from .worker import BusyError, LateError, Worker
 __all__ = ["Model", "Question", "Service", "TooLargeError", "read_photo"]
 
 T = TypeVar("T")
-
-METHODS = ("evidence", "seed", "exact")
 
 #: What is taken as a photo. Pillow knows more, but some of these start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -186,7 +185,9 @@ class Service:
         """
         name = self.check(question.model)
         if question.method not in METHODS:
-            raise InputError(f"There is no method {question.method!r}; choose from {METHODS}.")
+            raise InputError(
+                f"There is no method {question.method!r}; choose from {', '.join(METHODS)}."
+            )
         if question.top is not None and not 1 <= question.top <= MOST_CLASSES:
             raise InputError(f"The likeliest classes can be had from top1 to top{MOST_CLASSES}.")
         key = (name, question.method, question.top, question.target is None)

@@ -59,8 +59,8 @@ class Worker:
     would only slow each other down, and the answers to everything else.
 
     `run` is given what was given of several jobs with the same key, up to `batch`, and returns as many
-    results; in its turn each lets at most so many others pass. If it fails, each is run alone, so that none suffers from another. A job that is cancelled,
-    or too late, before its turn is not run.
+    results; each job lets at most so many later ones go ahead. If it fails, each is run alone, so that
+    none suffers from another. A job that is cancelled, or too late, before its turn is not run.
     """
 
     def __init__(
@@ -194,8 +194,8 @@ class Worker:
 def _give_back() -> None:
     """Give the memory of what was done back to the system.
 
-    Recorded passes refer to themselves, and hold hundreds of megabytes: Python, which counts objects and
-    not bytes, would let many of them pile up, and glibc would keep the holes that they leave.
+    What refers to itself may hold hundreds of megabytes: Python, which counts objects and not bytes, would
+    let much of it pile up, and glibc would keep the holes that it leaves.
     """
     gc.collect()
     if _TRIM is not None:
