@@ -228,7 +228,7 @@ def freeze(op: Op, values: dict[str, Tensor]) -> dict[str, Array]:
 
 
 #: One input element for each output element: evidence moves, and nothing is decided.
-MOVES = {"bn", "relu", "max", "flatten", "gate"}
+MOVES = {"bn", "relu", "max", "flatten", "gate", "cat"}
 
 
 def _is_map(name: str, made_by: dict[str, Op]) -> bool:
@@ -236,7 +236,7 @@ def _is_map(name: str, made_by: dict[str, Op]) -> bool:
     op = made_by.get(name)
     if op is None:
         return False
-    if op.kind in MOVES | {"add", "cat"}:
+    if op.kind in MOVES | {"add"}:
         signals = op.ins[:1] if op.kind == "gate" else op.ins
         return any(_is_map(source, made_by) for source in signals)
     return op.kind == "conv"
@@ -287,7 +287,7 @@ def walk(net: Net, image: Tensor, target: int, contrast: bool) -> Found:
             continue
         mine, orientation = evidence.pop(op.out), asked.pop(op.out)
         if op.kind in MOVES:
-            sent = {op.ins[0]: _move(op, values, flat, mine, orientation)}
+            sent = _move(op, values, flat, mine, orientation)
         else:
             sent, lost = _excite(op, values, flat, mine, orientation)
             ends += lost
@@ -337,21 +337,26 @@ def _positive(items: Iterable[float]) -> float:
 
 def _move(
     op: Op, values: dict[str, Tensor], flat: dict[str, Array], mine: Array, asked: Array | None
-) -> tuple[Array, Array | None]:
+) -> dict[str, tuple[Array, Array | None]]:
     """All evidence goes to the one input; a negative slope turns *most* into *least*.
 
     Where a max-pool took the same element for several windows, the majority says what is asked.
     """
-    (matrix,) = freeze(op, values).values()
+    matrices = freeze(op, values)
+    if op.kind == "cat":
+        return {
+            name: (matrix.T @ mine, None if asked is None else matrix.T @ asked)
+            for name, matrix in matrices.items()
+        }
+    ((source, matrix),) = matrices.items()
     if op.kind == "max":
-        return matrix.T @ mine, None if asked is None else np.array(
-            [_sign(total) for total in matrix.T @ asked]
-        )
+        turned = None if asked is None else np.array([_sign(a) for a in matrix.T @ asked])
+        return {source: (matrix.T @ mine, turned)}
     if op.kind == "flatten":
-        return mine, asked
+        return {source: (mine, asked)}
     if asked is None:
         asked = np.array([_sign(a) for a in flat[op.out]])
-    return mine, asked * np.array([_sign(slope) for slope in np.diag(matrix)])
+    return {source: (mine, asked * np.array([_sign(slope) for slope in np.diag(matrix)]))}
 
 
 def _excite(

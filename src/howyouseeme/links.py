@@ -245,14 +245,30 @@ class Pad(Selection):
         Link.__init__(self, in_shape, out_shape)
         self.margins = tuple(margins)
         self.weight = self.centres = None
-        self._index: Tensor | None = None
 
     @property
     def index(self) -> Tensor:  # type: ignore[override]
-        if self._index is None:
-            places = torch.arange(1, prod(self.in_shape) + 1).reshape(self.in_shape)
-            self._index = self._padded(places).reshape(-1) - 1
-        return self._index
+        return self.edges(torch.arange(prod(self.out_shape))).index
+
+    def _axes(self) -> list[tuple[int, int, int]]:
+        """Each axis, last first: its size in the input and in the output, and the margin before it.
+
+        Neighbours without margins count as one.
+        """
+        margins = [*self.margins, *[0] * (2 * len(self.in_shape) - len(self.margins))]
+        axes: list[tuple[int, int, int]] = []
+        for size, whole, before, after in zip(
+            reversed(self.in_shape),
+            reversed(self.out_shape),
+            margins[::2],
+            margins[1::2],
+            strict=True,
+        ):
+            if axes and not (before or after or axes[-1][2]) and axes[-1][0] == axes[-1][1]:
+                axes[-1] = axes[-1][0] * size, axes[-1][1] * whole, 0
+            else:
+                axes.append((size, whole, before))
+        return axes
 
     def _padded(self, x: Tensor) -> Tensor:
         return torch.nn.functional.pad(x, self.margins)
@@ -267,8 +283,16 @@ class Pad(Selection):
         return Pad(self.out_shape, self.in_shape, [-margin for margin in self.margins])
 
     def edges(self, nodes: Tensor) -> Edges:
-        index = self.index.to(nodes.device)[nodes]
-        return Edges(index, (index >= 0).float())
+        index, inside = torch.zeros_like(nodes), torch.ones_like(nodes, dtype=torch.bool)
+        behind, rest = 1, nodes
+        for size, whole, before in self._axes():
+            at = rest % whole - before
+            rest = torch.div(rest, whole, rounding_mode="floor")
+            if size != whole or before:
+                inside &= (at >= 0) & (at < size)
+            index += at * behind
+            behind *= size
+        return Edges(index.masked_fill(~inside, -1), inside.float())
 
     def keeps_samples(self, batch: int) -> bool:
         return len(self.margins) < 2 * len(self.in_shape) and Link.keeps_samples(self, batch)

@@ -42,7 +42,9 @@ def layouts(plan: Plan, source: Value) -> dict[Value, Layout]:
     }
     found = {source: start}
     for value, step in reversed(plan.steps):
-        options = [_carried(link, found[item]) for item, link in step.links if item in found]
+        options = [
+            _carried(link, found[item], step.apart) for item, link in step.links if item in found
+        ]
         if options:
             found[value] = _merged(options)
     plan.layouts[source] = found
@@ -103,10 +105,10 @@ def _merged(options: list[Layout]) -> Layout:
     return merged
 
 
-def _carried(link: Link, layout: Layout) -> Layout:
-    """The layout of a link's output, given that of its input."""
+def _carried(link: Link, layout: Layout, apart: bool = False) -> Layout:
+    """The layout of a link's output, given that of its input; `apart` from it may lie those of others."""
     carried = {}
-    for axis, (out, position) in _centres(link, set(layout)).items():
+    for axis, (out, position) in _centres(link, set(layout), apart).items():
         of, line = layout[axis]
         if position is None:
             carried[out] = of, line
@@ -115,7 +117,7 @@ def _carried(link: Link, layout: Layout) -> Layout:
     return carried
 
 
-def _centres(link: Link, axes: set[int]) -> dict[int, tuple[int, Line | None]]:
+def _centres(link: Link, axes: set[int], apart: bool = False) -> dict[int, tuple[int, Line | None]]:
     """For axes of a link's input, the output's axis that runs along it, and what of it that sees.
 
     That is the fractional index of the middle of each window; None where nothing moved.
@@ -125,7 +127,7 @@ def _centres(link: Link, axes: set[int]) -> dict[int, tuple[int, Line | None]]:
     if isinstance(link, Separable):
         return _separable(link, axes)
     if isinstance(link, Pad):
-        return {axis: (axis, _padded(link, axis)) for axis in axes}
+        return {axis: (axis, _padded(link, axis, apart)) for axis in axes}
     if isinstance(link, Selection):
         return _selected(link, axes)
     if isinstance(link, Matrix):
@@ -172,14 +174,19 @@ def _separable(link: Separable, axes: set[int]) -> dict[int, tuple[int, Line | N
     return kept
 
 
-def _padded(link: Pad, axis: int) -> Line | None:
-    """Padding lies where the line would go on; cropping leaves the rest where it is."""
+def _padded(link: Pad, axis: int, apart: bool) -> Line | None:
+    """Padding lies where the line would go on; cropping leaves the rest where it is.
+
+    Where another input may lie instead (`apart`) nothing is known.
+    """
     behind = 2 * (len(link.in_shape) - 1 - axis)
     before, after = (*link.margins, *[0] * behind, 0, 0)[behind : behind + 2]
     if not before and not after:
         return None
-    shift = _uneven(max(before, 0), max(after, 0)) - before
-    return np.arange(link.out_shape[axis], dtype=float) + shift
+    place = np.arange(link.out_shape[axis], dtype=float) - before
+    if apart:
+        return np.where((place >= 0) & (place < link.in_shape[axis]), place, np.nan)
+    return place + _uneven(max(before, 0), max(after, 0))
 
 
 def _uneven(before: int, after: int) -> float:

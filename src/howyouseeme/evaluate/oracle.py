@@ -239,11 +239,11 @@ def _outgoing(
             yield source, _Edges(index, weight.abs(), signs(weight), torch.zeros_like(index))
         return
     asked = -1.0 if state else 1.0
-    if len(raw) == 1 and step.links[0][1].one_to_one:
-        source, index, weight = raw[0]
-        there = step.links[0][1].edges(nodes).index.reshape(len(nodes), -1) >= 0
-        next_state = (asked * signs(weight) < 0).long()
-        yield source, _Edges(index, there.double(), torch.ones_like(weight), next_state)
+    if step.moves:
+        for (source, index, weight), (_, link) in zip(raw, step.links, strict=True):
+            there = link.edges(nodes).index.reshape(len(nodes), -1) >= 0
+            next_state = (asked * signs(weight) < 0).long()
+            yield source, _Edges(index, there.double(), torch.ones_like(weight), next_state)
         return
     excited = [
         (asked * weight * source.flat[index].double()).clamp(min=0) for source, index, weight in raw

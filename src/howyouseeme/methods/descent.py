@@ -55,8 +55,7 @@ def _spreading(plan: Plan) -> set[Value]:
     """The values behind which, on the way to the inputs, some call has several inputs for an output."""
     found: set[Value] = set()
     for value, step in reversed(plan.steps):
-        moves = len(step.links) == 1 and step.links[0][1].one_to_one
-        if step.links and (not moves or step.links[0][0] in found):
+        if step.links and (not step.moves or any(source in found for source, _ in step.links)):
             found.add(value)
     return found
 
@@ -92,16 +91,16 @@ def _hand_on(
     """Hand evidence on to a value's inputs; returned is what of it ended here [batch], at constants."""
     if not step.links:
         return _of_samples(value, dots.index, dots.evidence, batch)
-    if len(step.links) == 1 and step.links[0][1].one_to_one:
-        source, link = step.links[0]
-        if trail is not None:
-            rate = _dense(value, dots.index, dots.evidence)
-            trail.cross(source, Crossing(value, link, rate, moved=True))
-        there, ended = _move(link, dots)
-        moved.setdefault(source, []).append(there)
-        if ended is None:
-            return 0.0
-        return _of_samples(value, dots.index[ended], dots.evidence[ended], batch)
+    if step.moves:
+        rest: Dots | None = dots
+        for source, link in step.links:
+            if trail is not None:
+                rate = _dense(value, dots.index, dots.evidence)
+                trail.cross(source, Crossing(value, link, rate, moved=True))
+            if rest is not None:
+                there, rest = _move(link, rest)
+                moved.setdefault(source, []).append(there)
+        return 0.0 if rest is None else _of_samples(value, rest.index, rest.evidence, batch)
     rates, lost = excite(value, step.links, dots, heaps, batch)
     if trail is not None:
         rate, sign = (_dense(value, dots.index, item) for item in (rates, dots.sign))
@@ -110,8 +109,8 @@ def _hand_on(
     return lost
 
 
-def _move(link: Link, dots: Dots) -> tuple[Dots, Tensor | None]:
-    """Through a call with one input for each output: all the evidence goes there; and which ends here."""
+def _move(link: Link, dots: Dots) -> tuple[Dots, Dots | None]:
+    """Through a call with one input for each output: all the evidence goes there; and what does not."""
     if isinstance(link, Diagonal) and link.rising:
         return dots, None
     edges = link.edges(dots.index)
@@ -120,7 +119,7 @@ def _move(link: Link, dots: Dots) -> tuple[Dots, Tensor | None]:
     there = Dots(edges.index, dots.evidence, sign)
     if not bool(ends.any()):
         return there, None
-    return there.pick(~ends), ends
+    return there.pick(~ends), dots.pick(ends)
 
 
 def _of_samples(value: Value, index: Tensor, evidence: Tensor, batch: int) -> Tensor:

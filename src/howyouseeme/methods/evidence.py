@@ -227,10 +227,13 @@ def _hand_on(
     """The evidence of a value's inputs, given its own; and what ended here, at a constant."""
     if not step.links:
         return [], arrived.evidence
-    if len(step.links) == 1 and step.links[0][1].one_to_one:
-        source, link = step.links[0]
+    if step.moves:
         if trail is not None:
-            trail.cross(source, Crossing(value, link, arrived.evidence, moved=True))
+            for source, link in step.links:
+                trail.cross(source, Crossing(value, link, arrived.evidence, moved=True))
+        if len(step.links) > 1:  # each takes a part of the places
+            return _distribute(value, step, arrived)
+        source, link = step.links[0]
         ended = link.ended(arrived.evidence) if isinstance(link, Selection) else None
         if isinstance(link, Diagonal) and not link.rising:
             assert link.weight is not None
@@ -241,6 +244,19 @@ def _hand_on(
                 arrived = replace(arrived, evidence=(whole - ended).reshape(link.out_shape))
         return [(source, _move(value, link, arrived, step.bias is not None))], ended
     return _excite(value, step, arrived, trail)
+
+
+def _distribute(
+    value: Value, step: Step, arrived: _Arrived
+) -> tuple[list[tuple[Value, _Arrived]], Tensor | None]:
+    """Through a call whose outputs come from one of several inputs each, such as cat."""
+    rest: Tensor | None = arrived.evidence
+    sent = []
+    for source, link in step.links:
+        sent.append((source, _move(value, link, arrived)))
+        if step.bias is not None and rest is not None and isinstance(link, Selection):
+            rest = link.ended(rest)
+    return sent, rest if step.bias is not None else None
 
 
 def _move(value: Value, link: Link, arrived: _Arrived, shifted: bool = False) -> _Arrived:

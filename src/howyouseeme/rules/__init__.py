@@ -32,10 +32,18 @@ class Step:
     """One call, frozen: `output = sum of link.forward(source.data) + bias`.
 
     `bias` broadcasts against the output; None is 0. A function is called when it is first needed.
+    `apart` promises that no element of the output has an input by more than one of the links.
     """
 
     links: Sequence[tuple[Value, Link]]
     bias: Tensor | Callable[[], Tensor] | None = None
+    apart: bool = False
+
+    @property
+    def moves(self) -> bool:
+        """Whether each element of the output has at most one input."""
+        alone = len(self.links) == 1 or (self.apart and len(self.links) > 1)
+        return alone and all(link.one_to_one for _, link in self.links)
 
     def bias_like(self, output: Tensor) -> Tensor:
         """The bias in the shape of the output."""

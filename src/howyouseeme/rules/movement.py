@@ -47,9 +47,9 @@ _FILLERS = {"aten.masked_fill", "aten.fill", "aten.scatter"}
 @rule(
     *"""
     aten.permute aten.transpose aten.t aten.numpy_T aten.movedim aten.swapaxes
-    aten.slice aten.select aten.narrow aten.index aten.index_select aten.gather aten.take_along_dim
-    aten.split aten.split_with_sizes aten.unsafe_split aten.chunk aten.unbind aten.tensor_split
-    aten.cat aten.stack aten.expand aten.repeat aten.roll aten.flip aten.rot90 aten.unfold
+    aten.select aten.index aten.index_select aten.gather aten.take_along_dim
+    aten.chunk aten.unbind aten.tensor_split
+    aten.stack aten.expand aten.repeat aten.roll aten.flip aten.rot90 aten.unfold
     aten.reflection_pad1d aten.reflection_pad2d aten.reflection_pad3d
     aten.replication_pad1d aten.replication_pad2d aten.replication_pad3d
     aten.pixel_shuffle aten.pixel_unshuffle aten.channel_shuffle aten.native_channel_shuffle
@@ -101,6 +101,68 @@ def movement(call: Call, output: Value) -> Step:
     return _selected(output, result.reshape(-1).long(), sources)
 
 
+def _stretch(x: Value, output: Value, axis: int, first: int) -> tuple[Value, Link]:
+    """The link of a stretch along an axis: x begins at `first` of the output, which may be below 0."""
+    margins = [0] * (2 * (x.data.dim() - axis % x.data.dim()))
+    size, whole = x.shape[axis], output.shape[axis]
+    margins[-2:] = first, whole - size - first
+    return x, Pad(x.shape, output.shape, margins)
+
+
+@rule("aten.cat")
+def cat(call: Call, output: Value) -> Step:
+    """y = several x, one behind the other along an axis"""
+    parts, axis = call.args[0], call.argument(1, "dim", 0)
+    dims = output.data.dim()
+    if any(len(part.shape) != dims for part in parts):  # an empty vector counts as nothing
+        return movement(call, output)
+    links, first, constant = [], 0, []
+    for part in parts:
+        size = part.shape[axis]
+        if isinstance(part, Value):
+            links.append(_stretch(part, output, axis, first))
+        elif size:
+            constant.append((first, size))
+        first += size
+
+    def between() -> Tensor:
+        bias = torch.zeros_like(output.data)
+        for start, size in constant:
+            there = output.data.narrow(axis, start, size)
+            bias.narrow(axis, start, size).copy_(there)
+        return bias
+
+    return Step(links, between if constant else None, apart=True)
+
+
+@rule("aten.slice")
+def slice_(call: Call, output: Value) -> Step:
+    """y = a stretch of x along an axis"""
+    x, axis = call.args[0], call.argument(1, "dim", 0)
+    if call.argument(4, "step", 1) != 1:
+        return movement(call, output)
+    first, size = call.argument(2, "start") or 0, x.shape[axis]
+    first = min(max(first + size if first < 0 else first, 0), size)
+    return Step([_stretch(x, output, axis, -first)])
+
+
+@rule("aten.narrow")
+def narrow(call: Call, output: Value) -> Step:
+    """As `slice_`"""
+    x, axis, first = call.args[:3]
+    if not isinstance(first, int):
+        return movement(call, output)
+    return Step([_stretch(x, output, axis, -(first % max(x.shape[axis], 1)))])
+
+
+@rule("aten.split", "aten.split_with_sizes", "aten.unsafe_split")
+def split(call: Call, output: Value) -> Step:
+    """y = one of the stretches that x is cut into along an axis"""
+    x, sizes, axis = call.args[0], call.args[1], call.argument(2, "dim", 0)
+    before = output.output * sizes if isinstance(sizes, int) else sum(sizes[: output.output])
+    return Step([_stretch(x, output, axis, -before)])
+
+
 @rule("aten.constant_pad_nd")
 def pad(call: Call, output: Value) -> Step:
     """y = x with a constant around it, or without its edges"""
@@ -136,7 +198,7 @@ def _selected(output: Value, index: Tensor, sources: list[tuple[Value, int]]) ->
         local = torch.where(mine, index - start, -1)
         links.append((value, Selection(value.shape, output.shape, local)))
     constant = (index < first).reshape(output.shape)
-    return Step(links, lambda: output.data.masked_fill(~constant, 0))
+    return Step(links, lambda: output.data.masked_fill(~constant, 0), apart=True)
 
 
 def pick(tape: Tape, source: Value, index: Tensor) -> Value:
