@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -15,6 +16,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
 from .errors import ImageError, InputError
 
@@ -295,15 +297,20 @@ class Geometry:
         """
         if map.shape != self.input_size:
             raise InputError(f"The map is {map.shape}, but the model's input is {self.input_size}.")
+        if self == Geometry.identity(self.input_size):
+            return map.astype(np.float32)
         rows, columns = (
             _resampling(*axis)
             for axis in zip(self.image_size, self.input_size, self.scale, self.offset, strict=True)
         )
-        resampled: np.ndarray = rows @ map.astype(np.float32) @ columns.T
+        # By PyTorch: numpy's threads would get in the way of its.
+        drawn = torch.from_numpy(map.astype(np.float32))
+        resampled: np.ndarray = (rows @ drawn @ columns.T).numpy()
         return resampled
 
 
-def _resampling(outputs: int, inputs: int, scale: float, offset: float) -> np.ndarray:
+@lru_cache(maxsize=8)
+def _resampling(outputs: int, inputs: int, scale: float, offset: float) -> Tensor:
     """[outputs, inputs] float32: how much of each input pixel goes into each output pixel."""
     position = (np.arange(outputs) + 0.5 - offset) / scale
     distance = np.abs(position[:, None] - np.arange(inputs) - 0.5)
@@ -311,7 +318,7 @@ def _resampling(outputs: int, inputs: int, scale: float, offset: float) -> np.nd
     inside = (position >= 0) & (position < inputs)
     weights[inside] /= weights[inside].sum(axis=1, keepdims=True)
     weights[~inside] = 0
-    return weights
+    return torch.from_numpy(weights)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import overload
 
 import numpy as np
@@ -137,15 +138,21 @@ def gaussian_blur(evidence: Tensor, sigma: float) -> Tensor:
 
     The kernel reaches 4 sigma; outside of the map there is nothing.
     """
-    reach = max(int(4 * sigma + 0.5), 1)
     for axis, size in enumerate(evidence.shape):
-        place = torch.arange(size, dtype=evidence.dtype, device=evidence.device)
-        offset = (place[:, None] - place).abs()
-        near = torch.exp(-0.5 * (offset / sigma) ** 2).masked_fill(offset > reach, 0)
-        whole = torch.arange(-reach, reach + 1, dtype=evidence.dtype, device=evidence.device)
-        near = near / torch.exp(-0.5 * (whole / sigma) ** 2).sum()
+        near = _gaussian(size, sigma).to(evidence)
         evidence = torch.tensordot(evidence, near, dims=([axis], [0])).movedim(-1, axis)
     return evidence
+
+
+@lru_cache(maxsize=8)
+def _gaussian(size: int, sigma: float) -> Tensor:
+    """[size, size] float64: what each element of a line gets of each other."""
+    reach = max(int(4 * sigma + 0.5), 1)
+    place = torch.arange(size, dtype=torch.float64)
+    offset = (place[:, None] - place).abs()
+    near = torch.exp(-0.5 * (offset / sigma) ** 2).masked_fill(offset > reach, 0)
+    whole = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    return near / torch.exp(-0.5 * (whole / sigma) ** 2).sum()
 
 
 def levels(evidence: Tensor) -> Tensor:
@@ -157,13 +164,16 @@ def levels(evidence: Tensor) -> Tensor:
     0..1, the strongest has 1; what reaches the level t holds 1 - t of all evidence, or a little more. The
     order of the elements stays.
     """
-    positive = evidence.clamp(min=0)
-    flat = positive.reshape(-1)
-    value, where = flat.unique(return_inverse=True)
-    total = torch.zeros_like(value).index_add_(0, where, flat).cumsum(0)
-    return (total / total[-1:].clamp(min=torch.finfo(total.dtype).tiny))[where].reshape(
-        evidence.shape
+    flat = evidence.clamp(min=0).reshape(-1).cpu().numpy()
+    order = np.argsort(flat, kind="stable")
+    rising = flat[order]
+    total = rising.cumsum()
+    last = np.append(rising[1:] != rising[:-1], True)[: len(rising)]  # of those that are equal
+    level = np.empty_like(flat)
+    level[order] = total[last][last.cumsum() - last] / max(
+        total[-1:].sum(), np.finfo(flat.dtype).tiny
     )
+    return torch.from_numpy(level).to(evidence.device).reshape(evidence.shape)
 
 
 def scale_to_one(evidence: Tensor) -> Tensor:
