@@ -46,7 +46,8 @@ def layouts(plan: Plan, source: Value) -> dict[Value, Layout]:
             _carried(link, found[item], step.apart) for item, link in step.links if item in found
         ]
         if options:
-            found[value] = _merged(options)
+            partly = step.apart or any(isinstance(link, Selection) for _, link in step.links)
+            found[value] = _merged(options) if partly else max(options, key=len)
     plan.layouts[source] = found
     return found
 
