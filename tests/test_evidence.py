@@ -187,7 +187,7 @@ def walked(
     return result.strength[tape.inputs[0]], result.share[tape.inputs[0]], trail
 
 
-@pytest.mark.parametrize("nodes", [None, 10_000], ids=["all", "as many as there are"])
+@pytest.mark.parametrize("nodes", [None, 10**9], ids=["all", "as many as there are"])
 @pytest.mark.parametrize("contrast", [True, False])
 @every_net
 def test_against_the_reference(name: str, contrast: bool, nodes: int | None) -> None:
@@ -204,7 +204,7 @@ def test_against_the_reference(name: str, contrast: bool, nodes: int | None) -> 
             torch.testing.assert_close(
                 focused.flatten(), torch.tensor(expected.focused), rtol=1e-10, atol=1e-10
             )
-            assert torch.equal(share, same_share)
+            torch.testing.assert_close(share, same_share, rtol=1e-12, atol=1e-13)
             total = expected.kept_positive + expected.ended_positive
             shares = pixels / total if total > 0 else torch.zeros_like(pixels)
             torch.testing.assert_close(share, shares, rtol=1e-9, atol=1e-10)
@@ -274,7 +274,7 @@ def test_few_nodes_bring_on_average_what_all_bring(
     assert bool(((several.mean(0) - all_.flatten() @ signs).abs() <= 4 * error).all())
 
 
-@pytest.mark.parametrize("nodes", [6, 10_000])
+@pytest.mark.parametrize("nodes", [6, 10**9])
 @every_net
 def test_each_image_of_a_batch_with_few_nodes_gets_what_it_gets_alone(
     name: str, nodes: int

@@ -1,10 +1,12 @@
 """Evidence at one value as a few nodes, as a halftone shows a picture by a few dots.
 
-Where a walk would spread to more nodes than it can afford, it keeps at most `most` of each sample: those
-that carry at least a step, the `most`-th part of all, as they are. Of the weaker ones a fixed dither
-pattern keeps as many as they are worth, each with the evidence of one step: a node with a third of a step
-is kept in one of three places of the pattern. So on average nothing is lost, nothing favoured, and the
-same evidence makes the same dots, wherever it stands in a batch.
+Where a walk would spread to more nodes than it can afford, about `most` of each sample go on. The unit is
+a step, the `most`-th part of the evidence of all. Where a convolution hands evidence on, each place deals
+for itself: it lays what its inputs get end to end, and puts a comb with teeth one step apart upon it; an
+input gets a step for each tooth that meets it. Where several calls meet, a dither pattern decides: a node
+that carries a step is kept as it is, one with a third of a step is kept in one of three places of the
+pattern, with a whole one. Where the comb begins a pattern tells too. So on average nothing is lost,
+nothing favoured, and the same evidence makes the same dots, wherever it stands in a batch.
 """
 
 from __future__ import annotations
@@ -19,11 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import crew
 from .backtrack import signs
-from .links import Convolution, Diagonal, Link, Matrix
+from .links import Convolution, Diagonal, Link, Matrix, Pad
 from .tape import Value
 
-__all__ = ["Dots", "Heap", "excite", "heap_of", "precision"]
+__all__ = ["Arrivals", "Dots", "Heap", "ended", "excite", "move", "precision"]
 
 #: So many edges at a time are looked at of calls for which there is no kernel.
 _CHUNK = 1 << 22
@@ -31,7 +34,7 @@ _CHUNK = 1 << 22
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Dots:
-    """n nodes of a value, each at most once.
+    """n nodes of a value; one that was reached in several ways may be there several times.
 
     - `index` [n]: flat, row-major place in the value;
     - `evidence` [n];
@@ -62,24 +65,23 @@ class Heap:
     >>> heap.draw(most=1000, seed=0).index
     tensor([3, 7])
 
-    `axis` is that of the value's channels, whose nodes of one place lie side by side; None where few of a
-    place are reached: then each node is a place of its own.
     """
 
-    def __init__(self, value: Value, batch: int, axis: int | None = 1) -> None:
+    def __init__(self, value: Value, batch: int) -> None:
         shape = value.shape
         self.value, self.batch = value, batch
-        if axis is not None:
-            axis = axis % len(shape) if len(shape) > 1 else None
-        self.channels = shape[axis] if axis is not None else 1
-        self.inner = prod(shape[axis + 1 :]) if axis is not None else value.numel
-        self.places = value.numel // max(self.channels, 1)
+        self.channels = shape[1] if len(shape) > 1 else 1
+        self.inner = prod(shape[2:]) if len(shape) > 1 else value.numel
         self.compiled = value.data.device.type == "cpu"
-        self.evidence = torch.zeros(value.numel, dtype=precision(value), device=value.data.device)
-        if self.compiled:
-            self.marks = np.zeros(self.places, np.uint8)
-            self.touched = np.empty(self.places, np.int64)
+        if self.compiled:  # numpy's zeros take no time until they are touched
+            self.evidence = torch.from_numpy(np.zeros(value.numel, _real(precision(value))))
+            self.marks = np.zeros(value.numel, np.uint8)
+            self.touched = np.empty(value.numel, np.int64)
             self.count = np.zeros(1, np.int64)
+        else:
+            self.evidence = torch.zeros(
+                value.numel, dtype=precision(value), device=value.data.device
+            )
 
     def add(self, index: Tensor, evidence: Tensor) -> None:
         """Add evidence [n] to the nodes at flat indices [n]."""
@@ -89,19 +91,12 @@ class Heap:
             return
         from . import kernels  # noqa: PLC0415 - takes a while
 
-        kernels.add(index.numpy(), evidence.numpy(), self.channels, self.inner, *self.target)
-
-    @property
-    def target(self) -> tuple[Any, ...]:
-        """What kernels write to."""
-        return self.evidence.numpy(), self.marks, self.touched, self.count
+        target = self.evidence.numpy(), self.marks, self.touched, self.count
+        kernels.add(index.numpy(), evidence.numpy(), *target)
 
     def dense(self) -> Tensor:
         """The evidence in the shape of the value."""
-        if not self.compiled:
-            return torch.reshape(self.evidence, self.value.shape)
-        split = self.evidence.reshape(-1, self.inner, self.channels)
-        return torch.reshape(split.mT, self.value.shape)
+        return self.evidence.reshape(self.value.shape)
 
     def draw(self, most: int | None, seed: int) -> Dots:
         """The halftone with at most about `most` nodes a sample, or all; `seed` chooses the pattern."""
@@ -111,25 +106,13 @@ class Heap:
         from . import kernels  # noqa: PLC0415
 
         touched = self.touched[: self.count[0]]
-        activation, layout = _memory(self.value.data, (-1, self.channels, self.inner))
-        every = len(touched) * self.channels
-        expected = every if most is None else min(every, 2 * most * self.batch + 1024)
-        for room in (expected, every):  # a pattern may meet more than it should
-            index = np.empty(room, np.int64)
-            evidence, sign = (np.empty(room, self.evidence.numpy().dtype) for _ in range(2))
-            count = kernels.draw(
-                *(self.evidence.numpy(), touched, self.places, self.channels, self.inner),
-                *(self.batch, float(most or np.inf), dither, activation, layout),
-                *(index, evidence, sign),
-            )
-            if count >= 0:
-                break
-        return Dots(*(torch.from_numpy(item[:count]) for item in (index, evidence, sign)))
-
-    @property
-    def by_node(self) -> bool:
-        """Whether each node is a place of its own."""
-        return self.channels == 1
+        activation, strides = _memory(self.value.data, (-1, self.channels, self.inner))
+        dots = _room(len(touched), self.evidence.dtype)
+        count = kernels.draw(
+            *(self.evidence.numpy(), touched, self.channels, self.inner, self.batch),
+            *(float(most or np.inf), dither, activation, strides, *dots),
+        )
+        return Dots(*(torch.from_numpy(item[:count]) for item in dots))
 
     def _drawn(self, most: int | None, dither: np.ndarray) -> Dots:
         """The same by PyTorch, for other devices."""
@@ -146,7 +129,8 @@ class Heap:
             step = torch.where(there > most, total / most, 0)[sample]
             row, rest = index // (self.channels * self.inner), index % (self.channels * self.inner)
             channel, inside = rest // self.inner, rest % self.inner
-            place = (row * self.inner + inside) % max(self.places // self.batch, 1)
+            places = self.value.numel // max(self.channels * self.batch, 1)
+            place = (row * self.inner + inside) % max(places, 1)
             multiply_c, multiply_p, shift = (int(item) for item in dither)
             pattern = (place * multiply_p + shift + channel * multiply_c) & 0xFFFFFFFF
             step = step.to(size.dtype)
@@ -157,6 +141,50 @@ class Heap:
         return Dots(index, evidence, signs(self.value.data[at]).to(evidence.dtype))
 
 
+class Arrivals:
+    """What has arrived at each value so far.
+
+    >>> arrivals = Arrivals(batch=1, most=2000)
+    >>> arrivals.bring(value, dots)
+    >>> arrivals.take(value)
+    """
+
+    def __init__(self, batch: int, most: int | None = None) -> None:
+        self.batch, self.most = batch, most
+        self._heaps: dict[Value, Heap] = {}
+        self._dots: dict[Value, list[Dots]] = {}
+
+    def add(self, value: Value, index: Tensor, evidence: Tensor) -> None:
+        """Evidence [n] of the nodes at flat indices [n]: asked is what made each as it is."""
+        if value not in self._heaps:
+            self._heaps[value] = Heap(value, self.batch)
+        self._heaps[value].add(index, evidence)
+
+    def bring(self, value: Value, dots: Dots) -> None:
+        self._dots.setdefault(value, []).append(dots)
+
+    def take(self, value: Value, seed: int = 0, thin: bool = True) -> Dots | None:
+        """All that arrived, about `most` nodes of it if it is to be thinned; None if nothing did.
+
+        Where ways met, asked is what made a node as it is.
+        """
+        parts = self._dots.pop(value, [])
+        if len(parts) == 1 and value not in self._heaps:
+            return parts[0]
+        heap = self._merged(value, parts)
+        return None if heap is None else heap.draw(self.most if thin else None, seed)
+
+    def dense(self, value: Value) -> Tensor | None:
+        """All that arrived, in the shape of the value."""
+        heap = self._merged(value, self._dots.pop(value, []))
+        return None if heap is None else heap.dense()
+
+    def _merged(self, value: Value, parts: list[Dots]) -> Heap | None:
+        for dots in parts:
+            self.add(value, dots.index, dots.evidence)
+        return self._heaps.pop(value, None)
+
+
 @lru_cache(maxsize=4096)
 def _dither(seed: int) -> np.ndarray:
     """The factors of a channel and a place, and a shift, of a lattice modulo 2^32: uint32 [3]."""
@@ -165,51 +193,109 @@ def _dither(seed: int) -> np.ndarray:
 
 
 def _memory(tensor: Tensor, shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """The memory of a CPU tensor, and where in it the tensor in that shape begins, and its strides."""
+    """The memory of a CPU tensor, and the strides in it of the tensor in that shape."""
     if tensor.dtype not in {torch.float32, torch.float64}:
         tensor = tensor.float()
     view = tensor.reshape(shape)
+    strides = np.array(view.stride(), np.int64)
+    if view.is_contiguous():
+        return view.numpy().reshape(-1), strides
     last = sum((size - 1) * stride for size, stride in zip(view.shape, view.stride(), strict=True))
-    flat = view.as_strided((max(last + 1, 0),), (1,), view.storage_offset())
-    return flat.numpy(), np.array([0, *view.stride()], np.int64)
+    return view.as_strided((max(last + 1, 0),), (1,)).numpy(), strides
+
+
+def _real(dtype: torch.dtype) -> type:
+    """The same for numpy."""
+    return np.float64 if dtype == torch.float64 else np.float32
+
+
+def _room(count: int, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where kernels write so many dots to."""
+    real = _real(dtype)
+    return np.empty(count, np.int64), np.empty(count, real), np.empty(count, real)
+
+
+def ended(value: Value, dots: Dots, batch: int) -> Tensor:
+    """The positive evidence of each sample [batch] that ends at these nodes."""
+    node, of = np.unique(dots.index.cpu().numpy(), return_inverse=True)
+    net = np.bincount(of, dots.evidence.cpu().numpy(), len(node))  # before it counts
+    total = np.bincount(node // (value.numel // batch), net.clip(min=0), batch)
+    return torch.from_numpy(total).to(dots.evidence)
+
+
+def move(link: Link, dots: Dots) -> tuple[Dots, Dots | None]:
+    """Through a call with one input for each output: all the evidence goes there; and what does not."""
+    if isinstance(link, Diagonal) and link.rising:
+        return dots, None
+    if dots.index.device.type == "cpu":
+        there = _turn(link, dots) if isinstance(link, Diagonal) else None
+        there = _crop(link, dots) if isinstance(link, Pad) else there
+        if there is not None:
+            return there, None
+    edges = link.edges(dots.index)
+    ends = (edges.index < 0) | (edges.weight == 0)  # nothing passes: the output is a constant
+    sign = dots.sign * signs(edges.weight).to(dots.sign.dtype)
+    there = Dots(edges.index, dots.evidence, sign)
+    if not bool(ends.any()):
+        return there, None
+    return there.pick(~ends), dots.pick(ends)
+
+
+def _crop(link: Pad, dots: Dots) -> Dots | None:
+    """Dots off their padding; None where some lie on it."""
+    from . import kernels  # noqa: PLC0415
+
+    there = torch.empty_like(dots.index)
+    beside = kernels.crop(dots.index.numpy(), np.array(link.axes), there.numpy())
+    return None if beside else Dots(there, dots.evidence, dots.sign)
+
+
+def _turn(link: Diagonal, dots: Dots) -> Dots | None:
+    """Dots behind one weight a channel, such as batch norm's; None if it is none, or some are 0."""
+    weight, shape = link.weight, link.in_shape
+    if weight is None or len(shape) < 2 or link.out_shape != shape:
+        return None
+    if weight.dim() != len(shape) or not weight.numel() == weight.shape[1] == shape[1]:
+        return None
+    from . import kernels  # noqa: PLC0415
+
+    sign = torch.empty_like(dots.sign)
+    factors = weight.reshape(-1).to(sign.dtype).numpy()
+    inner = prod(shape[2:])
+    passed = kernels.turn(dots.index.numpy(), dots.sign.numpy(), factors, inner, sign.numpy())
+    return Dots(dots.index, dots.evidence, sign) if passed else None
 
 
 def excite(
     value: Value,
     links: Sequence[tuple[Value, Link]],
     dots: Dots,
-    heaps: dict[Value, Heap],
-    batch: int,
-) -> tuple[Tensor, Tensor]:
+    arrivals: Arrivals,
+    seed: int = 0,
+    thin: bool = True,
+) -> Tensor:
     """Hand the evidence of dots on to the inputs that made them what they are, in proportion.
 
-    e[i] = sum over j of e[j] · (o[j] w[j, i] a[i])⁺ / z[j], z[j] being the sum over all i. Returned are
-    each dot's rate e[j] / z[j] [n], and the positive evidence of each sample [batch] that ended.
+    e[i] = sum over j of e[j] · (o[j] w[j, i] a[i])⁺ / z[j], z[j] being the sum over all i. Returned is
+    each dot's rate e[j] / z[j] [n], 0 where nothing speaks for it: there its evidence ends.
     """
     if not len(dots):
         for source, _ in links:
-            heap_of(source, heaps, batch)
-        return dots.evidence, dots.evidence.new_zeros(batch)
+            arrivals.bring(source, dots)
+        return dots.evidence
     if value.data.device.type == "cpu":
-        source, link = links[0]
-        convolution = _as_convolution(link) if len(links) == 1 else None
+        convolution = _as_convolution(links[0][1]) if len(links) == 1 else None
         if convolution is not None:
-            one_each = convolution.groups == convolution.in_shape[1] > 1
-            axis = -1 if isinstance(link, Matrix) else 1
-            heap = heap_of(source, heaps, batch, None if one_each else axis)
-            # Another call may have made it, which sees other nodes side by side.
-            seen = convolution.in_shape[1], prod(convolution.in_shape[2:])
-            if heap.by_node or (heap.channels, heap.inner) == seen:
-                return _convolve(heap, convolution, dots)
+            return _convolve(links[0][0], convolution, dots, arrivals, seed, thin)
         factors = [_factor(source, link) for source, link in links]
         if len(links) == 2 and None not in factors:
-            return _meet(value, links, factors, dots, heaps, batch)
+            return _meet(links, factors, dots, arrivals)
     most = max(_CHUNK // sum(link.fan_in() for _, link in links), 1)
     parts = [
-        _excite(links, dots.pick(slice(first, first + most)), heaps, batch, value.numel // batch)
+        _excite(links, dots.pick(slice(first, first + most)), arrivals)
         for first in range(0, len(dots), most)
     ]
-    return torch.cat([rate for rate, _ in parts]), torch.stack([ended for _, ended in parts]).sum(0)
+    return torch.cat(parts)
 
 
 def _factor(source: Value, link: Link) -> float | None:
@@ -225,34 +311,24 @@ def _factor(source: Value, link: Link) -> float | None:
 
 
 def _meet(
-    value: Value,
     links: Sequence[tuple[Value, Link]],
     factors: Sequence[float | None],
     dots: Dots,
-    heaps: dict[Value, Heap],
-    batch: int,
-) -> tuple[Tensor, Tensor]:
+    arrivals: Arrivals,
+) -> Tensor:
     from . import kernels  # noqa: PLC0415
 
     rates = torch.empty_like(dots.evidence)
-    ended, shares = rates.new_zeros(batch), rates.new_empty(2, len(rates))
+    shares, sign = rates.new_empty(2, len(rates)), rates.new_empty(2, len(rates))
     kernels.meet(
         *(source.flat.numpy() for source, _ in links),
         np.array(factors, rates.numpy().dtype),
         *(dots.index.numpy(), dots.evidence.numpy(), dots.sign.numpy()),
-        *(value.numel // batch, np.array(limits(rates.dtype)), ended.numpy(), rates.numpy()),
-        shares.numpy(),
+        *(np.array(limits(rates.dtype)), rates.numpy(), shares.numpy(), sign.numpy()),
     )
-    for (source, _), share in zip(links, shares, strict=True):
-        heap_of(source, heaps, batch).add(dots.index, share)
-    return rates, ended
-
-
-def heap_of(value: Value, heaps: dict[Value, Heap], batch: int, axis: int | None = 1) -> Heap:
-    """The heap of a value, made if there is none yet."""
-    if value not in heaps:
-        heaps[value] = Heap(value, batch, axis)
-    return heaps[value]
+    for (source, _), share, asked in zip(links, shares, sign, strict=True):
+        arrivals.bring(source, Dots(dots.index, share, asked))
+    return rates
 
 
 def limits(dtype: torch.dtype) -> tuple[float, float]:
@@ -261,13 +337,7 @@ def limits(dtype: torch.dtype) -> tuple[float, float]:
     return known.tiny / known.eps, known.max / 1024
 
 
-def _excite(
-    links: Sequence[tuple[Value, Link]],
-    dots: Dots,
-    heaps: dict[Value, Heap],
-    batch: int,
-    each: int,
-) -> tuple[Tensor, Tensor]:
+def _excite(links: Sequence[tuple[Value, Link]], dots: Dots, arrivals: Arrivals) -> Tensor:
     """By the links' edges."""
     contributions = []
     z: Any = 0
@@ -283,15 +353,12 @@ def _excite(
         z = z + speaks.sum(1)
     least, most = limits(dots.evidence.dtype)
     dead = (z <= least) | (dots.evidence.abs() > z * most)
-    rate = dots.evidence / z.masked_fill(dead, torch.inf)
+    rate: Tensor = dots.evidence / z.masked_fill(dead, torch.inf)
     for source, index, speaks in contributions:
         share = (speaks * rate[:, None]).reshape(-1)
         there = share != 0
-        heap_of(source, heaps, batch).add(index.reshape(-1)[there], share[there])
-    ended = rate.new_zeros(batch)
-    sample = torch.div(dots.index[dead], each, rounding_mode="floor")
-    ended.index_add_(0, sample, dots.evidence[dead].clamp(min=0))
-    return rate, ended
+        arrivals.add(source, index.reshape(-1)[there], share[there])
+    return rate
 
 
 def _read(tensor: Tensor, index: Tensor) -> Tensor:
@@ -301,52 +368,100 @@ def _read(tensor: Tensor, index: Tensor) -> Tensor:
     return tensor[torch.unravel_index(index, tensor.shape)]
 
 
-def _by_place(dots: Dots, channels: int, plane: int) -> tuple[Dots, np.ndarray | None]:
-    """Dots of a value [batch, channel, ...], those of one place one after the other; and their order."""
-    from . import kernels  # noqa: PLC0415
-
-    key = np.empty(len(dots), np.int64)
-    if kernels.places_first(dots.index.numpy(), channels, plane, key):
-        return dots, None
-    order = np.argsort(key)
-    return dots.pick(torch.from_numpy(order)), order
-
-
 def _as_convolution(link: Link) -> Convolution | None:
-    """A convolution over one or two axes that does the same; None if there is none."""
-    if isinstance(link, Convolution):
-        return None if link.back or link.weight.dim() > 4 else link
-    if not isinstance(link, Matrix) or len(link.in_shape) < 2:
+    """A convolution over two axes that does the same; None if there is none."""
+    if isinstance(link, Matrix) and len(link.in_shape) > 1:
+        outputs, inputs = link.weight.shape
+        rows = prod(link.in_shape[:-1])  # places of one pixel
+        weight = link.weight[:, :, None, None]
+        return Convolution((rows, inputs, 1, 1), (rows, outputs, 1, 1), weight, (1,), (0,), (1,), 1)
+    if not isinstance(link, Convolution) or link.back or not 3 <= link.weight.dim() <= 4:
         return None
-    outputs, inputs = link.weight.shape
-    rows = prod(link.in_shape[:-1])  # places of one pixel
-    weight = link.weight[:, :, None, None]
-    return Convolution((rows, inputs, 1, 1), (rows, outputs, 1, 1), weight, (1,), (0,), (1,), 1)
+    if link.weight.dim() == 4:
+        return link
+    # One axis is as good as two, the first of one pixel.
+    (batch, channels, width), out = link.in_shape, link.out_shape
+    return Convolution(
+        (batch, channels, 1, width),
+        (*out[:2], 1, out[2]),
+        link.weight[:, :, None],
+        (1, *link.stride),
+        (0, *link.padding),
+        (1, *link.dilation),
+        link.groups,
+    )
 
 
-def _convolve(heap: Heap, link: Convolution, dots: Dots) -> tuple[Tensor, Tensor]:
+def _convolve(
+    source: Value, link: Convolution, dots: Dots, arrivals: Arrivals, seed: int, thin: bool
+) -> Tensor:
     from . import kernels  # noqa: PLC0415
 
-    dots, order = _by_place(dots, link.out_shape[1], prod(link.out_shape[2:]))
-    in_shape, out_shape = list(link.in_shape), list(link.out_shape)
-    kernel = list(link.weight.shape[2:])
-    options = [kernel, list(link.stride), list(link.padding), list(link.dilation)]
-    while len(kernel) < 2:  # one axis is as good as two, the first of one pixel
-        for shape in (in_shape, out_shape):
-            shape.insert(2, 1)
-        for option, neutral in zip(options, (1, 1, 0, 1), strict=True):
-            option.insert(0, neutral)
-    window = [item for option in options for item in option]
-    activation, layout = _memory(heap.value.data, in_shape)
-    weight = link.weight.to(heap.evidence.dtype).reshape(-1).numpy()
-    rates = torch.empty_like(dots.evidence)
-    ended = np.zeros(in_shape[0])
-    kernels.convolve(
-        *(activation, layout, np.array(in_shape), weight, np.array(out_shape), np.array(window)),
-        *(link.groups, dots.index.numpy(), dots.evidence.numpy(), dots.sign.numpy()),
-        *(np.array(limits(heap.evidence.dtype)), heap.by_node, *heap.target, ended, rates.numpy()),
+    index, evidence, sign = dots.index.numpy(), dots.evidence.numpy(), dots.sign.numpy()
+    each = prod(link.out_shape) // arrivals.batch
+    total, count = np.zeros(arrivals.batch), np.zeros(arrivals.batch, np.int64)
+    kernels.totals(index, evidence, each, total, count)
+    steps = np.zeros(arrivals.batch, evidence.dtype)
+    if thin and arrivals.most is not None:
+        steps[:] = np.where(count * link.fan_in() > arrivals.most, total / arrivals.most, 0)
+    order = None
+    if link.groups == 1:  # dots of one place are to follow each other
+        plane = prod(link.out_shape[2:])
+        order = np.empty(len(index), np.int64)
+        kernels.by_place(index, link.out_shape[1], plane, link.out_shape[0] * plane, order)
+        index, evidence, sign = index[order], evidence[order], sign[order]
+    window = (*link.weight.shape[2:], *link.stride, *link.padding, *link.dilation)
+    work = (
+        *(*_memory(source.data, link.in_shape), np.array(link.in_shape)),
+        *(link.weight.to(dots.evidence.dtype).reshape(-1).numpy(), np.array(link.out_shape)),
+        *(np.array(window), link.groups, np.array(limits(dots.evidence.dtype)), steps),
+        *(link.out_shape[0] // arrivals.batch, _dither(seed)),
     )
+    rates = np.empty(len(index), evidence.dtype)
+
+    def some(first: int, last: int) -> tuple[np.ndarray, ...]:
+        mine = slice(first, last)
+        every = (last - first) * link.fan_in()
+        expected = every
+        if arrivals.most is not None:
+            expected = min(every, last - first + 2 * arrivals.most * arrivals.batch)
+        for room in (expected, every):
+            made = _room(room, dots.evidence.dtype)
+            part = index[mine], evidence[mine], sign[mine], rates[mine]
+            found = kernels.convolve(*work, *part, *made)
+            if found >= 0:
+                break
+        return tuple(item[:found] for item in made)
+
+    parts = crew.run(some, _shared_out(index, link))
+    made = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
+    arrivals.bring(source, Dots(*map(torch.from_numpy, made)))
     if order is not None:
-        rates = torch.empty_like(rates).index_copy_(0, torch.from_numpy(order), rates)
-    # Rows of a matrix lie within the samples.
-    return rates, torch.from_numpy(ended.reshape(heap.batch, -1).sum(1)).to(dots.evidence.dtype)
+        found = np.empty_like(rates)
+        found[order] = rates
+        rates = found
+    return torch.from_numpy(rates)
+
+
+#: So many edges are worth a thread.
+_WORTH = 200_000
+
+
+def _shared_out(index: np.ndarray, link: Convolution) -> list[tuple[int, int]]:
+    """First and last of the dots [n] that each thread takes; those of one place and group stay together."""
+    threads = min(torch.get_num_threads(), max(len(index) * link.fan_in() // _WORTH, 1), crew.MOST)
+    plane, group = prod(link.out_shape[2:]), link.out_shape[1] // link.groups
+
+    def key(n: int) -> tuple[int, int, int]:
+        channel, place = divmod(int(index[n]), plane)
+        row, out = divmod(channel, link.out_shape[1])
+        return row, out // group, place
+
+    cuts = [0]
+    for i in range(1, threads):
+        cut = max(len(index) * i // threads, cuts[-1] + 1)
+        while cut < len(index) and key(cut - 1) == key(cut):
+            cut += 1
+        if cut < len(index):
+            cuts.append(cut)
+    return list(zip(cuts, [*cuts[1:], len(index)], strict=True))

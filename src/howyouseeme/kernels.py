@@ -1,8 +1,7 @@
 """The inner loops of the walk, compiled for the CPU by numba.
 
 A value is looked at as [outer, channels, inner] here ([batch, channel, height · width], say): it has
-`outer` · `inner` places with `channels` nodes each. Node c of place p lies at p · channels + c of a heap,
-so that the nodes of one place are neighbours, and at the flat, row-major index of the value elsewhere.
+`outer` · `inner` places with `channels` nodes each. Nodes are told by their flat, row-major index.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 import numba
 import numpy as np
 
-__all__ = ["add", "convolve", "draw", "meet", "places_first"]
+__all__ = ["add", "by_place", "convolve", "crop", "draw", "meet", "totals", "turn"]
 
 # Sums in an order that vector units like. NaN and infinity keep their meaning.
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
@@ -30,106 +29,138 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @_compiled
-def add(  # type: ignore[no-untyped-def]
-    index, evidence, channels, inner, heap, marks, touched, count
-) -> None:
-    """Add the evidence of nodes [n] to a heap, and their places to those touched."""
+def add(index, evidence, heap, marks, touched, count) -> None:  # type: ignore[no-untyped-def]
+    """Add the evidence of nodes [n] to a heap, and the nodes to those touched."""
     for n in range(len(index)):
-        if evidence[n] == 0:
-            continue
-        row, rest = divmod(index[n], channels * inner)
-        c, s = divmod(rest, inner)
-        place = row * inner + s
-        heap[place * channels + c] += evidence[n]
-        if not marks[place]:
-            marks[place] = 1
-            touched[count[0]] = place
+        node = index[n]
+        heap[node] += evidence[n]
+        if not marks[node]:
+            marks[node] = 1
+            touched[count[0]] = node
             count[0] += 1
 
 
 @_compiled
-def places_first(index, channels, plane, key) -> bool:  # type: ignore[no-untyped-def]
-    """Where nodes [n] of a value [batch, channels, plane] lie in a heap; whether they are in that order."""
-    ordered = True
+def totals(index, evidence, each, total, count) -> None:  # type: ignore[no-untyped-def]
+    """For each sample, of `each` nodes, the absolute evidence of its nodes, and how many they are."""
+    for n in range(len(index)):
+        sample = index[n] // each
+        total[sample] += abs(evidence[n])
+        count[sample] += 1
+
+
+@_compiled
+def by_place(index, channels, plane, places, order) -> None:  # type: ignore[no-untyped-def]
+    """The order in which nodes [n] of a value [batch, channels, plane] come place by place."""
+    first = np.zeros(places + 1, np.int32)
+    place = np.empty(len(index), np.int64)
     for n in range(len(index)):
         row, rest = divmod(index[n], channels * plane)
-        c, s = divmod(rest, plane)
-        key[n] = (row * plane + s) * channels + c
-        ordered &= n == 0 or key[n - 1] <= key[n]
-    return ordered
+        place[n] = row * plane + rest % plane
+        first[place[n] + 1] += 1
+    for i in range(places):
+        first[i + 1] += first[i]
+    for n in range(len(index)):
+        order[first[place[n]]] = n
+        first[place[n]] += 1
 
 
 @_compiled
 def draw(  # type: ignore[no-untyped-def]
     heap,
     touched,
-    places,
     channels,
     inner,
     samples,
     most,
     dither,
     activation,
-    layout,
+    strides,
     index,
     evidence,
     sign,
 ):
-    """Draw the halftone of a heap; return how many dots it has, or -1 where there is no room for them.
+    """Draw the halftone of a heap; return how many dots it has.
 
-    `layout` holds where in the memory `activation` the value begins, and the strides of its three axes.
+    `strides` are those of the value's three axes in the memory `activation`.
     """
     zero, one, unit = heap.dtype.type(0), heap.dtype.type(1), heap.dtype.type(2.0**-24)
-    each = max(places // samples, 1)
-    total, there = np.zeros(samples, np.float64), np.zeros(samples, np.float64)
-    for place in touched:
-        sum_, nodes = zero, zero
-        for c in range(place * channels, (place + 1) * channels):
-            sum_ += abs(heap[c])
-            nodes += one if heap[c] != zero else zero
-        total[place // each] += sum_
-        there[place // each] += nodes
+    each = max(len(heap) // samples, 1)
+    total, there = np.zeros(samples, np.float64), np.zeros(samples, np.int64)
+    for node in touched:
+        if heap[node] != zero:
+            total[node // each] += abs(heap[node])
+            there[node // each] += 1
+    places = max(len(heap) // max(channels * samples, 1), 1)
     n = 0
-    for place in touched:
-        sample, inside = divmod(place, each)
-        step = heap.dtype.type(total[sample] / most if there[sample] > most else 0.0)
-        first = np.uint32(np.uint32(inside) * dither[1] + dither[2])
-        hits = 0
-        for c in range(channels):  # most places have none, which is told fast
-            pattern = np.uint32(first + np.uint32(c) * dither[0]) >> np.uint32(8)
-            hits += abs(heap[place * channels + c]) > np.int32(pattern) * unit * step
-        if hits == 0:
+    for node in touched:
+        found, sample = heap[node], node // each
+        if found == zero:
             continue
-        row, s = divmod(place, inner)
-        at = layout[0] + row * layout[1] + s * layout[3]
-        for c in range(channels):
-            found = heap[place * channels + c]
-            pattern = np.uint32(first + np.uint32(c) * dither[0]) >> np.uint32(8)
-            if abs(found) <= np.int32(pattern) * unit * step:
-                continue
-            if abs(found) < step:
-                found = step if found > zero else -step
-            if n == len(index):
-                return -1
-            index[n] = (row * channels + c) * inner + s
-            evidence[n] = found
-            sign[n] = -one if activation[at + c * layout[2]] < zero else one
-            n += 1
+        step = heap.dtype.type(total[sample] / most if there[sample] > most else 0.0)
+        row, rest = divmod(node, channels * inner)
+        c, s = divmod(rest, inner)
+        place = np.uint32((row * inner + s) % places)
+        pattern = np.uint32(place * dither[1] + dither[2] + np.uint32(c) * dither[0])
+        if abs(found) <= np.int32(pattern >> np.uint32(8)) * unit * step:
+            continue
+        if abs(found) < step:
+            found = step if found > zero else -step
+        index[n] = node
+        evidence[n] = found
+        at = row * strides[0] + c * strides[1] + s * strides[2]
+        sign[n] = -one if activation[at] < zero else one
+        n += 1
     return n
 
 
 @_compiled
-def meet(  # type: ignore[no-untyped-def]
-    first, second, factors, index, evidence, sign, each, limits, ended, rates, shares
-) -> None:
-    """Share out the evidence of dots [n] of a sum between its two terms: shares [2, n]."""
-    zero = evidence.dtype.type(0)
+def crop(index, axes, there) -> int:  # type: ignore[no-untyped-def]
+    """Where nodes [n] lie in a tensor that stands in another, -1 if beside it; return how many do that.
+
+    `axes` [axes, 3] are its sizes, those of the other, and the margin before it, the last axis first.
+    """
+    beside = 0
     for n in range(len(index)):
-        a = max(sign[n] * factors[0] * first[index[n]], zero)
-        b = max(sign[n] * factors[1] * second[index[n]], zero)
+        rest, behind, place = index[n], 1, 0
+        for size, whole, before in axes:
+            rest, at = divmod(rest, whole)
+            at -= before
+            if at < 0 or at >= size:
+                place = -1
+                beside += 1
+                break
+            place += at * behind
+            behind *= size
+        there[n] = place
+    return beside
+
+
+@_compiled
+def turn(index, sign, weight, inner, turned) -> bool:  # type: ignore[no-untyped-def]
+    """The signs of nodes [n] behind one weight a channel; False where a weight is 0."""
+    zero = weight.dtype.type(0)
+    for n in range(len(index)):
+        factor = weight[index[n] // inner % len(weight)]
+        if factor == zero:
+            return False
+        turned[n] = -sign[n] if factor < zero else sign[n]
+    return True
+
+
+@_compiled
+def meet(  # type: ignore[no-untyped-def]
+    first, second, factors, index, evidence, sign, limits, rates, shares, signs
+) -> None:
+    """Share out the evidence of dots [n] of a sum between its two terms: shares and signs [2, n]."""
+    zero, one = evidence.dtype.type(0), evidence.dtype.type(1)
+    for n in range(len(index)):
+        x, y = first[index[n]], second[index[n]]
+        a, b = max(sign[n] * factors[0] * x, zero), max(sign[n] * factors[1] * y, zero)
+        signs[0, n] = -one if x < zero else one
+        signs[1, n] = -one if y < zero else one
         z = a + b
         if z <= limits[0] or abs(evidence[n]) > z * limits[1]:
-            ended[index[n] // each] += max(evidence[n], zero)
             rates[n], shares[0, n], shares[1, n] = zero, zero, zero
         else:
             rates[n] = evidence[n] / z
@@ -139,31 +170,32 @@ def meet(  # type: ignore[no-untyped-def]
 @_compiled
 def convolve(  # type: ignore[no-untyped-def] # noqa: PLR0912, PLR0915 - calls inside would cost time
     activation,
-    layout,
+    strides,
     in_shape,
     weight,
     out_shape,
     window,
     groups,
+    limits,
+    steps,
+    each,
+    dither,
     index,
     evidence,
     sign,
-    limits,
-    by_node,
-    heap,
-    marks,
-    touched,
-    count,
-    ended,
     rates,
-) -> None:
-    """Hand the evidence of dots [n] at a convolution's output on to its input's heap.
+    index_to,
+    evidence_to,
+    sign_to,
+):
+    """Hand the evidence of dots [n] at a convolution's output on to its input; return how many dots that are.
 
-    `in_shape` and `out_shape` are [batch, channel, height, width]; `window` holds kernel, stride, padding
-    and dilation, each for y and x; `layout` where in the memory `activation` the input begins, and its
-    strides. Dots of one place and group that follow each other share the work. Evidence ends where all that
-    speaks for a dot is below limits[0], rounding, or evidence divided by it above limits[1]. `by_node` tells
-    that each node is a place of its own in the heap.
+    -1 if there is no room for them. `in_shape` and `out_shape` are [batch, channel, height, width],
+    `strides` those of the input in the memory `activation`; `window` holds kernel, stride, padding and
+    dilation, each for y and x. Dots of one place and group that follow each other share the work, and are
+    dealt on together, by the comb of the sample's step, or all where that is 0; a sample has `each` rows.
+    Evidence ends where all that speaks for a dot is below limits[0], rounding, or evidence divided by it
+    above limits[1].
     """  # fmt: skip
     height, width, channels_in = in_shape[2], in_shape[3], in_shape[1]
     channels_out, out_width = out_shape[1], out_shape[3]
@@ -172,59 +204,68 @@ def convolve(  # type: ignore[no-untyped-def] # noqa: PLR0912, PLR0915 - calls i
     group_in, group_out = channels_in // groups, channels_out // groups
     taps = kernel_y * kernel_x
     size = group_in * taps
-    zero = heap.dtype.type(0)
+    zero, one, unit = evidence.dtype.type(0), evidence.dtype.type(1), evidence.dtype.type(2.0**-24)
     patch, speaks, flow = (
-        np.zeros(size, heap.dtype), np.zeros(size, heap.dtype), np.zeros(size, heap.dtype),
+        np.zeros(size, evidence.dtype), np.zeros(size, evidence.dtype), np.zeros(size, evidence.dtype),
     )  # fmt: skip
     offset = np.zeros(taps, np.int64)
     where = np.full(taps, -1, np.int64)  # the input's place at each tap, -1 beyond its edges
     here = -1
+    row, group, s, m = 0, 0, 0, 0
     for n in range(len(index) + 1):
         key = -2
         if n < len(index):
-            row, rest = divmod(index[n], channels_out * per_plane)
-            out, s = divmod(rest, per_plane)
-            key = (row * groups + out // group_out) * per_plane + s
+            next_row, rest = divmod(index[n], channels_out * per_plane)
+            out, next_s = divmod(rest, per_plane)
+            key = (next_row * groups + out // group_out) * per_plane + next_s
         if key != here:
-            if here >= 0:  # what the dots of one place have collected goes out
-                first = (here // per_plane) % groups * group_in
-                for t in range(taps):
-                    place = where[t]
-                    if place < 0:
+            if here >= 0:  # what the dots of one place have collected is dealt on
+                step = steps[row // each]
+                teeth = one / step if step > zero else zero
+                place = np.uint32((row % each) * per_plane + s)
+                pattern = np.uint32(place * dither[1] + dither[2] + np.uint32(group) * dither[0])
+                filled = np.int32(pattern >> np.uint32(8)) * unit
+                for block in range(0, size, 16):
+                    end = min(block + 16, size)
+                    length = zero
+                    for k in range(block, end):
+                        length += abs(flow[k])
+                    if step > zero and filled + length * teeth < one:  # no tooth meets it
+                        filled += length * teeth
                         continue
-                    if by_node:
-                        sample, inside = divmod(place, plane_in)
-                        for c in range(group_in):
-                            node = (sample * channels_in + first + c) * plane_in + inside
-                            heap[node] += flow[c * taps + t]
-                            if not marks[node]:
-                                marks[node] = 1
-                                touched[count[0]] = node
-                                count[0] += 1
-                        continue
-                    for c in range(group_in):
-                        heap[place * channels_in + first + c] += flow[c * taps + t]
-                    if not marks[place]:
-                        marks[place] = 1
-                        touched[count[0]] = place
-                        count[0] += 1
+                    for k in range(block, end):
+                        given = flow[k]
+                        if step > zero:
+                            filled += abs(given) * teeth
+                            hits = np.int64(filled)
+                            filled -= hits
+                            given = (hits * step) * (one if given > zero else -one)
+                        if given == zero:
+                            continue
+                        if m == len(index_to):
+                            return -1
+                        channel = group * group_in + k // taps
+                        index_to[m] = (row * channels_in + channel) * plane_in + where[k % taps]
+                        evidence_to[m] = given
+                        sign_to[m] = -one if patch[k] < zero else one
+                        m += 1
             if n == len(index):
                 break
-            here = key
+            here, row, group, s = key, next_row, out // group_out, next_s
             flow[:] = zero
             y, x = divmod(s, out_width)
-            corner = layout[0] + row * layout[1] + (out // group_out) * group_in * layout[2]
+            corner = row * strides[0] + group * group_in * strides[1]
             for t in range(taps):
                 in_y = y * stride_y - pad_y + t // kernel_x * step_y
                 in_x = x * stride_x - pad_x + t % kernel_x * step_x
                 inside = 0 <= in_y < height and 0 <= in_x < width
-                where[t] = (row * height + in_y) * width + in_x if inside else -1
-                offset[t] = in_y * layout[3] + in_x * layout[4]
+                where[t] = in_y * width + in_x if inside else -1
+                offset[t] = in_y * strides[2] + in_x * strides[3]
             for c in range(group_in):
                 for t in range(taps):
                     there = where[t] >= 0
                     patch[c * taps + t] = activation[corner + offset[t]] if there else zero
-                corner += layout[2]
+                corner += strides[1]
         filter_ = weight[out * size : (out + 1) * size]
         asked = sign[n]
         z = zero
@@ -234,9 +275,9 @@ def convolve(  # type: ignore[no-untyped-def] # noqa: PLR0912, PLR0915 - calls i
             speaks[k] = term
             z += term
         if z <= limits[0] or abs(evidence[n]) > z * limits[1]:
-            ended[row] += max(evidence[n], zero)
             rates[n] = zero
             continue
         rates[n] = rate = evidence[n] / z
         for k in range(size):
             flow[k] += rate * speaks[k]
+    return m

@@ -250,7 +250,8 @@ class Pad(Selection):
     def index(self) -> Tensor:  # type: ignore[override]
         return self.edges(torch.arange(prod(self.out_shape))).index
 
-    def _axes(self) -> list[tuple[int, int, int]]:
+    @property
+    def axes(self) -> list[tuple[int, int, int]]:
         """Each axis, last first: its size in the input and in the output, and the margin before it.
 
         Neighbours without margins count as one.
@@ -285,7 +286,7 @@ class Pad(Selection):
     def edges(self, nodes: Tensor) -> Edges:
         index, inside = torch.zeros_like(nodes), torch.ones_like(nodes, dtype=torch.bool)
         behind, rest = 1, nodes
-        for size, whole, before in self._axes():
+        for size, whole, before in self.axes:
             at = rest % whole - before
             rest = torch.div(rest, whole, rounding_mode="floor")
             if size != whole or before:

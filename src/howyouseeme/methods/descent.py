@@ -9,9 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..backtrack import Plan, signs
-from ..halftone import Dots, Heap, excite, heap_of, precision
-from ..links import Diagonal, Link
+from ..backtrack import Plan
+from ..halftone import Arrivals, Dots, ended, excite, move, precision
 from ..rules import Step
 from ..tape import Value
 from .base import Crossing, Trail
@@ -28,26 +27,30 @@ def descend(
 
     About `nodes` nodes of each sample go on from each value, all where it is None.
     """
-    heaps: dict[Value, Heap] = {}
-    moved: dict[Value, list[Dots]] = {}  # arrived through calls with one input for each output
+    arrivals = Arrivals(batch, nodes)
     for value, evidence in maps.items():
         index = evidence.reshape(-1).nonzero()[:, 0]
-        heap_of(value, heaps, batch).add(index, evidence.reshape(-1)[index])
+        arrivals.add(value, index, evidence.reshape(-1)[index])
     lost = torch.zeros(batch, dtype=precision(plan.start), device=plan.start.data.device)
     spreading = _spreading(plan)
     for layer, (value, step) in enumerate(plan.steps):
-        dots = _arrived(value, heaps, moved, batch, nodes if value in spreading else None, layer)
+        dots = arrivals.take(value, layer, thin=value in spreading)
         if dots is None:
             continue
         if trail is not None:
             trail.arrive(value, _dense(value, dots.index, dots.evidence))
-        lost += _hand_on(value, step, dots, heaps, moved, batch, trail)
+        if step.moves:
+            lost += _move_on(value, step, dots, arrivals, trail)
+        elif step.links:
+            thin = any(source in spreading for source, _ in step.links)
+            lost += _excite(value, step, dots, arrivals, trail, layer, thin)
+        else:
+            lost += ended(value, dots, batch)
     found = {}
     for value in plan.inputs:
-        for dots in moved.pop(value, ()):
-            heap_of(value, heaps, batch).add(dots.index, dots.evidence)
-        if value in heaps:  # half precision is kept till here
-            found[value] = heaps[value].dense().to(value.data.dtype)
+        total = arrivals.dense(value)
+        if total is not None:  # half precision is kept till here
+            found[value] = total.to(value.data.dtype)
     return found, lost
 
 
@@ -60,74 +63,41 @@ def _spreading(plan: Plan) -> set[Value]:
     return found
 
 
-def _arrived(
-    value: Value,
-    heaps: dict[Value, Heap],
-    moved: dict[Value, list[Dots]],
-    batch: int,
-    most: int | None,
-    layer: int,
-) -> Dots | None:
-    """All that has arrived at a value. Where paths met, asked is what made a node as it is."""
-    parts = moved.pop(value, [])
-    if len(parts) == 1 and value not in heaps:
-        return parts[0]
-    if not parts and value not in heaps:
-        return None
-    for dots in parts:
-        heap_of(value, heaps, batch).add(dots.index, dots.evidence)
-    return heaps.pop(value).draw(most, layer)
+def _move_on(
+    value: Value, step: Step, dots: Dots, arrivals: Arrivals, trail: Trail | None
+) -> Tensor | float:
+    """Hand evidence on where each output has one input; returned is what ended [batch], at constants."""
+    rest: Dots | None = dots
+    for source, link in step.links:
+        if trail is not None:
+            rate = _dense(value, dots.index, dots.evidence)
+            trail.cross(source, Crossing(value, link, rate, moved=True))
+        if rest is not None:
+            there, rest = move(link, rest)
+            arrivals.bring(source, there)
+    return 0.0 if rest is None else ended(value, rest, arrivals.batch)
 
 
-def _hand_on(
+def _excite(
     value: Value,
     step: Step,
     dots: Dots,
-    heaps: dict[Value, Heap],
-    moved: dict[Value, list[Dots]],
-    batch: int,
+    arrivals: Arrivals,
     trail: Trail | None,
+    layer: int,
+    thin: bool,
 ) -> Tensor | float:
-    """Hand evidence on to a value's inputs; returned is what of it ended here [batch], at constants."""
-    if not step.links:
-        return _of_samples(value, dots.index, dots.evidence, batch)
-    if step.moves:
-        rest: Dots | None = dots
-        for source, link in step.links:
-            if trail is not None:
-                rate = _dense(value, dots.index, dots.evidence)
-                trail.cross(source, Crossing(value, link, rate, moved=True))
-            if rest is not None:
-                there, rest = _move(link, rest)
-                moved.setdefault(source, []).append(there)
-        return 0.0 if rest is None else _of_samples(value, rest.index, rest.evidence, batch)
-    rates, lost = excite(value, step.links, dots, heaps, batch)
+    """Hand evidence on to several inputs each; returned is what ended [batch], as nothing speaks for it."""
+    rates = excite(value, step.links, dots, arrivals, layer, thin)
     if trail is not None:
-        rate, sign = (_dense(value, dots.index, item) for item in (rates, dots.sign))
+        rate, sign = _dense(value, dots.index, rates), torch.zeros_like(value.data)
+        sign.view(-1)[dots.index] = dots.sign.to(sign.dtype)
         for source, link in step.links:
             trail.cross(source, Crossing(value, link, rate, sign))
-    return lost
-
-
-def _move(link: Link, dots: Dots) -> tuple[Dots, Dots | None]:
-    """Through a call with one input for each output: all the evidence goes there; and what does not."""
-    if isinstance(link, Diagonal) and link.rising:
-        return dots, None
-    edges = link.edges(dots.index)
-    ends = (edges.index < 0) | (edges.weight == 0)  # nothing passes: the output is a constant
-    sign = dots.sign * signs(edges.weight).to(dots.sign.dtype)
-    there = Dots(edges.index, dots.evidence, sign)
-    if not bool(ends.any()):
-        return there, None
-    return there.pick(~ends), dots.pick(ends)
-
-
-def _of_samples(value: Value, index: Tensor, evidence: Tensor, batch: int) -> Tensor:
-    """The positive evidence of each sample [batch] among nodes [n]."""
-    sample = torch.div(index, value.numel // batch, rounding_mode="floor")
-    return evidence.new_zeros(batch).index_add_(0, sample, evidence.clamp(min=0))
+    dead = (rates == 0).nonzero()[:, 0]
+    return ended(value, dots.pick(dead), arrivals.batch) if len(dead) else 0.0
 
 
 def _dense(value: Value, index: Tensor, numbers: Tensor) -> Tensor:
-    """Numbers [n] at the nodes [n], 0 elsewhere, in the shape of the value."""
+    """Numbers [n] at the nodes [n], added up, 0 elsewhere, in the shape of the value."""
     return numbers.new_zeros(value.numel).index_add_(0, index, numbers).reshape(value.shape)
