@@ -1,12 +1,13 @@
 """Evidence at one value as a few nodes, as a halftone shows a picture by a few dots.
 
-Where a walk would spread to more nodes than it can afford, about `most` of each sample go on. The unit is
-a step, the `most`-th part of the evidence of all. Where a convolution hands evidence on, each place deals
-for itself: it lays what its inputs get end to end, and puts a comb with teeth one step apart upon it; an
-input gets a step for each tooth that meets it. Where several calls meet, a dither pattern decides: a node
-that carries a step is kept as it is, one with a third of a step is kept in one of three places of the
-pattern, with a whole one. Where the comb begins a pattern tells too. So on average nothing is lost,
-nothing favoured, and the same evidence makes the same dots, wherever it stands in a batch.
+Where a walk would spread to more nodes than it can afford, about `most` of each sample are on their way at
+a time. The unit is a step, the `most`-th part of all the evidence on its way. Where a convolution hands
+evidence on, each place deals for itself: it lays what its inputs get end to end, and puts a comb with teeth
+one step apart upon it; an input gets a step for each tooth that meets it. Where several calls meet, a
+dither pattern decides: a node that carries a step is kept as it is, one with a third of a step is kept in
+one of three places of the pattern, with a whole one. Where the comb begins a pattern tells too. So on
+average nothing is lost, nothing favoured, and the same evidence makes the same dots, wherever it stands in
+a batch.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Heap:
 
     >>> heap = Heap(value, batch=1)
     >>> heap.add(torch.tensor([3, 7]), torch.tensor([0.5, 1.0]))
-    >>> heap.draw(most=1000, seed=0).index
+    >>> heap.draw(steps=np.array([0.01]), seed=0).index
     tensor([3, 7])
 
     """
@@ -98,45 +99,39 @@ class Heap:
         """The evidence in the shape of the value."""
         return self.evidence.reshape(self.value.shape)
 
-    def draw(self, most: int | None, seed: int) -> Dots:
-        """The halftone with at most about `most` nodes a sample, or all; `seed` chooses the pattern."""
+    def draw(self, steps: np.ndarray, seed: int) -> Dots:
+        """The halftone by the step of each sample [batch], all nodes where it is 0; `seed` chooses the pattern."""
         dither = _dither(seed)
         if not self.compiled:
-            return self._drawn(most, dither)
+            return self._drawn(steps, dither)
         from . import kernels  # noqa: PLC0415
 
         touched = self.touched[: self.count[0]]
         activation, strides = _memory(self.value.data, (-1, self.channels, self.inner))
         dots = _room(len(touched), self.evidence.dtype)
+        heap = self.evidence.numpy()
         count = kernels.draw(
-            *(self.evidence.numpy(), touched, self.channels, self.inner, self.batch),
-            *(float(most or np.inf), dither, activation, strides, *dots),
+            *(heap, touched, self.channels, self.inner, steps.astype(heap.dtype)),
+            *(dither, activation, strides, *dots),
         )
         return Dots(*(torch.from_numpy(item[:count]) for item in dots))
 
-    def _drawn(self, most: int | None, dither: np.ndarray) -> Dots:
+    def _drawn(self, steps: np.ndarray, dither: np.ndarray) -> Dots:
         """The same by PyTorch, for other devices."""
         index = self.evidence.nonzero()[:, 0]
         evidence = self.evidence[index]
         each = self.value.numel // self.batch
-        sample = torch.div(index, each, rounding_mode="floor")
-        if most is not None:
-            size = evidence.abs()
-            total, there = (
-                size.new_zeros(self.batch, dtype=torch.float64).index_add_(0, sample, item.double())
-                for item in (size, torch.ones_like(size))
-            )
-            step = torch.where(there > most, total / most, 0)[sample]
-            row, rest = index // (self.channels * self.inner), index % (self.channels * self.inner)
-            channel, inside = rest // self.inner, rest % self.inner
-            places = self.value.numel // max(self.channels * self.batch, 1)
-            place = (row * self.inner + inside) % max(places, 1)
-            multiply_c, multiply_p, shift = (int(item) for item in dither)
-            pattern = (place * multiply_p + shift + channel * multiply_c) & 0xFFFFFFFF
-            step = step.to(size.dtype)
-            kept = size > (pattern >> 8).to(size.dtype) * 2.0**-24 * step
-            evidence = torch.where(size < step, signs(evidence) * step, evidence)
-            index, evidence = index[kept], evidence[kept]
+        step = torch.from_numpy(steps).to(evidence)[torch.div(index, each, rounding_mode="floor")]
+        row, rest = index // (self.channels * self.inner), index % (self.channels * self.inner)
+        channel, inside = rest // self.inner, rest % self.inner
+        places = self.value.numel // max(self.channels * self.batch, 1)
+        place = (row * self.inner + inside) % max(places, 1)
+        multiply_c, multiply_p, shift = (int(item) for item in dither)
+        pattern = (place * multiply_p + shift + channel * multiply_c) & 0xFFFFFFFF
+        size = evidence.abs()
+        kept = size > (pattern >> 8).to(size.dtype) * 2.0**-24 * step
+        evidence = torch.where(size < step, signs(evidence) * step, evidence)
+        index, evidence = index[kept], evidence[kept]
         at = torch.unravel_index(index, self.value.shape)
         return Dots(index, evidence, signs(self.value.data[at]).to(evidence.dtype))
 
@@ -153,35 +148,69 @@ class Arrivals:
         self.batch, self.most = batch, most
         self._heaps: dict[Value, Heap] = {}
         self._dots: dict[Value, list[Dots]] = {}
+        self._size: dict[Value, np.ndarray] = {}  # absolute evidence of each sample [batch]
+        self._total = np.zeros(batch)  # of all
 
     def add(self, value: Value, index: Tensor, evidence: Tensor) -> None:
         """Evidence [n] of the nodes at flat indices [n]: asked is what made each as it is."""
-        if value not in self._heaps:
-            self._heaps[value] = Heap(value, self.batch)
-        self._heaps[value].add(index, evidence)
+        self._note(value, index, evidence)
+        self._heap(value).add(index, evidence)
 
     def bring(self, value: Value, dots: Dots) -> None:
+        self._note(value, dots.index, dots.evidence)
         self._dots.setdefault(value, []).append(dots)
 
     def take(self, value: Value, seed: int = 0, thin: bool = True) -> Dots | None:
-        """All that arrived, about `most` nodes of it if it is to be thinned; None if nothing did.
+        """All that arrived, about its part of `most` nodes if it is to be thinned; None if nothing did.
 
         Where ways met, asked is what made a node as it is.
         """
+        if value not in self._size:
+            return None
+        steps = self.steps(thin)
+        self._total -= self._size.pop(value)
         parts = self._dots.pop(value, [])
         if len(parts) == 1 and value not in self._heaps:
             return parts[0]
         heap = self._merged(value, parts)
-        return None if heap is None else heap.draw(self.most if thin else None, seed)
+        return None if heap is None else heap.draw(steps, seed)
+
+    def __contains__(self, value: Value) -> bool:
+        return value in self._size
 
     def dense(self, value: Value) -> Tensor | None:
         """All that arrived, in the shape of the value."""
         heap = self._merged(value, self._dots.pop(value, []))
         return None if heap is None else heap.dense()
 
+    def steps(self, thin: bool = True) -> np.ndarray:
+        """The step of each sample [batch], now; 0 where all go on."""
+        if not thin or self.most is None:
+            return np.zeros(self.batch)
+        steps: np.ndarray = self._total.clip(min=0) / self.most
+        return steps
+
+    def _note(self, value: Value, index: Tensor, evidence: Tensor) -> None:
+        size, each = np.zeros(self.batch), max(value.numel // self.batch, 1)
+        if index.device.type == "cpu":
+            from . import kernels  # noqa: PLC0415
+
+            kernels.totals(index.numpy(), evidence.numpy(), each, size)
+        else:
+            sample = torch.div(index, each, rounding_mode="floor")
+            total = evidence.new_zeros(self.batch).index_add_(0, sample, evidence.abs())
+            size += total.cpu().numpy()
+        self._total += size
+        self._size[value] = self._size[value] + size if value in self._size else size
+
+    def _heap(self, value: Value) -> Heap:
+        if value not in self._heaps:
+            self._heaps[value] = Heap(value, self.batch)
+        return self._heaps[value]
+
     def _merged(self, value: Value, parts: list[Dots]) -> Heap | None:
         for dots in parts:
-            self.add(value, dots.index, dots.evidence)
+            self._heap(value).add(dots.index, dots.evidence)
         return self._heaps.pop(value, None)
 
 
@@ -228,10 +257,11 @@ def move(link: Link, dots: Dots) -> tuple[Dots, Dots | None]:
     if isinstance(link, Diagonal) and link.rising:
         return dots, None
     if dots.index.device.type == "cpu":
-        there = _turn(link, dots) if isinstance(link, Diagonal) else None
-        there = _crop(link, dots) if isinstance(link, Pad) else there
-        if there is not None:
-            return there, None
+        if isinstance(link, Pad):
+            return _crop(link, dots)
+        turned = _turn(link, dots) if isinstance(link, Diagonal) else None
+        if turned is not None:
+            return turned, None
     edges = link.edges(dots.index)
     ends = (edges.index < 0) | (edges.weight == 0)  # nothing passes: the output is a constant
     sign = dots.sign * signs(edges.weight).to(dots.sign.dtype)
@@ -241,13 +271,17 @@ def move(link: Link, dots: Dots) -> tuple[Dots, Dots | None]:
     return there.pick(~ends), dots.pick(ends)
 
 
-def _crop(link: Pad, dots: Dots) -> Dots | None:
-    """Dots off their padding; None where some lie on it."""
+def _crop(link: Pad, dots: Dots) -> tuple[Dots, Dots | None]:
+    """Dots off their padding, or in one of several tensors; and the others."""
     from . import kernels  # noqa: PLC0415
 
-    there = torch.empty_like(dots.index)
-    beside = kernels.crop(dots.index.numpy(), np.array(link.axes), there.numpy())
-    return None if beside else Dots(there, dots.evidence, dots.sign)
+    inside, rest = (_room(len(dots), dots.evidence.dtype) for _ in range(2))
+    parts = dots.index.numpy(), dots.evidence.numpy(), dots.sign.numpy()
+    count = kernels.crop(*parts, np.array(link.axes), inside, rest)
+    there = Dots(*(torch.from_numpy(item[:count]) for item in inside))
+    if count == len(dots):
+        return there, None
+    return there, Dots(*(torch.from_numpy(item[: len(dots) - count]) for item in rest))
 
 
 def _turn(link: Diagonal, dots: Dots) -> Dots | None:
@@ -271,13 +305,14 @@ def excite(
     links: Sequence[tuple[Value, Link]],
     dots: Dots,
     arrivals: Arrivals,
+    steps: np.ndarray,
     seed: int = 0,
-    thin: bool = True,
 ) -> Tensor:
     """Hand the evidence of dots on to the inputs that made them what they are, in proportion.
 
     e[i] = sum over j of e[j] · (o[j] w[j, i] a[i])⁺ / z[j], z[j] being the sum over all i. Returned is
-    each dot's rate e[j] / z[j] [n], 0 where nothing speaks for it: there its evidence ends.
+    each dot's rate e[j] / z[j] [n], 0 where nothing speaks for it: there its evidence ends. `steps`
+    [batch] and `seed` are those of the comb.
     """
     if not len(dots):
         for source, _ in links:
@@ -286,7 +321,7 @@ def excite(
     if value.data.device.type == "cpu":
         convolution = _as_convolution(links[0][1]) if len(links) == 1 else None
         if convolution is not None:
-            return _convolve(links[0][0], convolution, dots, arrivals, seed, thin)
+            return _convolve(links[0][0], convolution, dots, arrivals, steps, seed)
         factors = [_factor(source, link) for source, link in links]
         if len(links) == 2 and None not in factors:
             return _meet(links, factors, dots, arrivals)
@@ -393,17 +428,11 @@ def _as_convolution(link: Link) -> Convolution | None:
 
 
 def _convolve(
-    source: Value, link: Convolution, dots: Dots, arrivals: Arrivals, seed: int, thin: bool
+    source: Value, link: Convolution, dots: Dots, arrivals: Arrivals, steps: np.ndarray, seed: int
 ) -> Tensor:
     from . import kernels  # noqa: PLC0415
 
     index, evidence, sign = dots.index.numpy(), dots.evidence.numpy(), dots.sign.numpy()
-    each = prod(link.out_shape) // arrivals.batch
-    total, count = np.zeros(arrivals.batch), np.zeros(arrivals.batch, np.int64)
-    kernels.totals(index, evidence, each, total, count)
-    steps = np.zeros(arrivals.batch, evidence.dtype)
-    if thin and arrivals.most is not None:
-        steps[:] = np.where(count * link.fan_in() > arrivals.most, total / arrivals.most, 0)
     order = None
     if link.groups == 1:  # dots of one place are to follow each other
         plane = prod(link.out_shape[2:])
@@ -414,17 +443,17 @@ def _convolve(
     work = (
         *(*_memory(source.data, link.in_shape), np.array(link.in_shape)),
         *(link.weight.to(dots.evidence.dtype).reshape(-1).numpy(), np.array(link.out_shape)),
-        *(np.array(window), link.groups, np.array(limits(dots.evidence.dtype)), steps),
-        *(link.out_shape[0] // arrivals.batch, _dither(seed)),
+        *(np.array(window), link.groups, np.array(limits(dots.evidence.dtype))),
+        *(steps.astype(evidence.dtype), link.out_shape[0] // arrivals.batch, _dither(seed)),
     )
     rates = np.empty(len(index), evidence.dtype)
 
     def some(first: int, last: int) -> tuple[np.ndarray, ...]:
         mine = slice(first, last)
-        every = (last - first) * link.fan_in()
-        expected = every
-        if arrivals.most is not None:
-            expected = min(every, last - first + 2 * arrivals.most * arrivals.batch)
+        expected = every = (last - first) * link.fan_in()
+        if steps.all():
+            size = float(np.abs(evidence[mine]).sum()) / steps.min()
+            expected = min(every, last - first + int(2 * size) + 64)
         for room in (expected, every):
             made = _room(room, dots.evidence.dtype)
             part = index[mine], evidence[mine], sign[mine], rates[mine]

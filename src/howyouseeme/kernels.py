@@ -41,12 +41,10 @@ def add(index, evidence, heap, marks, touched, count) -> None:  # type: ignore[n
 
 
 @_compiled
-def totals(index, evidence, each, total, count) -> None:  # type: ignore[no-untyped-def]
-    """For each sample, of `each` nodes, the absolute evidence of its nodes, and how many they are."""
+def totals(index, evidence, each, total) -> None:  # type: ignore[no-untyped-def]
+    """Add up the absolute evidence of the nodes [n] of each sample, of `each` nodes."""
     for n in range(len(index)):
-        sample = index[n] // each
-        total[sample] += abs(evidence[n])
-        count[sample] += 1
+        total[index[n] // each] += abs(evidence[n])
 
 
 @_compiled
@@ -67,37 +65,20 @@ def by_place(index, channels, plane, places, order) -> None:  # type: ignore[no-
 
 @_compiled
 def draw(  # type: ignore[no-untyped-def]
-    heap,
-    touched,
-    channels,
-    inner,
-    samples,
-    most,
-    dither,
-    activation,
-    strides,
-    index,
-    evidence,
-    sign,
+    heap, touched, channels, inner, steps, dither, activation, strides, index, evidence, sign
 ):
-    """Draw the halftone of a heap; return how many dots it has.
+    """Draw the halftone of a heap by each sample's step; return how many dots it has.
 
     `strides` are those of the value's three axes in the memory `activation`.
     """
     zero, one, unit = heap.dtype.type(0), heap.dtype.type(1), heap.dtype.type(2.0**-24)
-    each = max(len(heap) // samples, 1)
-    total, there = np.zeros(samples, np.float64), np.zeros(samples, np.int64)
-    for node in touched:
-        if heap[node] != zero:
-            total[node // each] += abs(heap[node])
-            there[node // each] += 1
-    places = max(len(heap) // max(channels * samples, 1), 1)
+    each = max(len(heap) // len(steps), 1)
+    places = max(each // max(channels, 1), 1)
     n = 0
     for node in touched:
-        found, sample = heap[node], node // each
+        found, step = heap[node], steps[node // each]
         if found == zero:
             continue
-        step = heap.dtype.type(total[sample] / most if there[sample] > most else 0.0)
         row, rest = divmod(node, channels * inner)
         c, s = divmod(rest, inner)
         place = np.uint32((row * inner + s) % places)
@@ -115,25 +96,35 @@ def draw(  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def crop(index, axes, there) -> int:  # type: ignore[no-untyped-def]
-    """Where nodes [n] lie in a tensor that stands in another, -1 if beside it; return how many do that.
+def crop(index, evidence, sign, axes, inside, rest):  # type: ignore[no-untyped-def]
+    """Part dots [n] into those in a tensor that stands in another, and the rest; return how many are inside.
 
-    `axes` [axes, 3] are its sizes, those of the other, and the margin before it, the last axis first.
+    `axes` [axes, 3] are its sizes, those of the other, and the margin before it, the last axis first; `inside`
+    and `rest` are an index, evidence and sign each, the former's being those of the inner tensor.
     """
-    beside = 0
+    n_inside, n_rest = 0, 0
     for n in range(len(index)):
-        rest, behind, place = index[n], 1, 0
-        for size, whole, before in axes:
-            rest, at = divmod(rest, whole)
+        above, behind, place = index[n], 1, 0
+        for axis in range(len(axes)):
+            size, whole, before = axes[axis]
+            above, at = divmod(above, whole)
             at -= before
             if at < 0 or at >= size:
                 place = -1
-                beside += 1
                 break
             place += at * behind
             behind *= size
-        there[n] = place
-    return beside
+        if place >= 0:
+            inside[0][n_inside], inside[1][n_inside], inside[2][n_inside] = (
+                place,
+                evidence[n],
+                sign[n],
+            )
+            n_inside += 1
+        else:
+            rest[0][n_rest], rest[1][n_rest], rest[2][n_rest] = index[n], evidence[n], sign[n]
+            n_rest += 1
+    return n_inside
 
 
 @_compiled

@@ -6,6 +6,7 @@ where paths meet, the halftone of all (see `howyouseeme.halftone`): on average w
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,18 +35,19 @@ def descend(
     lost = torch.zeros(batch, dtype=precision(plan.start), device=plan.start.data.device)
     spreading = _spreading(plan)
     for layer, (value, step) in enumerate(plan.steps):
-        dots = arrivals.take(value, layer, thin=value in spreading)
-        if dots is None:
+        if value not in arrivals:
             continue
+        steps = arrivals.steps(any(source in spreading for source, _ in step.links))
+        dots = arrivals.take(value, layer, thin=value in spreading)
+        assert dots is not None
         if trail is not None:
             trail.arrive(value, _dense(value, dots.index, dots.evidence))
-        if step.moves:
-            lost += _move_on(value, step, dots, arrivals, trail)
-        elif step.links:
-            thin = any(source in spreading for source, _ in step.links)
-            lost += _excite(value, step, dots, arrivals, trail, layer, thin)
-        else:
+        if not step.links:
             lost += ended(value, dots, batch)
+        elif step.moves:
+            lost += _move_on(value, step, dots, arrivals, trail)
+        else:
+            lost += _excite(value, step, dots, arrivals, trail, steps, layer)
     found = {}
     for value in plan.inputs:
         total = arrivals.dense(value)
@@ -67,15 +69,18 @@ def _move_on(
     value: Value, step: Step, dots: Dots, arrivals: Arrivals, trail: Trail | None
 ) -> Tensor | float:
     """Hand evidence on where each output has one input; returned is what ended [batch], at constants."""
-    rest: Dots | None = dots
-    for source, link in step.links:
-        if trail is not None:
-            rate = _dense(value, dots.index, dots.evidence)
+    if trail is not None:
+        rate = _dense(value, dots.index, dots.evidence)
+        for source, link in step.links:
             trail.cross(source, Crossing(value, link, rate, moved=True))
-        if rest is not None:
-            there, rest = move(link, rest)
+    for source, link in step.links:
+        there, rest = move(link, dots)
+        if len(there) or len(step.links) == 1:
             arrivals.bring(source, there)
-    return 0.0 if rest is None else ended(value, rest, arrivals.batch)
+        if rest is None:
+            return 0.0
+        dots = rest
+    return ended(value, dots, arrivals.batch)
 
 
 def _excite(
@@ -84,11 +89,11 @@ def _excite(
     dots: Dots,
     arrivals: Arrivals,
     trail: Trail | None,
+    steps: np.ndarray,
     layer: int,
-    thin: bool,
 ) -> Tensor | float:
     """Hand evidence on to several inputs each; returned is what ended [batch], as nothing speaks for it."""
-    rates = excite(value, step.links, dots, arrivals, layer, thin)
+    rates = excite(value, step.links, dots, arrivals, steps, layer)
     if trail is not None:
         rate, sign = _dense(value, dots.index, rates), torch.zeros_like(value.data)
         sign.view(-1)[dots.index] = dots.sign.to(sign.dtype)
