@@ -43,6 +43,12 @@ def add(index, evidence, heap, marks, touched, count) -> None:  # type: ignore[n
 @_compiled
 def totals(index, evidence, each, total) -> None:  # type: ignore[no-untyped-def]
     """Add up the absolute evidence of the nodes [n] of each sample, of `each` nodes."""
+    if len(total) == 1:  # without a division each
+        size = 0.0
+        for n in range(len(index)):
+            size += abs(evidence[n])
+        total[0] += size
+        return
     for n in range(len(index)):
         total[index[n] // each] += abs(evidence[n])
 

@@ -95,12 +95,14 @@ def _excite(
     """Hand evidence on to several inputs each; returned is what ended [batch], as nothing speaks for it."""
     rates = excite(value, step.links, dots, arrivals, steps, layer)
     if trail is not None:
-        rate, sign = _dense(value, dots.index, rates), torch.zeros_like(value.data)
-        sign.view(-1)[dots.index] = dots.sign.to(sign.dtype)
+        rate = _dense(value, dots.index, rates)
+        sign = dots.sign.new_zeros(value.numel).index_copy_(0, dots.index, dots.sign)
+        sign = sign.reshape(value.shape)
         for source, link in step.links:
             trail.cross(source, Crossing(value, link, rate, sign))
-    dead = (rates == 0).nonzero()[:, 0]
-    return ended(value, dots.pick(dead), arrivals.batch) if len(dead) else 0.0
+    if not len(rates) or bool(rates.all()):
+        return 0.0
+    return ended(value, dots.pick(rates == 0), arrivals.batch)
 
 
 def _dense(value: Value, index: Tensor, numbers: Tensor) -> Tensor:
