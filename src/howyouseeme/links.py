@@ -30,6 +30,7 @@ __all__ = [
     "Link",
     "Matrix",
     "Pad",
+    "Permutation",
     "Selection",
     "Separable",
     "Sparse",
@@ -297,6 +298,40 @@ class Pad(Selection):
 
     def keeps_samples(self, batch: int) -> bool:
         return len(self.margins) < 2 * len(self.in_shape) and Link.keeps_samples(self, batch)
+
+
+class Permutation(Selection):
+    """The same elements with the axes in another order: axis i of the output is axis `axes[i]` of the input."""
+
+    def __init__(self, in_shape: Shape, out_shape: Shape, axes: Sequence[int]) -> None:
+        Link.__init__(self, in_shape, out_shape)
+        self.axes = tuple(axes)
+        self.weight = self.centres = None
+
+    @property
+    def index(self) -> Tensor:  # type: ignore[override]
+        return self.edges(torch.arange(prod(self.out_shape))).index
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(self.axes)
+
+    def ended(self, y: Tensor) -> Tensor:
+        return torch.zeros_like(y)
+
+    def transposed(self) -> Permutation:
+        back = [self.axes.index(axis) for axis in range(len(self.axes))]
+        return Permutation(self.out_shape, self.in_shape, back)
+
+    def edges(self, nodes: Tensor) -> Edges:
+        index, rest = torch.zeros_like(nodes), nodes
+        for axis, size in zip(reversed(self.axes), reversed(self.out_shape), strict=True):
+            index += rest % size * prod(self.in_shape[axis + 1 :])
+            rest = torch.div(rest, size, rounding_mode="floor")
+        return Edges(index, torch.ones(nodes.shape, device=nodes.device))
+
+    def keeps_samples(self, batch: int) -> bool:
+        stays = not self.axes or self.axes[0] == 0
+        return stays and Link.keeps_samples(self, batch)
 
 
 class Spread(Link):

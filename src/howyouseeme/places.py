@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .backtrack import Plan
-from .links import Convolution, Diagonal, Link, Matrix, Pad, Selection, Separable
+from .links import Convolution, Diagonal, Link, Matrix, Pad, Permutation, Selection, Separable
 from .tape import Value
 
 __all__ = ["Layout", "layouts", "onto_input", "spatial"]
@@ -213,6 +213,8 @@ def _reshaped(link: Diagonal, axes: set[int]) -> dict[int, tuple[int, Line | Non
 def _selected(link: Selection, axes: set[int]) -> dict[int, tuple[int, Line | None]]:
     """Read off along lines through two elements; an axis that looks different from each is lost."""
     kept: dict[int, tuple[int, Line | None]] = {}
+    if isinstance(link, Permutation):
+        return {axis: (link.axes.index(axis), None) for axis in axes}
     if link.centres is not None:
         for axis in axes & link.centres.keys():
             centre = link.centres[axis].numpy()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ..links import Diagonal, Link, Pad, Selection
+from ..links import Diagonal, Link, Pad, Permutation, Selection
 from ..tape import Call, Tape, Value
 from . import Refusal, Step, rule
 
@@ -46,7 +46,7 @@ _FILLERS = {"aten.masked_fill", "aten.fill", "aten.scatter"}
 
 @rule(
     *"""
-    aten.permute aten.transpose aten.t aten.numpy_T aten.movedim aten.swapaxes
+    aten.numpy_T aten.movedim aten.swapaxes
     aten.select aten.index aten.index_select aten.gather aten.take_along_dim
     aten.chunk aten.unbind aten.tensor_split
     aten.stack aten.expand aten.repeat aten.roll aten.flip aten.rot90 aten.unfold
@@ -107,6 +107,25 @@ def _stretch(x: Value, output: Value, axis: int, first: int) -> tuple[Value, Lin
     size, whole = x.shape[axis], output.shape[axis]
     margins[-2:] = first, whole - size - first
     return x, Pad(x.shape, output.shape, margins)
+
+
+@rule("aten.permute")
+def permute(call: Call, output: Value) -> Step:
+    """y = x with its axes in another order"""
+    x, axes = call.args[:2]
+    dims = x.data.dim()
+    return Step([(x, Permutation(x.shape, output.shape, [axis % dims for axis in axes]))])
+
+
+@rule("aten.transpose", "aten.t")
+def transpose(call: Call, output: Value) -> Step:
+    """As `permute`, two axes changing places"""
+    x = call.args[0]
+    axes = list(range(x.data.dim()))
+    if len(axes) > 1:
+        one, other = call.argument(1, "dim0", 0), call.argument(2, "dim1", 1)
+        axes[one], axes[other] = axes[other], axes[one]
+    return Step([(x, Permutation(x.shape, output.shape, axes))])
 
 
 @rule("aten.cat")
