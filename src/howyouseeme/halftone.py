@@ -33,18 +33,20 @@ __all__ = ["Arrivals", "Dots", "Heap", "ended", "excite", "move", "precision"]
 _CHUNK = 1 << 22
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class Dots:
     """n nodes of a value; one that was reached in several ways may be there several times.
 
     - `index` [n]: flat, row-major place in the value;
     - `evidence` [n];
-    - `sign` [n]: +1 where what made the node large is asked for, -1 where what made it small.
+    - `sign` [n]: +1 where what made the node large is asked for, -1 where what made it small;
+    - `size` [batch]: the absolute evidence of each sample, once it is known.
     """
 
     index: Tensor
     evidence: Tensor
     sign: Tensor
+    size: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -114,7 +116,7 @@ class Heap:
             *(heap, touched, self.channels, self.inner, steps.astype(heap.dtype)),
             *(dither, activation, strides, *dots),
         )
-        return Dots(*(torch.from_numpy(item[:count]) for item in dots))
+        return _as_dots(*dots, slice(count))
 
     def _drawn(self, steps: np.ndarray, dither: np.ndarray) -> Dots:
         """The same by PyTorch, for other devices."""
@@ -141,7 +143,7 @@ class Arrivals:
 
     >>> arrivals = Arrivals(batch=1, most=2000)
     >>> arrivals.bring(value, dots)
-    >>> arrivals.take(value)
+    >>> arrivals.take(value, arrivals.steps())
     """
 
     def __init__(self, batch: int, most: int | None = None) -> None:
@@ -157,40 +159,36 @@ class Arrivals:
         self._heap(value).add(index, evidence)
 
     def bring(self, value: Value, dots: Dots) -> None:
-        self._note(value, dots.index, dots.evidence)
+        if dots.size is None:
+            dots.size = self._note(value, dots.index, dots.evidence)
+        else:
+            self._count(value, dots.size)
         self._dots.setdefault(value, []).append(dots)
-
-    def take(self, value: Value, seed: int = 0, thin: bool = True) -> Dots | None:
-        """All that arrived, about its part of `most` nodes if it is to be thinned; None if nothing did.
-
-        Where ways met, asked is what made a node as it is.
-        """
-        if value not in self._size:
-            return None
-        steps = self.steps(thin)
-        self._total -= self._size.pop(value)
-        parts = self._dots.pop(value, [])
-        if len(parts) == 1 and value not in self._heaps:
-            return parts[0]
-        heap = self._merged(value, parts)
-        return None if heap is None else heap.draw(steps, seed)
 
     def __contains__(self, value: Value) -> bool:
         return value in self._size
 
-    def dense(self, value: Value) -> Tensor | None:
-        """All that arrived, in the shape of the value."""
-        heap = self._merged(value, self._dots.pop(value, []))
-        return None if heap is None else heap.dense()
+    def take(self, value: Value, steps: np.ndarray, seed: int = 0) -> Dots:
+        """All that arrived; what came in several ways as its halftone by the steps [batch].
 
-    def steps(self, thin: bool = True) -> np.ndarray:
+        Where ways met, asked is what made a node as it is.
+        """
+        self._total = self._total - self._size.pop(value)
+        parts = self._dots.pop(value, [])
+        if len(parts) == 1 and value not in self._heaps:
+            return parts[0]
+        return self._merged(value, parts).draw(steps, seed)
+
+    def dense(self, value: Value) -> Tensor:
+        """All that arrived, in the shape of the value."""
+        return self._merged(value, self._dots.pop(value, [])).dense()
+
+    def steps(self) -> np.ndarray:
         """The step of each sample [batch], now; 0 where all go on."""
-        if not thin or self.most is None:
-            return np.zeros(self.batch)
-        steps: np.ndarray = self._total.clip(min=0) / self.most
+        steps: np.ndarray = self._total.clip(min=0) / (self.most or np.inf)
         return steps
 
-    def _note(self, value: Value, index: Tensor, evidence: Tensor) -> None:
+    def _note(self, value: Value, index: Tensor, evidence: Tensor) -> np.ndarray:
         size, each = np.zeros(self.batch), max(value.numel // self.batch, 1)
         if index.device.type == "cpu":
             from . import kernels  # noqa: PLC0415
@@ -200,7 +198,11 @@ class Arrivals:
             sample = torch.div(index, each, rounding_mode="floor")
             total = evidence.new_zeros(self.batch).index_add_(0, sample, evidence.abs())
             size += total.cpu().numpy()
-        self._total += size
+        self._count(value, size)
+        return size
+
+    def _count(self, value: Value, size: np.ndarray) -> None:
+        self._total = self._total + size
         self._size[value] = self._size[value] + size if value in self._size else size
 
     def _heap(self, value: Value) -> Heap:
@@ -208,10 +210,11 @@ class Arrivals:
             self._heaps[value] = Heap(value, self.batch)
         return self._heaps[value]
 
-    def _merged(self, value: Value, parts: list[Dots]) -> Heap | None:
+    def _merged(self, value: Value, parts: list[Dots]) -> Heap:
+        heap = self._heap(value)
         for dots in parts:
-            self._heap(value).add(dots.index, dots.evidence)
-        return self._heaps.pop(value, None)
+            heap.add(dots.index, dots.evidence)
+        return self._heaps.pop(value)
 
 
 @lru_cache(maxsize=4096)
@@ -244,6 +247,14 @@ def _room(count: int, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray, np.nd
     return np.empty(count, np.int64), np.empty(count, real), np.empty(count, real)
 
 
+def _as_dots(
+    index: np.ndarray, evidence: np.ndarray, sign: np.ndarray, some: slice = slice(None)
+) -> Dots:
+    """Some of what a kernel wrote."""
+    found, share, asked = (torch.from_numpy(item[some]) for item in (index, evidence, sign))
+    return Dots(found, share, asked)
+
+
 def ended(value: Value, dots: Dots, batch: int) -> Tensor:
     """The positive evidence of each sample [batch] that ends at these nodes."""
     node, of = np.unique(dots.index.cpu().numpy(), return_inverse=True)
@@ -267,6 +278,7 @@ def move(link: Link, dots: Dots) -> tuple[Dots, Dots | None]:
     sign = dots.sign * signs(edges.weight).to(dots.sign.dtype)
     there = Dots(edges.index, dots.evidence, sign)
     if not bool(ends.any()):
+        there.size = dots.size
         return there, None
     return there.pick(~ends), dots.pick(ends)
 
@@ -278,10 +290,11 @@ def _crop(link: Pad, dots: Dots) -> tuple[Dots, Dots | None]:
     inside, rest = (_room(len(dots), dots.evidence.dtype) for _ in range(2))
     parts = dots.index.numpy(), dots.evidence.numpy(), dots.sign.numpy()
     count = kernels.crop(*parts, np.array(link.axes), inside, rest)
-    there = Dots(*(torch.from_numpy(item[:count]) for item in inside))
+    there = _as_dots(*inside, slice(count))
     if count == len(dots):
+        there.size = dots.size
         return there, None
-    return there, Dots(*(torch.from_numpy(item[: len(dots) - count]) for item in rest))
+    return there, _as_dots(*rest, slice(len(dots) - count))
 
 
 def _turn(link: Diagonal, dots: Dots) -> Dots | None:
@@ -297,7 +310,7 @@ def _turn(link: Diagonal, dots: Dots) -> Dots | None:
     factors = weight.reshape(-1).to(sign.dtype).numpy()
     inner = prod(shape[2:])
     passed = kernels.turn(dots.index.numpy(), dots.sign.numpy(), factors, inner, sign.numpy())
-    return Dots(dots.index, dots.evidence, sign) if passed else None
+    return Dots(dots.index, dots.evidence, sign, dots.size) if passed else None
 
 
 def excite(
@@ -464,7 +477,7 @@ def _convolve(
 
     parts = crew.run(some, _shared_out(index, link))
     made = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
-    arrivals.bring(source, Dots(*map(torch.from_numpy, made)))
+    arrivals.bring(source, _as_dots(*made))
     if order is not None:
         found = np.empty_like(rates)
         found[order] = rates

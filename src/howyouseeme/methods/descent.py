@@ -34,12 +34,12 @@ def descend(
         arrivals.add(value, index, evidence.reshape(-1)[index])
     lost = torch.zeros(batch, dtype=precision(plan.start), device=plan.start.data.device)
     spreading = _spreading(plan)
+    all_of_them = np.zeros(batch)
     for layer, (value, step) in enumerate(plan.steps):
         if value not in arrivals:
             continue
-        steps = arrivals.steps(any(source in spreading for source, _ in step.links))
-        dots = arrivals.take(value, layer, thin=value in spreading)
-        assert dots is not None
+        steps = arrivals.steps() if value in spreading else all_of_them
+        dots = arrivals.take(value, steps, layer)
         if trail is not None:
             trail.arrive(value, _dense(value, dots.index, dots.evidence))
         if not step.links:
@@ -47,12 +47,16 @@ def descend(
         elif step.moves:
             lost += _move_on(value, step, dots, arrivals, trail)
         else:
-            lost += _excite(value, step, dots, arrivals, trail, steps, layer)
-    found = {}
-    for value in plan.inputs:
-        total = arrivals.dense(value)
-        if total is not None:  # half precision is kept till here
-            found[value] = total.to(value.data.dtype)
+            thin = any(source in spreading for source, _ in step.links)
+            lost += _excite(
+                value, step, dots, arrivals, trail, steps if thin else all_of_them, layer
+            )
+    # Half precision is kept till here.
+    found = {
+        value: arrivals.dense(value).to(value.data.dtype)
+        for value in plan.inputs
+        if value in arrivals
+    }
     return found, lost
 
 
