@@ -296,10 +296,10 @@ class Explainer:
         return _Batch(inputs, tuple(map(_samples, inputs)))
 
     def _check_tensor(self, images: Tensor) -> Tensor:
-        if images.dim() < 3 or not images.numel():
+        if images.dim() < 2 or not images.numel():
             raise InputError(
                 f"The input has the shape {tuple(images.shape)}: a batch has the shape "
-                "[batch, channel, height, width], none of them 0."
+                "[batch, channel, height, width], or what else the model takes, and no axis of 0."
             )
         device = self._like().device
         if images.device != device:
@@ -341,7 +341,10 @@ class Explainer:
         except HowYouSeeMeError:
             raise
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-            hint = "" if first.dim() != 3 else " A single image needs a batch axis: image[None]."
+            hint = {
+                2: " Pictures have the shape [batch, channel, height, width].",
+                3: " A single image needs a batch axis: image[None].",
+            }.get(first.dim(), "")
             raise InputError(
                 f"The model {self.network.name} can't run on an input of the shape "
                 f"{batch.given} and type {first.dtype}: {_first_line(error)}.{hint}"
