@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import MissingExtraError, ModelError
 from ..images import Preprocess
+from . import hub
 from .network import Network
 from .weights import load_weights
 
@@ -37,21 +38,26 @@ def load_transformers(place: str, weights: Path | None = None) -> Network:
     """
     transformers = _transformers()
     auto = transformers.AutoModelForImageClassification
+    folder = Path(place).is_dir()
+    local = folder or not hub.answers()
+    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local}
     try:
         if weights is None:
             module, info = auto.from_pretrained(
-                place, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+                place, use_safetensors=True, output_loading_info=True, **options
             )
             absent = sorted({*info["missing_keys"], *map(str, info["mismatched_keys"])})
         else:
-            config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False)
+            config = transformers.AutoConfig.from_pretrained(place, **options)
             module, absent = auto.from_config(config, trust_remote_code=False), []
             load_weights(module, weights, PREFIX + place)
     except ModelError:
         raise
     except Exception as error:  # OSError, ValueError, and those of the hub and of safetensors
+        gone = local and not folder
+        reason = f"there is no such folder, and {hub.silence()}" if gone else _first_line(error)
         raise ModelError(
-            f"{PREFIX}{place} can't be loaded ({_first_line(error)}); give a folder with config.json "
+            f"{PREFIX}{place} can't be loaded ({reason}); give a folder with config.json "
             "and model.safetensors of an image classifier."
         ) from error
     if absent:  # they have been made up
@@ -59,7 +65,8 @@ def load_transformers(place: str, weights: Path | None = None) -> Network:
         raise ModelError(
             f"{PREFIX}{place} lacks weights that fit: {some}; save the model after its training."
         )
-    return Network(PREFIX + place, module.eval(), _preprocess(transformers, place), _names(module))
+    preprocess = _preprocess(transformers, place, options)
+    return Network(PREFIX + place, module.eval(), preprocess, _names(module))
 
 
 def _transformers() -> ModuleType:
@@ -78,9 +85,9 @@ def _names(module: nn.Module) -> tuple[str, ...] | None:
     return None if made_up else names
 
 
-def _preprocess(transformers: ModuleType, place: str) -> Preprocess | None:
+def _preprocess(transformers: ModuleType, place: str, options: dict[str, Any]) -> Preprocess | None:
     try:
-        processor = transformers.AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
+        processor = transformers.AutoImageProcessor.from_pretrained(place, **options)
     except (OSError, ValueError, ImportError):  # there is none, or it needs more packages
         return None
     return measured(processor)
