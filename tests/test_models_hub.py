@@ -43,7 +43,7 @@ class Refusing(BaseHTTPRequestHandler):
 
     asked: list[str]
 
-    def do_HEAD(self) -> None:  # noqa: N802 - the name that http.server asks for
+    def do_HEAD(self) -> None:
         self.asked.append(self.path)
         self.send_error(404)
 
