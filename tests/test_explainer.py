@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torchvision import transforms
 
 import howyouseeme as hysm
 from howyouseeme import Explainer, InputError, ModelError, Network, Preprocess
@@ -709,11 +710,24 @@ def test_a_model_that_is_none(model: Any, message: str) -> None:
         Explainer(model)
 
 
-def test_a_preprocess_that_keeps_no_geometry(net: nn.Module) -> None:
+def test_a_preprocess_that_is_none(net: nn.Module) -> None:
     with pytest.raises(
-        InputError, match=r"preprocess is a howyouseeme\.Preprocess, not a function"
+        InputError, match=r"preprocess is a howyouseeme\.Preprocess, or a .* not a dict"
     ):
-        Explainer(net, preprocess=lambda image: image)  # type: ignore[arg-type]
+        Explainer(net, preprocess={"size": 224})  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"The preprocessing <lambda> failed .* \(KeyError: 'x'\)"):
+        Explainer(net, preprocess=lambda _: {}["x"])
+
+
+def test_a_preprocess_that_is_a_function(net: nn.Module) -> None:
+    """Torchvision's transforms, as in the training script: points come out in the photo's pixels."""
+    norm = [transforms.ToTensor(), transforms.Normalize((0.5,), (0.25,))]
+    steps = transforms.Compose([transforms.Resize(20), transforms.CenterCrop(16), *norm])
+    known = Preprocess((16, 16), "crop", 20, mean=(0.5,), std=(0.25,))
+    photo = hysm.sample_photo("cat")
+    found, want = (Explainer(net, preprocess=one)(photo) for one in (steps, known))
+    assert found.target == want.target
+    assert found.points[0].position.tolist() == want.points[0].position.tolist()
 
 
 def test_a_name_that_no_model_has() -> None:

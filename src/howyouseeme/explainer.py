@@ -11,6 +11,7 @@ from pathlib import PurePath
 from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
+import PIL.Image
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -119,7 +120,9 @@ class Explainer:
         model: an nn.Module, a `Network` (a module with its preprocessing and classes), or a name that
             `load_model` takes. What torch.compile or data parallelism wrapped is unwrapped.
         method: 'evidence' (default), 'seed' (How You See Me as published), or 'exact'.
-        preprocess: how a photo becomes the model's input; that of the `Network` by default.
+        preprocess: how a photo becomes the model's input; that of the `Network` by default. A function
+            from a PIL image to a tensor [channel, height, width] too, such as torchvision's transforms
+            for evaluation, if `Preprocess.like` can tell what it does.
         classes: names of the classes, one for each score; those of the `Network` by default.
         device: where to run, the model being moved there; where the model is by default.
         together: whether the images of a batch share a pass. PyTorch's kernels round by the size of the
@@ -140,7 +143,7 @@ class Explainer:
         model: nn.Module | Network | str,
         method: str = "evidence",
         *,
-        preprocess: Preprocess | None = None,
+        preprocess: Preprocess | Callable[[PIL.Image.Image], Tensor] | None = None,
         classes: Sequence[str] | None = None,
         device: str | torch.device | None = None,
         together: bool | None = None,
@@ -149,11 +152,12 @@ class Explainer:
         self.together = together
         self.method: Method = get_method(method, **parameters)
         if preprocess is not None and not isinstance(preprocess, Preprocess):
-            raise InputError(
-                f"preprocess is a howyouseeme.Preprocess, not a {type(preprocess).__name__}: it has to "
-                "know where in the photo each pixel of the input lies. Give its size, mean and std to "
-                "howyouseeme.Preprocess(...)."
-            )
+            if not callable(preprocess):
+                raise InputError(
+                    "preprocess is a howyouseeme.Preprocess, or a function from a PIL image to a tensor "
+                    f"[channel, height, width], not a {type(preprocess).__name__}."
+                )
+            preprocess = Preprocess.like(preprocess)
         if isinstance(model, str):
             model = load_model(model)
         if isinstance(model, nn.Module):
