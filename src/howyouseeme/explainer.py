@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from .images import Geometry, Preprocess, Source, load_image
 from .methods import Method, get_method
 from .methods.base import Trail, Walked
 from .models import Network, load_model
+from .models.programs import from_export
 from .rules import Refusal, find_rule
 from .rules.movement import pick
 from .tape import Reader, Tape, Value, record
@@ -82,6 +84,10 @@ class _Batch:
         return next((j for j in self.floats if self.tensors[j].dim() > 2), self.floats[0])
 
 
+class _CannotRunError(InputError):
+    """The model itself refuses an input."""
+
+
 class _Rank:
     """The class of a rank, 0 being the top one."""
 
@@ -90,7 +96,7 @@ class _Rank:
 
 
 def explain(
-    model: nn.Module | Network | str,
+    model: nn.Module | Network | torch.export.ExportedProgram | str,
     images: Images,
     target: Target = None,
     method: str = "evidence",
@@ -117,8 +123,8 @@ class Explainer:
     >>> explanation = explainer("photo.jpg", target="tabby")
 
     Args:
-        model: an nn.Module, a `Network` (a module with its preprocessing and classes), or a name that
-            `load_model` takes. What torch.compile or data parallelism wrapped is unwrapped.
+        model: an nn.Module, a `Network` (a module with its preprocessing and classes), a program of
+            torch.export, or a name that `load_model` takes. What torch.compile or data parallelism wrapped is unwrapped.
         method: 'evidence' (default), 'seed' (How You See Me as published), or 'exact'.
         preprocess: how a photo becomes the model's input; that of the `Network` by default. A function
             from a PIL image to a tensor [channel, height, width] too, such as torchvision's transforms
@@ -140,7 +146,7 @@ class Explainer:
 
     def __init__(
         self,
-        model: nn.Module | Network | str,
+        model: nn.Module | Network | torch.export.ExportedProgram | str,
         method: str = "evidence",
         *,
         preprocess: Preprocess | Callable[[PIL.Image.Image], Tensor] | None = None,
@@ -160,6 +166,8 @@ class Explainer:
             preprocess = Preprocess.like(preprocess)
         if isinstance(model, str):
             model = load_model(model)
+        if "torch.export" in sys.modules and isinstance(model, torch.export.ExportedProgram):
+            model = from_export(model)
         if isinstance(model, nn.Module):
             model = Network(type(_unwrapped(model)).__name__, model, None, None)
         if not isinstance(model, Network):
@@ -233,7 +241,11 @@ class Explainer:
         targets = [_one_each(target, len(batch)) for target in targets]
         listed = any(isinstance(target, list) and any(map(callable, target)) for target in targets)
         if listed or not self._goes_together(targets):
-            return self._explain_alone(batch, targets)
+            try:
+                return self._explain_alone(batch, targets)
+            except _CannotRunError:
+                if listed or len(batch) == 1:
+                    raise  # else it may take so many at once and no other number, as an exported program does
         tape = self._record(batch, targets)
         explanations = self._explain_all(tape, batch, targets)
         if explanations is not None:
@@ -349,7 +361,7 @@ class Explainer:
                 2: " Pictures have the shape [batch, channel, height, width].",
                 3: " A single image needs a batch axis: image[None].",
             }.get(first.dim(), "")
-            raise InputError(
+            raise _CannotRunError(
                 f"The model {self.network.name} can't run on an input of the shape "
                 f"{batch.given} and type {first.dtype}: {_first_line(error)}.{hint}"
             ) from error
