@@ -24,6 +24,7 @@ from .images import Geometry, Preprocess, Source, load_image
 from .methods import Method, get_method
 from .methods.base import Trail, Walked
 from .models import Network, load_model
+from .models.keras import from_keras, is_keras
 from .models.programs import from_export
 from .rules import Refusal, find_rule
 from .rules.movement import pick
@@ -124,7 +125,7 @@ class Explainer:
 
     Args:
         model: an nn.Module, a `Network` (a module with its preprocessing and classes), a program of
-            torch.export, or a name that `load_model` takes. What torch.compile or data parallelism wrapped is unwrapped.
+            torch.export, a Keras model on the torch backend, or a name that `load_model` takes. What torch.compile or data parallelism wrapped is unwrapped.
         method: 'evidence' (default), 'seed' (How You See Me as published), or 'exact'.
         preprocess: how a photo becomes the model's input; that of the `Network` by default. A function
             from a PIL image to a tensor [channel, height, width] too, such as torchvision's transforms
@@ -168,6 +169,10 @@ class Explainer:
             model = load_model(model)
         if "torch.export" in sys.modules and isinstance(model, torch.export.ExportedProgram):
             model = from_export(model)
+        if isinstance(model, Network) and is_keras(model.module):
+            model = replace(model, module=from_keras(model.module).module)
+        if is_keras(model):
+            model = from_keras(model)
         if isinstance(model, nn.Module):
             model = Network(type(_unwrapped(model)).__name__, model, None, None)
         if not isinstance(model, Network):
