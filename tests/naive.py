@@ -645,3 +645,31 @@ def roi_align(
                     column = flat((int(image), c, at_y, at_x), in_shape)
                     result.matrix[row, column] += weight / (rows * columns)
     return result
+
+
+def settled(at: float, size: int, padding: str, align: bool) -> float:
+    """A position -1..1 as a place; outside, the border or what a mirror at the edge shows."""
+    at = (at + 1) / 2 * (size - 1) if align else ((at + 1) * size - 1) / 2
+    if padding == "reflection":
+        low, high = (0.0, size - 1.0) if align else (-0.5, size - 0.5)
+        if low == high:
+            return low
+        while not low <= at <= high:
+            at = 2 * low - at if at < low else 2 * high - at
+    return at if padding == "zeros" else min(max(at, 0.0), size - 1.0)
+
+
+def grid_sample(in_shape: Shape, grid: Array, *, mode: str, padding: str, align: bool) -> Map:
+    """Each output place reads its input plane at a position: by lines between places, or at the nearest."""
+    out_shape = (*in_shape[:2], *grid.shape[1:-1])
+    result = empty(in_shape, out_shape)
+    space = in_shape[2:]
+    for row, (image, c, *place) in enumerate(places(out_shape)):
+        position = grid[(image, *place)][::-1]  # x comes first
+        at = [settled(float(a), n, padding, align) for a, n in zip(position, space, strict=True)]
+        if mode == "nearest":
+            at = [float(round(a)) for a in at]
+        for other in places(space):
+            weight = math.prod(max(0.0, 1 - abs(a - i)) for a, i in zip(at, other, strict=True))
+            result.matrix[row, flat((image, c, *other), in_shape)] += weight
+    return result

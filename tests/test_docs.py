@@ -31,6 +31,7 @@ from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser, SkipParser
 from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
 from torch import nn
+from torchvision import models
 
 import howyouseeme as hysm
 from howyouseeme.cli import main
@@ -241,6 +242,20 @@ def test_links_between_pages_lead_somewhere(page):
 def test_the_rules_page_lists_every_rule():
     page = (DOCS / "rules.md").read_text(encoding="utf-8")
     assert [name for name in rules() if f"`{name}`" not in page] == []
+
+
+def test_the_page_of_models_lists_all_of_torchvisions():
+    page = (DOCS / "models.md").read_text(encoding="utf-8")
+    kinds = (models, models.detection, models.segmentation, models.video, models.optical_flow)
+    names = [name for kind in kinds for name in models.list_models(module=kind)]
+    assert len(names) > 100
+    assert [name for name in names if f"\n| {name} |" not in page] == []
+
+
+def test_readme_counts_the_models_that_the_page_explains():
+    explained = re.search(r"were tried, and (\d+) explained", (DOCS / "models.md").read_text())
+    claimed = re.search(r"\[(\d+) architectures\]", (ROOT / "README.md").read_text())
+    assert claimed[1] == explained[1]
 
 
 @pytest.mark.slow

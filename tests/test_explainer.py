@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torchvision import transforms
 
 import howyouseeme as hysm
 from howyouseeme import Explainer, InputError, ModelError, Network, Preprocess
@@ -649,10 +650,13 @@ def test_names_that_do_not_fit_the_scores(net: nn.Module, images: Tensor) -> Non
     [
         (torch.rand(2, 1, 16, 16), r"Sequential can't run on .*\(2, 1, 16, 16\).*3 channels"),
         (torch.rand(3, 16, 16), r"\(3, 16, 16\).*A single image needs a batch axis: image\[None\]"),
-        (torch.rand(16, 16), r"the shape \(16, 16\): a batch has the shape \[batch, channel"),
+        (
+            torch.rand(16, 16),
+            r"can't run on .*\(16, 16\).* Pictures have the shape \[batch, channel",
+        ),
         (torch.tensor(1.0), r"the shape \(\): a batch"),
-        (torch.rand(0, 3, 16, 16), r"the shape \(0, 3, 16, 16\).*none of them 0"),
-        (torch.rand(2, 3, 0, 16), "none of them 0"),
+        (torch.rand(0, 3, 16, 16), r"the shape \(0, 3, 16, 16\).*no axis of 0"),
+        (torch.rand(2, 3, 0, 16), "no axis of 0"),
         (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), "a torch.uint8 tensor .* preprocess="),
         (torch.rand(1, 3, 16, 16).double(), "type torch.float64"),
         (torch.full((1, 3, 16, 16), float("nan")), "contains NaN or infinity"),
@@ -706,11 +710,24 @@ def test_a_model_that_is_none(model: Any, message: str) -> None:
         Explainer(model)
 
 
-def test_a_preprocess_that_keeps_no_geometry(net: nn.Module) -> None:
+def test_a_preprocess_that_is_none(net: nn.Module) -> None:
     with pytest.raises(
-        InputError, match=r"preprocess is a howyouseeme\.Preprocess, not a function"
+        InputError, match=r"preprocess is a howyouseeme\.Preprocess, or a .* not a dict"
     ):
-        Explainer(net, preprocess=lambda image: image)  # type: ignore[arg-type]
+        Explainer(net, preprocess={"size": 224})  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"The preprocessing <lambda> failed .* \(KeyError: 'x'\)"):
+        Explainer(net, preprocess=lambda _: {}["x"])
+
+
+def test_a_preprocess_that_is_a_function(net: nn.Module) -> None:
+    """Torchvision's transforms, as in the training script: points come out in the photo's pixels."""
+    norm = [transforms.ToTensor(), transforms.Normalize((0.5,), (0.25,))]
+    steps = transforms.Compose([transforms.Resize(20), transforms.CenterCrop(16), *norm])
+    known = Preprocess((16, 16), "crop", 20, mean=(0.5,), std=(0.25,))
+    photo = hysm.sample_photo("cat")
+    found, want = (Explainer(net, preprocess=one)(photo) for one in (steps, known))
+    assert found.target == want.target
+    assert found.points[0].position.tolist() == want.points[0].position.tolist()
 
 
 def test_a_name_that_no_model_has() -> None:

@@ -3,12 +3,15 @@ from __future__ import annotations
 import io
 import json
 import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import models, transforms
 
 from howyouseeme.errors import ImageError, InputError
 from howyouseeme.images import Geometry, Preprocess, load_image, sample_photo
@@ -615,3 +618,84 @@ def test_normalised_inputs_are_not(settings: dict) -> None:
         is None
     )
     assert preprocess.misfit(torch.zeros(1, 3, 8, 8)) is None
+
+
+# -- preprocessing, measured
+
+
+def steps(*before: Any, after: Sequence[Any] = ()) -> Any:
+    norm = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    return transforms.Compose([*before, transforms.ToTensor(), *after, norm])
+
+
+BICUBIC = transforms.InterpolationMode.BICUBIC
+LIKE = {
+    "squash": (steps(transforms.Resize((48, 64))), ((48, 64), "squash", None, "bilinear")),
+    "bicubic": (steps(transforms.Resize((48, 64), BICUBIC)), ((48, 64), "squash", None, "bicubic")),
+    "crop": (
+        steps(transforms.Resize(256), transforms.CenterCrop(224)),
+        ((224, 224), "crop", 256, "bilinear"),
+    ),
+    "crop of a tensor": (
+        steps(after=[transforms.Resize(73), transforms.CenterCrop((64, 48))]),
+        ((64, 48), "crop", 73, "bilinear"),
+    ),
+    "crop of a square": (
+        steps(transforms.Resize((300, 300)), transforms.CenterCrop(256)),
+        ((256, 256), "squash", 300, "bilinear"),
+    ),
+    "larger than pictures": (
+        steps(transforms.Resize((400, 500))),
+        ((400, 500), "squash", None, "bilinear"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LIKE)
+def test_a_function_is_measured(name: str) -> None:
+    prepare, (size, resize, crop_from, interpolation) = LIKE[name]
+    found = Preprocess.like(prepare)
+    assert (found.size, found.resize, found.crop_from) == (size, resize, crop_from)
+    assert (found.interpolation, found.channels) == (interpolation, "rgb")
+    picture = load_image(sample_photo("coffee"))
+    levels = (found(picture)[0] - prepare(picture)).abs() * 255 * 0.225
+    assert float(levels.mean()) < 1
+
+
+def test_swapped_channels_are_measured() -> None:
+    prepare = steps(transforms.Resize((32, 32)))
+    found = Preprocess.like(lambda picture: prepare(picture).flip(0) * 3)
+    assert found.channels == "bgr"
+    picture = load_image(sample_photo("coffee"))
+    torch.testing.assert_close(found(picture)[0], prepare(picture).flip(0) * 3, rtol=0, atol=0.2)
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        steps(transforms.RandomHorizontalFlip(1.0), transforms.Resize((32, 32))),
+        steps(transforms.CenterCrop(64)),  # the crop of larger pictures is a smaller part
+        steps(transforms.Pad(30), transforms.Resize((32, 32))),
+        steps(transforms.Resize((32, 32)), transforms.Grayscale(3)),
+        steps(transforms.Resize((32, 32)), transforms.RandomInvert(1.0)),
+        steps(transforms.GaussianBlur(9, 4.0), transforms.Resize((128, 128))),
+        steps(after=[transforms.Resize((32, 32), antialias=False)]),
+        transforms.Compose([transforms.Grayscale(), transforms.ToTensor()]),
+        lambda picture: torch.zeros(3, 8, 8),
+        lambda picture: torch.zeros(8),
+    ],
+    ids=str,
+)
+def test_a_function_that_does_something_else_is_refused(prepare: Any) -> None:
+    with pytest.raises(InputError, match="does something else than to resize, cut and scale"):
+        Preprocess.like(prepare)
+
+
+def test_every_weight_of_torchvision_is_measured_as_it_says() -> None:
+    for name in ("resnet50", "inception_v3", "efficientnet_b0", "swin_t", "regnet_y_16gf"):
+        for weights in models.get_model_weights(name):
+            preset = weights.transforms()
+            found = Preprocess.like(preset)
+            assert found.size == tuple(preset.crop_size * 2)
+            assert found.crop_from == preset.resize_size[0]
+            assert found.interpolation == preset.interpolation.value

@@ -230,6 +230,34 @@ def test_points_lie_on_the_pattern(dims: int, method: str) -> None:
             explanation.picture()
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_an_input_without_channels(method: str) -> None:
+    """A raw signal [batch, samples], as networks of speech take it."""
+
+    class Raw(nn.Module):
+        def __init__(self, net: nn.Module) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x[:, None])
+
+    pattern = torch.tensor([1.0, -1.0, 1.0, 1.0, -1.0])
+    x = 0.05 * torch.randn(2, 64, generator=torch.Generator().manual_seed(1))
+    x[:, 37:42] += pattern
+    net = Finder(1, pattern).eval()
+    found = hysm.explain(Raw(net).eval(), x, method=method, **METHODS[method])
+    assert found.attention.shape == (2, 64)
+    positive = found.evidence.clamp(min=0)
+    assert bool((positive[:, 37:42].sum(1) > 0.95 * positive.sum(1)).all())
+    for points in found.points:
+        assert points.position.shape[1] == 1
+        assert 37 <= int(points.position[0, 0]) < 42
+    if method != "evidence":  # which follows places behind an axis of channels alone
+        want = hysm.explain(net, x[:, None], method=method, **METHODS[method])
+        torch.testing.assert_close(found.evidence, want.evidence)
+
+
 # -- precisions -----------------------------------------------------------------------------------
 
 

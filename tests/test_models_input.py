@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -51,11 +52,12 @@ def refused(*options: str) -> str:
 
 def test_all_of_it(here: Path) -> None:
     options = "--size 16x24 --mean 104,117,124 --std 1 --channels bgr --range 255".split()
-    assert explain("--model", "their_nets:bare", *options) == {
-        **Preprocess(
-            (16, 24), mean=(104.0, 117.0, 124.0), std=(1.0,), scale=1.0, channels="bgr"
-        ).describe()
-    }
+    options += ["--interpolation", "bicubic"]
+    mean = (104.0, 117.0, 124.0)
+    wanted = Preprocess(
+        (16, 24), mean=mean, std=(1.0,), scale=1.0, channels="bgr", interpolation="bicubic"
+    )
+    assert explain("--model", "their_nets:bare", *options) == wanted.describe()
 
 
 def test_values_are_from_0_to_1_if_nothing_is_said(here: Path) -> None:
@@ -70,12 +72,23 @@ def test_what_is_said_replaces_what_is_known(here: Path) -> None:
         **known.describe(),
         "channels": "bgr",
     }
+    assert explain("--model", "their_nets:known", "--interpolation", "bicubic") == {
+        **known.describe(),
+        "interpolation": "bicubic",
+    }
     assert explain("--model", "their_nets:known", "--size", "24") == {
         **known.describe(),
         "size": [24, 24],
         "resize": "squash",
         "crop_from": None,
     }
+
+
+def test_the_choices_are_those_of_python() -> None:
+    by_name = {option.name: option for option in main.commands["explain"].params}
+    for name in ("channels", "interpolation"):
+        allowed = get_args(get_type_hints(Preprocess)[name])
+        assert tuple(by_name[name].type.choices) == allowed
 
 
 @pytest.mark.parametrize(

@@ -165,9 +165,38 @@ def test_files_that_are_no_models(keras: Any, tmp_path: Path) -> None:
 def test_what_is_no_model(keras: Any) -> None:
     with pytest.raises(ModelError, match=r"A dict is not a Keras model"):
         from_keras({})
-    first, second = keras.layers.Input((4,)), keras.layers.Input((4,))
-    with pytest.raises(ModelError, match="takes 2 inputs"):
-        from_keras(keras.Model([first, second], keras.layers.Add()([first, second])))
+
+
+def test_several_inputs(keras: Any) -> None:
+    layers = keras.layers
+    picture, table = layers.Input((12, 20, 3)), layers.Input((4,))
+    seen = layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3, activation="relu")(picture))
+    joined = layers.Concatenate()([seen, layers.Dense(6, activation="relu")(table)])
+    model = keras.Model([picture, table], layers.Dense(5)(joined))
+    inputs = image(keras, 1, 3, 12, 20), image(keras, 1, 4)
+    with torch.no_grad():
+        expected = model([inputs[0].permute(0, 2, 3, 1), inputs[1]], training=False)
+    assert torch.equal(from_keras(model).module(*inputs), expected)
+    by_picture, by_table = hysm.explain(model, inputs).inputs
+    assert by_picture.evidence.shape == (1, 12, 20)
+    assert by_table.evidence.shape == (1, 4)
+    assert len(by_picture.points[0])
+    assert len(by_table.points[0])
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_model_in_memory_needs_no_wrapping(keras: Any, named: bool) -> None:
+    model, x = small(keras), image(keras, 1, 3, 12, 20)
+    given = hysm.Network("mine", model, None, None) if named else model
+    found, want = hysm.explain(given, x), hysm.explain(from_keras(model), x)
+    assert np.array_equal(found.points[0].position, want.points[0].position)
+
+
+def test_a_model_on_another_backend_is_told(keras: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small(keras)
+    monkeypatch.setattr(keras.config, "backend", lambda: "jax")
+    with pytest.raises(ModelError, match="Keras runs on jax"):
+        hysm.Explainer(model)
 
 
 def test_another_backend(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import howyouseeme as hysm
-from howyouseeme.errors import ModelError
+from howyouseeme.errors import InputError, ModelError
 from howyouseeme.models import load_model
 from howyouseeme.tape import record
 
@@ -62,6 +62,7 @@ def scripted(path: Path, image: Tensor, how: str) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it is deprecated
         module = torch.jit.trace(small(), image) if how == "trace" else torch.jit.script(small())
+        module = torch.jit.freeze(module) if how == "freeze" else module
         torch.jit.save(module, path)
     return path
 
@@ -77,12 +78,45 @@ def test_an_exported_program(exported: Path, image: Tensor) -> None:
     assert "4" in {call.module for call in record(network.module, [image]).calls}
 
 
-@pytest.mark.parametrize("how", ["trace", "script"])
+def test_a_program_in_memory(image: Tensor) -> None:
+    program = torch.export.export(small(), (image,))
+    assert same(hysm.explain(program, image), hysm.explain(small(), image))
+    with pytest.raises(
+        ModelError, match=r"module\(\) of a program of torch\.export.* give the program"
+    ):
+        hysm.explain(program.module(), image)
+    with pytest.raises(ModelError, match="The program was exported in training mode"):
+        hysm.explain(torch.export.export(small().train(), (image,)), image)
+
+
+def test_a_program_for_batches_of_two(image: Tensor) -> None:
+    """Which can't run on one, as images of a batch do otherwise."""
+    images = torch.cat([image, image.flip(3)])
+    program = torch.export.export(small(), (images,))
+    assert same(hysm.explain(program, images), hysm.explain(small(), images, together=True))
+    with pytest.raises(InputError, match=r"can't run on .*\(1, 3, "):
+        hysm.explain(program, image)
+    with pytest.raises(InputError, match=r"can't run on .*\(3, 3, "):
+        hysm.explain(program, torch.cat([images, image]))
+
+
+@pytest.mark.parametrize("how", ["trace", "script", "freeze"])
 def test_torchscript(tmp_path: Path, image: Tensor, how: str) -> None:
     network = load_model(str(scripted(tmp_path / "small.pt", image, how)), allow_code=True)
+    with torch.no_grad():
+        plain = network.module(image)
+    assert torch.allclose(plain, small()(image), atol=1e-5)  # freezing folds batch norms
     for _ in range(3):  # TorchScript optimises what ran before
-        assert torch.equal(record(network.module, [image]).output.data, small()(image))
+        assert torch.equal(record(network.module, [image]).output.data, plain)
     assert same(hysm.explain(network, image), hysm.explain(small(), image))
+
+
+def test_frozen_torchscript_in_memory(image: Tensor) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated
+        frozen = torch.jit.freeze(torch.jit.script(small()))
+    assert not hasattr(frozen, "training")
+    assert same(hysm.explain(frozen, image), hysm.explain(small(), image))
 
 
 def test_a_pickled_model(tmp_path: Path, image: Tensor) -> None:

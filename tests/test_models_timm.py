@@ -12,7 +12,7 @@ from PIL import Image
 import howyouseeme as hysm
 from howyouseeme.errors import ModelError
 from howyouseeme.images import Preprocess, load_image, sample_photo
-from howyouseeme.models import load_model
+from howyouseeme.models import hub, load_model
 from howyouseeme.models.classes import imagenet_classes
 from howyouseeme.models.timm import preprocess_of
 
@@ -96,6 +96,7 @@ def test_an_unreachable_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         assert options["pretrained"]
         raise OSError("no route\nto the hub")
 
+    monkeypatch.setattr(hub, "answers", lambda: True)
     monkeypatch.setattr(timm, "create_model", unreachable)
     with pytest.raises(ModelError, match=r"from timm's hub \(no route\); .* pass --weights FILE"):
         load_model("timm:resnet18")

@@ -15,7 +15,6 @@ import howyouseeme as hysm
 from howyouseeme.errors import ModelError
 from howyouseeme.images import Preprocess, load_image, sample_photo
 from howyouseeme.models import load_model
-from howyouseeme.models.transformers import measured
 from howyouseeme.tape import record
 
 transformers = pytest.importorskip("transformers", reason="pip install transformers")
@@ -119,8 +118,9 @@ PROCESSORS = {
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_preprocessing_is_that_of_the_processor(name: str) -> None:
     processor = getattr(transformers, name)(**PROCESSORS[name])
-    mine = measured(processor)
-    assert isinstance(mine, Preprocess)
+    mine = Preprocess.like(
+        lambda one: processor(images=one, return_tensors="pt")["pixel_values"][0]
+    )
     assert mine.channels == ("bgr" if name.startswith("MobileViT") else "rgb")
     for photo in ("cat", "rocket"):
         picture = load_image(sample_photo(photo))
@@ -134,11 +134,16 @@ def test_preprocessing_is_that_of_the_processor(name: str) -> None:
         assert apart * min(mine.std) < 1  # in levels of 255
 
 
-def test_a_processor_of_another_kind_has_no_preprocessing() -> None:
+def test_a_processor_of_another_kind_has_no_preprocessing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def padded(images: Image.Image, return_tensors: str) -> dict[str, torch.Tensor]:
         square = Image.new("RGB", (512, 512))
         square.paste(images)
         array = np.asarray(square.resize((64, 64)), np.float32)
         return {"pixel_values": torch.tensor(array).permute(2, 0, 1)[None]}
 
-    assert measured(padded) is None
+    auto = transformers.AutoImageProcessor
+    assert load_model(f"transformers:{folder}").preprocess is not None
+    monkeypatch.setattr(auto, "from_pretrained", lambda *_, **__: padded)
+    assert load_model(f"transformers:{folder}").preprocess is None

@@ -1353,6 +1353,48 @@ for number, (scale, bins, ratio, aligned) in enumerate(
         lambda s=x.shape, o=options: naive.roi_align(s, REGIONS.numpy(), **o),
     )
 
+# Sampling at positions within, on the border, and far outside.
+for space in ((4, 5), (1, 3), (3, 2, 4)):
+    x = numbers(2, 2, *space)
+    grid = 1.6 * numbers(2, *[3] * len(space), len(space), seed=3)
+    for mode, padding, align in [
+        ("bilinear", "zeros", False),
+        ("bilinear", "zeros", True),
+        ("bilinear", "border", False),
+        ("bilinear", "reflection", False),
+        ("bilinear", "reflection", True),
+        ("nearest", "zeros", False),
+        ("nearest", "reflection", True),
+    ]:
+        case(
+            f"grid_sampler_{len(space)}d",
+            f"{space}-{mode}-{padding}-{align}",
+            lambda x, g=grid, o=(mode, padding, align): F.grid_sample(x, g, *o),
+            x,
+            lambda s=x.shape, g=grid, m=mode, p=padding, a=align: naive.grid_sample(
+                s, g.numpy(), mode=m, padding=p, align=a
+            ),
+        )
+# A grid that was computed is taken as given; cuDNN's call has fewer arguments.
+G = numbers(2, 3, 2, 2, seed=3)
+case(
+    "grid_sampler_2d",
+    "computed grid",
+    lambda x, g: F.grid_sample(x, g, align_corners=False),
+    (x := numbers(2, 2, 4, 5), G),
+    lambda s=x.shape: [
+        naive.grid_sample(s, G.numpy(), mode="bilinear", padding="zeros", align=False),
+        None,
+    ],
+)
+case(
+    "cudnn_grid_sampler",
+    "alone",
+    Alone(lambda x, g: aten.grid_sampler_2d(x, g, 0, 0, True), x, G),
+    x,
+    lambda s=x.shape: naive.grid_sample(s, G.numpy(), mode="bilinear", padding="zeros", align=True),
+)
+
 # Windows back to their places.
 for number, (size_, options) in enumerate(
     [

@@ -116,6 +116,11 @@ def _input_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 type=click.Choice(["1", "255"]),
                 help="Value of white, before --mean and --std.",
             ),
+            click.option(
+                "--interpolation",
+                type=click.Choice(["bilinear", "bicubic"]),
+                help="How photos are resized; bilinear where nothing is known of the network.",
+            ),
         ]
     ):
         command = option(command)
@@ -196,6 +201,7 @@ def explain(
     std: str | None,
     channels: str | None,
     white: str | None,
+    interpolation: str | None,
     allow_code: bool,
     target: str | None,
     versus: str | None,
@@ -218,7 +224,7 @@ def explain(
     if k is not None and method != "seed":
         raise click.UsageError(f"--k belongs to --method seed, not to {method}.")
     files = _find_photos(photos)
-    asked = _read_input_options(size, mean, std, channels, white)
+    asked = _read_input_options(size, mean, std, channels, white, interpolation)
     network = _load(model, weights, device, allow_code)
     network = replace(network, preprocess=_preprocess(network, asked))
     wanted = _read_target(target, network)
@@ -342,6 +348,7 @@ def evaluate(
     std: str | None,
     channels: str | None,
     white: str | None,
+    interpolation: str | None,
     allow_code: bool,
     images: Path,
     boxes: Path | None,
@@ -357,7 +364,7 @@ def evaluate(
     output, and then the exit status is 1.
     """
     files = _find_photos([images])
-    asked = _read_input_options(size, mean, std, channels, white)
+    asked = _read_input_options(size, mean, std, channels, white, interpolation)
     network = _load(model, weights, device, allow_code)
     network = replace(network, preprocess=_preprocess(network, asked))
     from .evaluate import evaluate as measure  # noqa: PLC0415
@@ -753,7 +760,12 @@ def _make_folder(out: Path) -> None:
 
 
 def _read_input_options(
-    size: str | None, mean: str | None, std: str | None, channels: str | None, white: str | None
+    size: str | None,
+    mean: str | None,
+    std: str | None,
+    channels: str | None,
+    white: str | None,
+    interpolation: str | None,
 ) -> dict[str, Any]:
     """What --size and the like ask for, as fields of a `Preprocess`."""
     asked: dict[str, Any] = {}
@@ -773,6 +785,8 @@ def _read_input_options(
                 ) from None
     if channels is not None:
         asked["channels"] = channels
+    if interpolation is not None:
+        asked["interpolation"] = interpolation
     if white is not None:
         asked["scale"] = float(white) / 255
     if white != "255" and max(asked.get("mean", (0.0,))) > 1 and "size" in asked:

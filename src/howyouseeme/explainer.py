@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from pathlib import PurePath
 from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
+import PIL.Image
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -22,6 +24,8 @@ from .images import Geometry, Preprocess, Source, load_image
 from .methods import Method, get_method
 from .methods.base import Trail, Walked
 from .models import Network, load_model
+from .models.keras import from_keras, is_keras
+from .models.programs import from_export
 from .rules import Refusal, find_rule
 from .rules.movement import pick
 from .tape import Reader, Tape, Value, record
@@ -81,6 +85,10 @@ class _Batch:
         return next((j for j in self.floats if self.tensors[j].dim() > 2), self.floats[0])
 
 
+class _CannotRunError(InputError):
+    """The model itself refuses an input."""
+
+
 class _Rank:
     """The class of a rank, 0 being the top one."""
 
@@ -89,7 +97,7 @@ class _Rank:
 
 
 def explain(
-    model: nn.Module | Network | str,
+    model: nn.Module | Network | torch.export.ExportedProgram | str,
     images: Images,
     target: Target = None,
     method: str = "evidence",
@@ -116,10 +124,12 @@ class Explainer:
     >>> explanation = explainer("photo.jpg", target="tabby")
 
     Args:
-        model: an nn.Module, a `Network` (a module with its preprocessing and classes), or a name that
-            `load_model` takes. What torch.compile or data parallelism wrapped is unwrapped.
+        model: an nn.Module, a `Network` (a module with its preprocessing and classes), a program of
+            torch.export, a Keras model on the torch backend, or a name that `load_model` takes. What torch.compile or data parallelism wrapped is unwrapped.
         method: 'evidence' (default), 'seed' (How You See Me as published), or 'exact'.
-        preprocess: how a photo becomes the model's input; that of the `Network` by default.
+        preprocess: how a photo becomes the model's input; that of the `Network` by default. A function
+            from a PIL image to a tensor [channel, height, width] too, such as torchvision's transforms
+            for evaluation, if `Preprocess.like` can tell what it does.
         classes: names of the classes, one for each score; those of the `Network` by default.
         device: where to run, the model being moved there; where the model is by default.
         together: whether the images of a batch share a pass. PyTorch's kernels round by the size of the
@@ -137,10 +147,10 @@ class Explainer:
 
     def __init__(
         self,
-        model: nn.Module | Network | str,
+        model: nn.Module | Network | torch.export.ExportedProgram | str,
         method: str = "evidence",
         *,
-        preprocess: Preprocess | None = None,
+        preprocess: Preprocess | Callable[[PIL.Image.Image], Tensor] | None = None,
         classes: Sequence[str] | None = None,
         device: str | torch.device | None = None,
         together: bool | None = None,
@@ -149,13 +159,20 @@ class Explainer:
         self.together = together
         self.method: Method = get_method(method, **parameters)
         if preprocess is not None and not isinstance(preprocess, Preprocess):
-            raise InputError(
-                f"preprocess is a howyouseeme.Preprocess, not a {type(preprocess).__name__}: it has to "
-                "know where in the photo each pixel of the input lies. Give its size, mean and std to "
-                "howyouseeme.Preprocess(...)."
-            )
+            if not callable(preprocess):
+                raise InputError(
+                    "preprocess is a howyouseeme.Preprocess, or a function from a PIL image to a tensor "
+                    f"[channel, height, width], not a {type(preprocess).__name__}."
+                )
+            preprocess = Preprocess.like(preprocess)
         if isinstance(model, str):
             model = load_model(model)
+        if "torch.export" in sys.modules and isinstance(model, torch.export.ExportedProgram):
+            model = from_export(model)
+        if isinstance(model, Network) and is_keras(model.module):
+            model = replace(model, module=from_keras(model.module).module)
+        if is_keras(model):
+            model = from_keras(model)
         if isinstance(model, nn.Module):
             model = Network(type(_unwrapped(model)).__name__, model, None, None)
         if not isinstance(model, Network):
@@ -229,7 +246,11 @@ class Explainer:
         targets = [_one_each(target, len(batch)) for target in targets]
         listed = any(isinstance(target, list) and any(map(callable, target)) for target in targets)
         if listed or not self._goes_together(targets):
-            return self._explain_alone(batch, targets)
+            try:
+                return self._explain_alone(batch, targets)
+            except _CannotRunError:
+                if listed or len(batch) == 1:
+                    raise  # else it may take so many at once and no other number, as an exported program does
         tape = self._record(batch, targets)
         explanations = self._explain_all(tape, batch, targets)
         if explanations is not None:
@@ -296,10 +317,10 @@ class Explainer:
         return _Batch(inputs, tuple(map(_samples, inputs)))
 
     def _check_tensor(self, images: Tensor) -> Tensor:
-        if images.dim() < 3 or not images.numel():
+        if images.dim() < 2 or not images.numel():
             raise InputError(
                 f"The input has the shape {tuple(images.shape)}: a batch has the shape "
-                "[batch, channel, height, width], none of them 0."
+                "[batch, channel, height, width], or what else the model takes, and no axis of 0."
             )
         device = self._like().device
         if images.device != device:
@@ -341,8 +362,11 @@ class Explainer:
         except HowYouSeeMeError:
             raise
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-            hint = "" if first.dim() != 3 else " A single image needs a batch axis: image[None]."
-            raise InputError(
+            hint = {
+                2: " Pictures have the shape [batch, channel, height, width].",
+                3: " A single image needs a batch axis: image[None].",
+            }.get(first.dim(), "")
+            raise _CannotRunError(
                 f"The model {self.network.name} can't run on an input of the shape "
                 f"{batch.given} and type {first.dtype}: {_first_line(error)}.{hint}"
             ) from error

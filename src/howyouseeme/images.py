@@ -6,7 +6,7 @@ import io
 import os
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -22,7 +22,7 @@ from .errors import ImageError, InputError
 
 Source = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray | torch.Tensor
 
-_INTERPOLATION = {
+_INTERPOLATION: dict[Literal["bilinear", "bicubic"], Image.Resampling] = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
@@ -416,6 +416,47 @@ class Preprocess:
         )
         return tensor.contiguous(), geometry
 
+    @classmethod
+    def like(cls, prepare: Callable[[Image.Image], torch.Tensor]) -> Preprocess:
+        """The `Preprocess` that does what a function from pictures to inputs [channel, h, w] does.
+
+            preprocess = Preprocess.like(torchvision.models.ResNet50_Weights.DEFAULT.transforms())
+
+        What it does is measured, for such functions have many switches: black, white and red pictures
+        give the scale and the order of the channels, and a picture of ramps the resizing and the crop;
+        noise of another size, whether that is all.
+
+        Raises `InputError` when it fails, or does something else than to resize, cut and scale.
+        """
+        y, x = np.mgrid[0 : _RAMPS[0], 0 : _RAMPS[1]]
+        ramps = np.stack([y / y.max(), x / x.max(), (x + y) / (x.max() + y.max())], 2)
+        flat = [np.full_like(ramps, color) for color in ((0, 0, 0), (1, 1, 1), (1, 0, 0))]
+        noise = np.random.default_rng(0).random((389, 520, 3))
+        pictures = [
+            Image.fromarray((255 * item).astype(np.uint8)) for item in (*flat, ramps, noise)
+        ]
+        name = getattr(prepare, "__name__", type(prepare).__name__)
+        try:
+            black, white, red, sloped, fine = (
+                torch.as_tensor(prepare(picture)).float() for picture in pictures
+            )
+        except Exception as error:  # it is the user's code
+            raise InputError(
+                f"The preprocessing {name} failed on a picture of 8-bit RGB ({type(error).__name__}: {error})."
+            ) from error
+        found = [
+            (_apart(one(pictures[3])[0], sloped, one), _apart(one(pictures[4])[0], fine, one), one)
+            for one in _candidates(black, white, red, sloped)
+        ]
+        slope, detail, best = min(found, key=lambda item: item[:2], default=(0.0, 255.0, None))
+        if best is not None and slope < 1 and detail < 3:  # resizings round at other moments
+            return best
+        raise InputError(
+            f"The preprocessing {name} does something else than to resize, cut and scale an "
+            "RGB picture to [3, height, width], so that it isn't known where pixels come from: give it "
+            "as howyouseeme.Preprocess(...), or give the tensors that it makes."
+        )
+
     def misfit(self, inputs: torch.Tensor) -> str | None:
         """What is wrong with the range of a model's input [..., channel, h, w]; None if it fits.
 
@@ -482,6 +523,68 @@ class Preprocess:
     @staticmethod
     def _column(values: tuple[float, ...]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float32)[:, None, None]
+
+
+# Height and width neither the same nor multiples of anything, so that no two resizings agree.
+_RAMPS = (331, 457)
+
+
+def _apart(mine: torch.Tensor, theirs: torch.Tensor, preprocess: Preprocess) -> float:
+    """The mean difference in levels of 255; some cut an odd rest one pixel away from where others do."""
+    if mine.shape != theirs.shape:
+        return 255.0
+    levels = [
+        (mine.roll((y, x), (1, 2)) - theirs)[:, 1:-1, 1:-1].abs().mean((1, 2))
+        for y in (-1, 0, 1)
+        for x in (-1, 0, 1)
+    ]
+    return float((torch.stack(levels).cpu() * torch.tensor(preprocess.std)).mean(1).min())
+
+
+def _candidates(
+    black: torch.Tensor, white: torch.Tensor, red: torch.Tensor, sloped: torch.Tensor
+) -> Iterator[Preprocess]:
+    """What may have made these of black, of white, of red, and of ramps (down, right, and both)."""
+    if sloped.ndim != 3 or len(sloped) != 3 or min(sloped.shape) < 2:
+        return
+    low, high = black.mean((1, 2)), white.mean((1, 2))
+    uneven = torch.stack([one.amax((1, 2)) - one.amin((1, 2)) for one in (black, white)])
+    if not bool((high > low).all()) or not bool((uneven < 1e-3 * (high - low)).all()):
+        return
+    std, size = 255 / (high - low), (sloped.shape[1], sloped.shape[2])
+    rgb = float(red[0].mean()) > float(low[0] + high[0]) / 2
+    level = (sloped - low[:, None, None]) / (high - low)[:, None, None]
+    down, right = (level if rgb else level.flip(0))[:2]
+    # How many pixels of the input the picture was resized to, by the slope of each ramp at its middle.
+    resized = []
+    for line, side in zip((down.mean(1), right.mean(0)), _RAMPS, strict=True):
+        margin = len(line) // 4
+        inner = np.arange(margin, len(line) - margin)
+        slope = float(np.polyfit(inner, line.numpy()[inner], 1)[0])
+        if slope <= 0:
+            return
+        resized.append(side / (side - 1) / slope)
+    crop = min(resized)
+    squash = sum(resized[i] * min(size) / size[i] for i in range(2)) / 2
+    near = range(-2, 3)
+    resizings: list[tuple[Literal["squash", "crop"], int | None]] = [
+        ("squash", None),
+        *(("crop", round(crop) + step) for step in near),
+        *(("squash", round(squash) + step) for step in near),
+    ]
+    for resize, crop_from in resizings:
+        for interpolation in _INTERPOLATION:
+            if crop_from is None or crop_from > 0:
+                yield Preprocess(
+                    size,
+                    resize=resize,
+                    crop_from=crop_from,
+                    mean=tuple((0 - low * std).tolist()),
+                    std=tuple(std.tolist()),
+                    scale=1.0,
+                    channels="rgb" if rgb else "bgr",
+                    interpolation=interpolation,
+                )
 
 
 @dataclass(frozen=True)

@@ -609,8 +609,19 @@ def record(
         ModelError: the model, or a part of it, is in training mode.
     """
     names = {module: name for name, module in model.named_modules()}
-    training = [name or type(model).__name__ for module, name in names.items() if module.training]
+    training = [
+        name or type(model).__name__
+        for module, name in names.items()
+        if getattr(module, "training", False)  # frozen TorchScript has no mode
+    ]
     if training:
+        if "eval" in vars(
+            model
+        ):  # which refuses: the mode was fixed by the export, and can't be told
+            raise ModelError(
+                "The model is the module() of a program of torch.export, which can't say whether it was "
+                "exported in eval mode: give the program itself."
+            )
         raise ModelError(
             f"The model is in training mode ({', '.join(training[:3])}"
             f"{', ...' if len(training) > 3 else ''}), where batch norm and dropout answer "

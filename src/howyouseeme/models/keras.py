@@ -15,13 +15,16 @@ from torch import Tensor, nn
 from ..errors import MissingExtraError, ModelError
 from .network import Network
 
-__all__ = ["from_keras", "load_keras", "on_torch"]
+__all__ = ["from_keras", "is_keras", "load_keras", "on_torch"]
 
 _LAMBDA = "enable_unsafe_deserialization"  # what Keras's refusal of code in a file mentions
 
 
 class KerasModule(nn.Module):
-    """A Keras model that takes its images as PyTorch has them, [batch, channel, height, width]."""
+    """A Keras model that takes its images as PyTorch has them, [batch, channel, height, width].
+
+    Several inputs come one after the other, in the order of `model.inputs`.
+    """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -31,11 +34,10 @@ class KerasModule(nn.Module):
             getattr(layer, "data_format", None) == "channels_first" for layer in layers.values()
         )
 
-    def forward(self, x: Tensor) -> Any:
-        if self.channels_last:
-            x = x.movedim(1, -1)
-        with import_module("keras").device(str(x.device)):
-            return self.model(x, training=False)
+    def forward(self, *inputs: Tensor) -> Any:
+        given = [x.movedim(1, -1) for x in inputs] if self.channels_last else list(inputs)
+        with import_module("keras").device(str(given[0].device)):
+            return self.model(given[0] if len(given) == 1 else given, training=False)
 
 
 def from_keras(model: Any, name: str | None = None) -> Network:
@@ -46,17 +48,21 @@ def from_keras(model: Any, name: str | None = None) -> Network:
     Points and maps have PyTorch's order of axes, whatever the model's is. The model is set to
     inference. Preprocessing and classes aren't part of a Keras model.
 
-    Raises `MissingExtraError` without Keras, and `ModelError` when its backend isn't torch or the
-    model takes more than one input.
+    Raises `MissingExtraError` without Keras, and `ModelError` when its backend isn't torch.
     """
     keras = on_torch("A Keras model")
     if not isinstance(model, keras.Model):
         raise ModelError(f"A {type(model).__name__} is not a Keras model; give a keras.Model.")
-    if len(model.inputs or [None]) != 1:
-        raise ModelError(
-            f"{model.name} takes {len(model.inputs)} inputs, and a network is explained by one."
-        )
     return Network(name or model.name, KerasModule(model).eval(), None, None)
+
+
+def is_keras(model: Any) -> bool:
+    """True for a model of Keras, on whatever backend.
+
+    is_keras(keras.applications.MobileNetV2(weights=None))
+    """
+    keras = sys.modules.get("keras")
+    return isinstance(model, getattr(keras, "Model", ()))
 
 
 def load_keras(path: Path, allow_code: bool = False) -> Network:

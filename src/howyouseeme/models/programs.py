@@ -18,7 +18,7 @@ from ..errors import ModelError
 from .network import Network
 from .weights import read_weights
 
-__all__ = ["load_program"]
+__all__ = ["from_export", "load_program"]
 
 _KINDS = {
     "export": "a program of torch.export, of which parts may be pickled",
@@ -83,20 +83,29 @@ def _refuse_weights(path: Path) -> None:
     )
 
 
-def _load_export(path: Path) -> nn.Module:
-    program = torch.export.load(path)
+def from_export(program: torch.export.ExportedProgram, name: str = "The program") -> nn.Module:
+    """The module of a program of torch.export, with the submodules that the model had.
+
+        module = from_export(torch.export.export(model.eval(), (images,)))
+
+    Raises `ModelError`, which begins with `name`, when the program was exported in training mode.
+    """
     for node in program.graph.nodes:
         schema = getattr(node.target, "_schema", None)
         for argument, value in zip(schema.arguments if schema else (), node.args, strict=False):
             if argument.name in ("train", "training") and value is True:
                 raise ModelError(
-                    f"{path} was exported in training mode ({node.target}); export it again, after "
+                    f"{name} was exported in training mode ({node.target}); export it again, after "
                     "model.eval()."
                 )
-    module = torch.export.unflatten(program)  # with the submodules that the model had
+    module = torch.export.unflatten(program)
     for part in module.modules():
         part.training = False  # fixed by the export; these modules refuse eval()
     return module
+
+
+def _load_export(path: Path) -> nn.Module:
+    return from_export(torch.export.load(path), str(path))
 
 
 def _load_script(path: Path) -> nn.Module:

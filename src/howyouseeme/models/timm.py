@@ -13,11 +13,15 @@ from torch import nn
 
 from ..errors import MissingExtraError, ModelError
 from ..images import Preprocess
+from . import hub
 from .classes import imagenet_classes
 from .network import Network
 from .weights import load_weights
 
 PREFIX = "timm:"
+
+#: What timm's weights are called on the hub.
+_FILE = "model.safetensors"
 
 
 def load_timm(name: str, weights: Path | None = None) -> Network:
@@ -81,8 +85,15 @@ def _timm() -> ModuleType:
 
 
 def _from_hub(timm: ModuleType, name: str) -> nn.Module:
+    options: dict[str, Any] = {}
     try:
-        module: nn.Module = timm.create_model(name, pretrained=True)
+        config = timm.models.get_pretrained_cfg(name)
+        if config is not None and config.hf_hub_id and not hub.answers():
+            file = hub.downloaded(config.hf_hub_id, config.hf_hub_filename or _FILE)
+            if file is None or not file.endswith(".safetensors"):  # others timm would unpickle
+                raise OSError(hub.silence())
+            options = {"pretrained_cfg_overlay": {"file": file}}
+        module: nn.Module = timm.create_model(name, pretrained=True, **options)
     except Exception as error:  # the hub's errors have no common base
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ModelError(

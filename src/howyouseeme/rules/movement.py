@@ -167,7 +167,7 @@ def slice_(call: Call, output: Value) -> Step:
 
 @rule("aten.narrow")
 def narrow(call: Call, output: Value) -> Step:
-    """As `slice_`"""
+    """y = a stretch of x along an axis"""
     x, axis, first = call.args[:3]
     if not isinstance(first, int):
         return movement(call, output)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import product
+
 import torch
 from torch import Tensor
 
@@ -90,3 +93,55 @@ def _outer(rows: Tensor, columns: Tensor, image: Tensor, images: int) -> Tensor:
     weight = rows.coalesce().values()[left] * columns.coalesce().values()[right]
     size = (regions * height * width, images * places_y * places_x)
     return sparse(torch.stack([row, column]), weight, size)
+
+
+def _sampled(at: Tensor, size: int, padding: int, aligned: bool) -> Tensor:
+    """Positions -1..1 along an axis as places 0..size - 1, and what lies outside as the padding says."""
+    at = (at + 1) / 2 * (size - 1) if aligned else ((at + 1) * size - 1) / 2
+    if padding == 2:  # turned back at the outer places, or at their outer edges
+        low, span = (0.0, size - 1) if aligned else (-0.5, size)
+        at = (at - low).abs() % (2 * span) if span else torch.zeros_like(at)
+        at = torch.minimum(at, 2 * span - at) + low
+    return at if padding == 0 else at.clamp(0, size - 1)
+
+
+def _corners(
+    axes: list[tuple[Tensor, Tensor]], shape: torch.Size
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The places around each position, over all axes as one, and their weights."""
+    for sides in product((0, 1), repeat=len(axes)):
+        place, weight = axes[0][0].new_zeros(()), axes[0][1].new_ones(())
+        for side, size, (places, weights) in zip(sides, shape, axes, strict=True):
+            place = place * size + places[..., side]
+            weight = weight * weights[..., side]
+        yield place, weight
+
+
+@rule("aten.grid_sampler_2d", "aten.grid_sampler_3d", "aten.cudnn_grid_sampler")
+def grid_sampler(call: Call, output: Value) -> Step:
+    """y = x between its places, at fixed positions"""
+    x, grid, mode, padding, aligned = (*call.args, 0, 0, True)[
+        :5
+    ]  # cudnn's has these and no others
+    if not isinstance(x, Value):
+        raise Refusal("only sampling from computed features is supported")
+    if mode == 2:
+        raise Refusal("bicubic sampling is not supported")
+    grid = contents(grid, x.data).to(torch.promote_types(x.data.dtype, torch.float32))
+    images, space = len(grid), x.shape[2:]
+    axes = []
+    for at, size in zip(grid.flatten(1, -2).flip(-1).unbind(-1), space, strict=True):
+        place = _sampled(at, size, padding, aligned)
+        axes.append(_bilinear(place.round() if mode == 1 else place, size))
+    places, weights = map(torch.stack, zip(*_corners(axes, space), strict=True))
+    image = torch.arange(images, device=places.device)[:, None]
+    columns = image * space.numel() + places  # [corners, images, positions]
+    rows = torch.arange(weights[0].numel(), device=places.device).expand(len(weights), -1)
+    used = weights.flatten() != 0
+    entries = sparse(
+        torch.stack([rows.flatten(), columns.flatten()])[:, used],
+        weights.flatten()[used],
+        (weights[0].numel(), images * space.numel()),
+    )
+    link = Sparse(x.shape, output.shape, entries, channels=x.shape[1], parts=(images, images))
+    return Step([(x, link)])
