@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,9 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from networks import cifar, photo
 
 import howyouseeme as hysm
+from howyouseeme import cli
 from howyouseeme.errors import MissingExtraError, ModelError
 from howyouseeme.models import from_keras, load_model
 from howyouseeme.models.keras import on_torch
@@ -76,13 +79,28 @@ def test_files(keras: Any, tmp_path: Path, suffix: str) -> None:
     assert 11 < points[:, 1].max() <= 19
 
 
+def trained() -> Path:
+    """The .h5 of cifar-10-model."""
+    spec = find_spec("cifar_10_model")
+    assert spec is not None
+    return Path(next(iter(spec.submodule_search_locations or ()))) / "trained_models/cnn_model.h5"
+
+
+def test_a_trained_file_on_the_command_line(tmp_path: Path) -> None:
+    words = ["explain", hysm.sample_photo("cat"), "--model", trained(), "--size", "32"]
+    words += ["--out", tmp_path]
+    result = CliRunner().invoke(cli.main, list(map(str, words)))
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "cat.json").read_text())
+    assert found["target"]["index"] == 3  # cat
+    assert found["target"]["probability"] > 0.9
+
+
 @pytest.mark.parametrize("method", ["evidence", "seed", "exact"])
 def test_the_same_network_in_keras_and_pytorch_has_the_same_points(keras: Any, method: str) -> None:
     """The .h5 of cifar-10-model, through Keras and as the same weights in PyTorch."""
     reference = cifar().double()
-    spec = find_spec("cifar_10_model")
-    folder = Path(spec.submodule_search_locations[0])
-    network = load_model(str(folder / "trained_models" / "cnn_model.h5"))
+    network = load_model(str(trained()))
     for name in ("cat", "rocket"):
         x = photo(name, 32).float()
         with torch.no_grad():
