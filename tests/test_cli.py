@@ -114,6 +114,8 @@ def test_empty_folder_is_a_usage_error(run: Run, tmp_path: Path) -> None:
     "words",
     [
         ["explain", "x.jpg", "--k", "3"],
+        ["explain", "x.jpg", "--method", "seed", "--nodes", "3"],
+        ["explain", "x.jpg", "--nodes", "0"],
         ["explain", "x.jpg", "--method", "seed", "--k", "0"],
         ["explain", "x.jpg", "--method", "magic"],
         ["explain", "x.jpg", "--weights", "missing.pth"],
@@ -364,6 +366,13 @@ def test_seed_takes_k_and_layers_make_the_picture_taller(run: Run, photo: Path) 
     with Image.open(pictures[0]) as less, Image.open(pictures[1]) as more:
         assert less.width == more.width
         assert less.height < more.height
+
+
+def test_evidence_takes_nodes(run: Run, photo: Path) -> None:
+    result = run("explain", photo, "--nodes", "50", "--out", "few")
+    assert result.exit_code == 0, result.output
+    told = json.loads(Path("few", "photo.json").read_text())
+    assert told["provenance"]["parameters"]["nodes"] == 50
 
 
 def test_demo(run: Run) -> None:
