@@ -464,9 +464,9 @@ def _convolve(
     def some(first: int, last: int) -> tuple[np.ndarray, ...]:
         mine = slice(first, last)
         expected = every = (last - first) * link.fan_in()
-        if steps.all():
-            size = float(np.abs(evidence[mine]).sum()) / steps.min()
-            expected = min(every, last - first + int(2 * size) + 64)
+        if steps.any():  # a sample whose step is 0 has no dots then
+            teeth = float(np.abs(evidence[mine]).sum()) / steps[steps > 0].min()
+            expected = min(every, last - first + int(2 * teeth) + 64)
         for room in (expected, every):
             made = _room(room, dots.evidence.dtype)
             part = index[mine], evidence[mine], sign[mine], rates[mine]
