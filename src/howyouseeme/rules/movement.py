@@ -1,4 +1,4 @@
-"""Calls that only move values: run the same call on indices and read where each element came from."""
+"""Calls that only move values: where each element came from, by the arguments, or by the same call on indices."""
 
 from __future__ import annotations
 
