@@ -57,6 +57,7 @@ class Scale:
     seconds: float = 10
     batch: int = 16
     ten: int = 10
+    nodes: int = 2000  # of the walk of few nodes
     size: int | None = None  # of all inputs; None: of each network its own
     steps: int = 50  # of integrated gradients
     masks: int = 500  # of RISE
@@ -501,6 +502,9 @@ def measure_networks(rows: Rows) -> Table:
     for name in scale.networks:
         line = found[name] = {
             "one": rows.timed(f"{name}, one image", name, whole),
+            "few": rows.timed(
+                f"{name}, few nodes", name, functools.partial(whole, nodes=scale.nodes)
+            ),
             "batch": rows.timed(f"{name}, batch", name, whole, scale.batch),
             "ten": rows.timed(
                 f"{name}, classes", name, functools.partial(whole, classes=scale.ten)
@@ -675,10 +679,13 @@ def target_lines(networks: Table, peers: Table, scale: Scale) -> list[list[str]]
         verdict = "missed" if missed else "open" if missing else "reached"
         lines.append([work, f"{most:g}", told, verdict if scale.judged else "not judged"])
 
-    one, batch = ("one",), ("batch",)
+    one, batch, few = ("one",), ("batch",), ("few",)
     add(f"{scale.flagship}, one image, one class", ONE_FLAGSHIP, [scale.flagship], one, False)
     add("each of the others, one image, one class", ONE, others, one, False)
     add("median over them", ONE_MEDIAN, others, one, True)
+    add(f"{scale.flagship}, with {scale.nodes:,} nodes", ONE_FLAGSHIP, [scale.flagship], few, False)
+    add(f"each of the others, with {scale.nodes:,} nodes", ONE, others, few, False)
+    add("median over them", ONE_MEDIAN, others, few, True)
     add(f"each network, batch of {scale.batch}", BATCH, list(networks), batch, False)
     add("median over them", BATCH_MEDIAN, list(networks), batch, True)
     add(f"{scale.ten} classes of one image, from one tape", TEN, list(networks), ("ten",), False)
@@ -699,14 +706,14 @@ def target_lines(networks: Table, peers: Table, scale: Scale) -> list[list[str]]
 
 def network_part(networks: Table, scale: Scale, picture: str) -> list[str]:
     notes: list[str] = []
-    columns = ("one", "batch", "ten", "recording", "memory", "memory-batch")
+    columns = ("one", "few", "batch", "ten", "recording", "memory", "memory-batch")
     lines = []
     for name, line in networks.items():
         kept = line["memory"]
         size = f"{kept['kept'] / 1e6:.0f} MB" if kept is not None and "kept" in kept else ""
         lines.append([name, *(cell(line.get(c), scale.pairs, notes) for c in columns), size])
     head = [
-        "", "one image", f"batch of {scale.batch}", f"{scale.ten} classes", "recording alone",
+        "", "one image", f"{scale.nodes:,} nodes", f"batch of {scale.batch}", f"{scale.ten} classes", "recording alone",
         "memory", f"memory, batch of {scale.batch}", "kept activations, one image",
     ]  # fmt: skip
     flagship = cell(networks[scale.flagship].get("seed"), scale.pairs, notes)
@@ -816,7 +823,13 @@ def peer_part(networks: Table, peers: Table, scale: Scale, picture: str) -> list
     ]
 
 
-COLOURS = {"one": "#c1272d", "batch": "#1f4e79", "ten": "#e08e0b", "recording": "#999999"}
+COLOURS = {
+    "one": "#c1272d",
+    "few": "#2b8a3e",
+    "batch": "#1f4e79",
+    "ten": "#e08e0b",
+    "recording": "#999999",
+}
 
 
 def saved(figure: Any, path: Path) -> None:
@@ -846,6 +859,7 @@ def plot_networks(networks: Table, scale: Scale, path: Path) -> None:
 
     labels = {
         "one": "one image",
+        "few": f"{scale.nodes:,} nodes",
         "batch": f"batch of {scale.batch}",
         "ten": f"{scale.ten} classes of one image",
         "recording": "recording alone",
@@ -854,7 +868,7 @@ def plot_networks(networks: Table, scale: Scale, path: Path) -> None:
     axis = figure.subplots()
     shown: set[str] = set()
     for y, line in enumerate(networks.values()):
-        for shift, column in zip((-0.24, -0.08, 0.08, 0.24), labels, strict=True):
+        for shift, column in zip((-0.28, -0.14, 0, 0.14, 0.28), labels, strict=True):
             row = line[column]
             if row is not None and "error" not in row:
                 label = None if column in shown else labels[column]
@@ -868,7 +882,7 @@ def plot_networks(networks: Table, scale: Scale, path: Path) -> None:
         "bare forward passes (median, quartiles); dotted: what it may be at most", fontsize=9
     )
     if shown:
-        figure.legend(loc="upper center", ncols=4, fontsize=8, frameon=False)
+        figure.legend(loc="upper center", ncols=5, fontsize=8, frameon=False)
     figure.tight_layout(rect=(0, 0, 1, 0.94))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
