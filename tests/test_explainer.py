@@ -532,16 +532,20 @@ def test_channels_last_makes_no_difference(images: Tensor, method: str) -> None:
     assert len(found.paths[0]) == len(expected.paths[0])
 
 
-@pytest.mark.parametrize("method", ["evidence", "exact"])
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("evidence", {}), ("evidence", {"nodes": 100_000}), ("exact", {})],
+    ids=["evidence", "nodes", "exact"],
+)
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
     [(torch.float64, 1e-4), (torch.float16, 0.05), (torch.bfloat16, 0.3)],
 )
 def test_other_precisions_agree(
-    images: Tensor, method: str, dtype: torch.dtype, tolerance: float
+    images: Tensor, method: str, options: dict[str, int], dtype: torch.dtype, tolerance: float
 ) -> None:
-    expected = Explainer(make_net(), method)(images, 1).evidence
-    found = Explainer(make_net().to(dtype), method)(images.to(dtype), 1)
+    expected = Explainer(make_net(), method, **options)(images, 1).evidence
+    found = Explainer(make_net().to(dtype), method, **options)(images.to(dtype), 1)
     assert (found.evidence.float() - expected).norm() / expected.norm() < tolerance
     assert all(0 <= share <= 1 for share in found.coverage)
     assert found.attention.dtype == torch.float32

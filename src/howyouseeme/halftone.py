@@ -155,6 +155,7 @@ class Arrivals:
 
     def add(self, value: Value, index: Tensor, evidence: Tensor) -> None:
         """Evidence [n] of the nodes at flat indices [n]: asked is what made each as it is."""
+        evidence = evidence.to(precision(value))
         self._note(value, index, evidence)
         self._heap(value).add(index, evidence)
 
