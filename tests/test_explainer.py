@@ -554,6 +554,19 @@ def test_other_precisions_agree(
     assert found.to_dict()["provenance"]["dtype"] == str(dtype).removeprefix("torch.")
 
 
+@pytest.mark.parametrize("nodes", [None, 20])
+def test_evidence_that_overflows_is_said(nodes: int | None) -> None:
+    """What speaks for the class and what speaks against it are infinite in half precision; the score isn't."""
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Linear(8, 2)).eval().half()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+        net[0].weight.fill_(300)
+        net[2].weight[0] = torch.tensor([300.0, -300.0]).repeat_interleave(4)
+    with pytest.raises(ModelError, match="evidence overflows"):
+        Explainer(net, nodes=nodes)(torch.ones(1, 1, 2, 2).half(), 0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_a_photo_becomes_what_the_model_takes(photo: Image.Image, dtype: torch.dtype) -> None:
     explainer = Explainer(make_net().to(dtype), "seed", preprocess=Preprocess((16, 16)))

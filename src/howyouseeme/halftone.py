@@ -187,7 +187,7 @@ class Arrivals:
     def steps(self) -> np.ndarray:
         """The step of each sample [batch], now; 0 where all go on."""
         steps: np.ndarray = self._total.clip(min=0) / (self.most or np.inf)
-        return steps
+        return np.where(steps < np.finfo(steps.dtype).tiny, 0, steps)  # what has no reciprocal
 
     def _note(self, value: Value, index: Tensor, evidence: Tensor) -> np.ndarray:
         size, each = np.zeros(self.batch), max(value.numel // self.batch, 1)
@@ -458,7 +458,7 @@ def _convolve(
         *(*_memory(source.data, link.in_shape), np.array(link.in_shape)),
         *(link.weight.to(dots.evidence.dtype).reshape(-1).numpy(), np.array(link.out_shape)),
         *(np.array(window), link.groups, np.array(limits(dots.evidence.dtype))),
-        *(steps.astype(evidence.dtype), link.out_shape[0] // arrivals.batch, _dither(seed)),
+        *(steps, link.out_shape[0] // arrivals.batch, _dither(seed)),
     )
     rates = np.empty(len(index), evidence.dtype)
 
