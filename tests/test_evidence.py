@@ -299,6 +299,15 @@ def test_each_image_of_a_batch_with_few_nodes_gets_what_it_gets_alone(
         torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["chain", "residual", "dense", "gated", "forked"])
+def test_few_nodes_are_the_same_wherever_activations_lie(name: str) -> None:
+    net, pictures = build(name, 5), image(5, batch=2)
+    expected, _, _ = walked(net, pictures, [0, 1], nodes=6)
+    pictures = pictures.to(memory_format=torch.channels_last)
+    found, _, _ = walked(net.to(memory_format=torch.channels_last), pictures, [0, 1], nodes=6)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
 @every_net
 def test_paths_of_few_nodes_lead_from_the_class_to_the_pixels(name: str) -> None:
     explanation = hysm.explain(build(name, 2), image(2), target=0, nodes=12)

@@ -336,7 +336,7 @@ def excite(
         convolution = _as_convolution(links[0][1]) if len(links) == 1 else None
         if convolution is not None:
             return _convolve(links[0][0], convolution, dots, arrivals, steps, seed)
-        factors = [_factor(source, link) for source, link in links]
+        factors = [_factor(link) for _, link in links]
         if len(links) == 2 and None not in factors:
             return _meet(links, factors, dots, arrivals)
     most = max(_CHUNK // sum(link.fan_in() for _, link in links), 1)
@@ -347,11 +347,9 @@ def excite(
     return torch.cat(parts)
 
 
-def _factor(source: Value, link: Link) -> float | None:
-    """The one factor of a term of a sum, where it has one and lies in memory as it is indexed."""
-    if not isinstance(link, Diagonal) or not source.data.is_contiguous():
-        return None
-    if source.data.dtype not in {torch.float32, torch.float64} or link.in_shape != link.out_shape:
+def _factor(link: Link) -> float | None:
+    """The one factor of a term of a sum, where it has one."""
+    if not isinstance(link, Diagonal) or link.in_shape != link.out_shape:
         return None
     if link.plain:
         return 1.0
@@ -370,7 +368,7 @@ def _meet(
     rates = torch.empty_like(dots.evidence)
     shares, sign = rates.new_empty(2, len(rates)), rates.new_empty(2, len(rates))
     kernels.meet(
-        *(source.flat.numpy() for source, _ in links),
+        *(source.flat.to(rates.dtype).numpy() for source, _ in links),
         np.array(factors, rates.numpy().dtype),
         *(dots.index.numpy(), dots.evidence.numpy(), dots.sign.numpy()),
         *(np.array(limits(rates.dtype)), rates.numpy(), shares.numpy(), sign.numpy()),
