@@ -317,6 +317,23 @@ def test_paths_of_few_nodes_lead_from_the_class_to_the_pixels(name: str) -> None
         assert all(node.share > 0 for node in path.nodes[1:])
 
 
+@pytest.mark.parametrize("nodes", [None, 1_000_000])
+def test_a_part_without_elements_changes_nothing(nodes: int | None) -> None:
+    class Split(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.chain = build("chain", 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            none, rest = x.split([0, 2], 1)
+            return self.chain(torch.cat([none.relu() + none, rest], 1))
+
+    found, _, _ = walked(Split().eval(), image(1), [0], nodes=nodes)
+    expected, _, _ = walked(build("chain", 1), image(1), [0])
+    assert float(expected.abs().max()) > 0
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
+
+
 def test_contrast_asks_another_question() -> None:
     """What speaks for both of two classes alike is no evidence for one of them."""
     net = build("chain", 6)
