@@ -299,6 +299,15 @@ def test_each_image_of_a_batch_with_few_nodes_gets_what_it_gets_alone(
         torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["chain", "residual", "dense", "gated", "forked"])
+def test_few_nodes_are_the_same_wherever_activations_lie(name: str) -> None:
+    net, pictures = build(name, 5), image(5, batch=2)
+    expected, _, _ = walked(net, pictures, [0, 1], nodes=6)
+    pictures = pictures.to(memory_format=torch.channels_last)
+    found, _, _ = walked(net.to(memory_format=torch.channels_last), pictures, [0, 1], nodes=6)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
 @every_net
 def test_paths_of_few_nodes_lead_from_the_class_to_the_pixels(name: str) -> None:
     explanation = hysm.explain(build(name, 2), image(2), target=0, nodes=12)
@@ -306,6 +315,23 @@ def test_paths_of_few_nodes_lead_from_the_class_to_the_pixels(name: str) -> None
         assert path.nodes[0].call != "input"
         assert path.nodes[-1].call == "input"
         assert all(node.share > 0 for node in path.nodes[1:])
+
+
+@pytest.mark.parametrize("nodes", [None, 1_000_000])
+def test_a_part_without_elements_changes_nothing(nodes: int | None) -> None:
+    class Split(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.chain = build("chain", 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            none, rest = x.split([0, 2], 1)
+            return self.chain(torch.cat([none.relu() + none, rest], 1))
+
+    found, _, _ = walked(Split().eval(), image(1), [0], nodes=nodes)
+    expected, _, _ = walked(build("chain", 1), image(1), [0])
+    assert float(expected.abs().max()) > 0
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
 
 
 def test_contrast_asks_another_question() -> None:

@@ -532,22 +532,39 @@ def test_channels_last_makes_no_difference(images: Tensor, method: str) -> None:
     assert len(found.paths[0]) == len(expected.paths[0])
 
 
-@pytest.mark.parametrize("method", ["evidence", "exact"])
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("evidence", {}), ("evidence", {"nodes": 100_000}), ("exact", {})],
+    ids=["evidence", "nodes", "exact"],
+)
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
     [(torch.float64, 1e-4), (torch.float16, 0.05), (torch.bfloat16, 0.3)],
 )
 def test_other_precisions_agree(
-    images: Tensor, method: str, dtype: torch.dtype, tolerance: float
+    images: Tensor, method: str, options: dict[str, int], dtype: torch.dtype, tolerance: float
 ) -> None:
-    expected = Explainer(make_net(), method)(images, 1).evidence
-    found = Explainer(make_net().to(dtype), method)(images.to(dtype), 1)
+    expected = Explainer(make_net(), method, **options)(images, 1).evidence
+    found = Explainer(make_net().to(dtype), method, **options)(images.to(dtype), 1)
     assert (found.evidence.float() - expected).norm() / expected.norm() < tolerance
     assert all(0 <= share <= 1 for share in found.coverage)
     assert found.attention.dtype == torch.float32
     assert found.layers()
     assert found.paths is not None
     assert found.to_dict()["provenance"]["dtype"] == str(dtype).removeprefix("torch.")
+
+
+@pytest.mark.parametrize("nodes", [None, 20])
+def test_evidence_that_overflows_is_said(nodes: int | None) -> None:
+    """What speaks for the class and what speaks against it are infinite in half precision; the score isn't."""
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Linear(8, 2)).eval().half()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+        net[0].weight.fill_(300)
+        net[2].weight[0] = torch.tensor([300.0, -300.0]).repeat_interleave(4)
+    with pytest.raises(ModelError, match="evidence overflows"):
+        Explainer(net, nodes=nodes)(torch.ones(1, 1, 2, 2).half(), 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])

@@ -241,6 +241,36 @@ def test_a_comb_is_its_definition(options: tuple, most: int) -> None:
     assert torch.equal(found.sign, signs.double())
 
 
+@pytest.mark.parametrize("most", [3, 25, None])
+def test_a_comb_for_evidence_next_to_nothing(most: int | None) -> None:
+    """One over the step would be infinite in float32."""
+    source, link = convolution(CONVOLUTIONS[0])
+    dots = some_dots(prod(link.out_shape), 2)
+    dots = Dots(dots.index, dots.evidence * 1e-39, dots.sign)
+    expected = arrived(source, link, dots, most)
+    small = Value(source.data.float(), 0)
+    link.weight = link.weight.float()
+    dots = Dots(dots.index, dots.evidence.float(), dots.sign.float())
+    found = arrived(small, link, dots, most)
+    assert len(found) == pytest.approx(len(expected), rel=0.02)
+    total, wanted = (float(item.evidence.double().abs().sum()) for item in (found, expected))
+    assert total == pytest.approx(wanted, rel=0.02, abs=0)
+    there = set(expected.index.tolist())
+    assert sum(i in there for i in found.index.tolist()) >= 0.95 * len(found)
+
+
+@pytest.mark.parametrize("options", CONVOLUTIONS[:2], ids=str)
+def test_a_comb_lets_be_seen_what_is_no_number(options: tuple) -> None:
+    """What an infinite activation makes of evidence travels on, and leads nowhere else."""
+    source, link = convolution(options)
+    source.data[0, 0, 3, 3] = torch.inf
+    dots = some_dots(prod(link.out_shape), 2)
+    found = arrived(source, link, dots, 25)
+    assert bool(((found.index >= 0) & (found.index < source.numel)).all())
+    assert bool(found.evidence.isnan().any())
+    assert float(found.evidence.nan_to_num().abs().sum()) <= 2 * float(dots.evidence.abs().sum())
+
+
 @pytest.mark.parametrize("options", CONVOLUTIONS[::5], ids=str)
 def test_a_comb_favours_nothing(options: tuple) -> None:
     """Over many patterns each input has on average the evidence that is its due, and few at a time."""

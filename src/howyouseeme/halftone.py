@@ -155,6 +155,7 @@ class Arrivals:
 
     def add(self, value: Value, index: Tensor, evidence: Tensor) -> None:
         """Evidence [n] of the nodes at flat indices [n]: asked is what made each as it is."""
+        evidence = evidence.to(precision(value))
         self._note(value, index, evidence)
         self._heap(value).add(index, evidence)
 
@@ -186,7 +187,7 @@ class Arrivals:
     def steps(self) -> np.ndarray:
         """The step of each sample [batch], now; 0 where all go on."""
         steps: np.ndarray = self._total.clip(min=0) / (self.most or np.inf)
-        return steps
+        return np.where(steps < np.finfo(steps.dtype).tiny, 0, steps)  # what has no reciprocal
 
     def _note(self, value: Value, index: Tensor, evidence: Tensor) -> np.ndarray:
         size, each = np.zeros(self.batch), max(value.numel // self.batch, 1)
@@ -335,7 +336,7 @@ def excite(
         convolution = _as_convolution(links[0][1]) if len(links) == 1 else None
         if convolution is not None:
             return _convolve(links[0][0], convolution, dots, arrivals, steps, seed)
-        factors = [_factor(source, link) for source, link in links]
+        factors = [_factor(link) for _, link in links]
         if len(links) == 2 and None not in factors:
             return _meet(links, factors, dots, arrivals)
     most = max(_CHUNK // sum(link.fan_in() for _, link in links), 1)
@@ -346,11 +347,9 @@ def excite(
     return torch.cat(parts)
 
 
-def _factor(source: Value, link: Link) -> float | None:
-    """The one factor of a term of a sum, where it has one and lies in memory as it is indexed."""
-    if not isinstance(link, Diagonal) or not source.data.is_contiguous():
-        return None
-    if source.data.dtype not in {torch.float32, torch.float64} or link.in_shape != link.out_shape:
+def _factor(link: Link) -> float | None:
+    """The one factor of a term of a sum, where it has one."""
+    if not isinstance(link, Diagonal) or link.in_shape != link.out_shape:
         return None
     if link.plain:
         return 1.0
@@ -369,7 +368,7 @@ def _meet(
     rates = torch.empty_like(dots.evidence)
     shares, sign = rates.new_empty(2, len(rates)), rates.new_empty(2, len(rates))
     kernels.meet(
-        *(source.flat.numpy() for source, _ in links),
+        *(source.flat.to(rates.dtype).numpy() for source, _ in links),
         np.array(factors, rates.numpy().dtype),
         *(dots.index.numpy(), dots.evidence.numpy(), dots.sign.numpy()),
         *(np.array(limits(rates.dtype)), rates.numpy(), shares.numpy(), sign.numpy()),
@@ -457,7 +456,7 @@ def _convolve(
         *(*_memory(source.data, link.in_shape), np.array(link.in_shape)),
         *(link.weight.to(dots.evidence.dtype).reshape(-1).numpy(), np.array(link.out_shape)),
         *(np.array(window), link.groups, np.array(limits(dots.evidence.dtype))),
-        *(steps.astype(evidence.dtype), link.out_shape[0] // arrivals.batch, _dither(seed)),
+        *(steps, link.out_shape[0] // arrivals.batch, _dither(seed)),
     )
     rates = np.empty(len(index), evidence.dtype)
 

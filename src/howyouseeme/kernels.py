@@ -218,7 +218,7 @@ def convolve(  # type: ignore[no-untyped-def] # noqa: PLR0912, PLR0915 - calls i
         if key != here:
             if here >= 0:  # what the dots of one place have collected is dealt on
                 step = steps[row // each]
-                teeth = one / step if step > zero else zero
+                teeth = 1 / step if step > 0 else 0.0
                 place = np.uint32((row % each) * per_plane + s)
                 pattern = np.uint32(place * dither[1] + dither[2] + np.uint32(group) * dither[0])
                 filled = np.int32(pattern >> np.uint32(8)) * unit
@@ -227,12 +227,14 @@ def convolve(  # type: ignore[no-untyped-def] # noqa: PLR0912, PLR0915 - calls i
                     length = zero
                     for k in range(block, end):
                         length += abs(flow[k])
-                    if step > zero and filled + length * teeth < one:  # no tooth meets it
+                    # What is no number goes on as it is, for it is to be seen.
+                    comb = step > 0 and length < np.inf
+                    if comb and filled + length * teeth < 1:  # no tooth meets it
                         filled += length * teeth
                         continue
                     for k in range(block, end):
                         given = flow[k]
-                        if step > zero:
+                        if comb:
                             filled += abs(given) * teeth
                             hits = np.int64(filled)
                             filled -= hits

@@ -297,7 +297,8 @@ class Pad(Selection):
         return Edges(index.masked_fill(~inside, -1), inside.float())
 
     def keeps_samples(self, batch: int) -> bool:
-        return len(self.margins) < 2 * len(self.in_shape) and Link.keeps_samples(self, batch)
+        first = self.margins[2 * len(self.in_shape) - 2 :]  # of the axis of samples
+        return not any(first) and Link.keeps_samples(self, batch)
 
 
 class Permutation(Selection):

@@ -26,7 +26,8 @@ def descend(
 
     >>> found, lost = descend(plan, maps, nodes=2000, batch=1)
 
-    About `nodes` nodes of each sample go on from each value, all where it is None.
+    About `nodes` nodes of each sample go on from each value, all where it is None. Where evidence overflows,
+    none of it is a number.
     """
     arrivals = Arrivals(batch, nodes)
     for value, evidence in maps.items():
@@ -38,7 +39,11 @@ def descend(
     for layer, (value, step) in enumerate(plan.steps):
         if value not in arrivals:
             continue
-        steps = arrivals.steps() if value in spreading else all_of_them
+        steps = arrivals.steps()
+        if not np.isfinite(steps).all():  # evidence has overflowed
+            return {value: torch.full_like(value.data, torch.nan) for value in plan.inputs}, lost
+        if value not in spreading:
+            steps = all_of_them
         dots = arrivals.take(value, steps, layer)
         if trail is not None:
             trail.arrive(value, _dense(value, dots.index, dots.evidence))

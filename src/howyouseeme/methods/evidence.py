@@ -108,9 +108,9 @@ class Evidence(Method):
         """From the feature maps to the inputs; and the positive evidence [batch] lost on the way."""
         lost = torch.zeros(batch, dtype=plan.start.data.dtype, device=plan.start.data.device)
         for value, step in plan.steps:
-            if value not in waiting:
+            arrived = waiting.pop(value, None)
+            if arrived is None or not value.numel:  # no channels of a split, say
                 continue
-            arrived = waiting.pop(value)
             if trail is not None:
                 trail.arrive(value, arrived.evidence)
             sent, ended = _hand_on(value, step, arrived, trail)
