@@ -27,7 +27,18 @@ from .backtrack import signs
 from .links import Convolution, Diagonal, Link, Matrix, Pad
 from .tape import Value
 
-__all__ = ["Arrivals", "Dots", "Heap", "ended", "excite", "move", "precision"]
+__all__ = [
+    "Arrivals",
+    "Dots",
+    "Heap",
+    "as_convolution",
+    "by_place",
+    "ended",
+    "excite",
+    "move",
+    "precision",
+    "seen_by",
+]
 
 #: So many edges at a time are looked at of calls for which there is no kernel.
 _CHUNK = 1 << 22
@@ -333,7 +344,7 @@ def excite(
             arrivals.bring(source, dots)
         return dots.evidence
     if value.data.device.type == "cpu":
-        convolution = _as_convolution(links[0][1]) if len(links) == 1 else None
+        convolution = as_convolution(links[0][1]) if len(links) == 1 else None
         if convolution is not None:
             return _convolve(links[0][0], convolution, dots, arrivals, steps, seed)
         factors = [_factor(link) for _, link in links]
@@ -415,7 +426,7 @@ def _read(tensor: Tensor, index: Tensor) -> Tensor:
     return tensor[torch.unravel_index(index, tensor.shape)]
 
 
-def _as_convolution(link: Link) -> Convolution | None:
+def as_convolution(link: Link) -> Convolution | None:
     """A convolution over two axes that does the same; None if there is none."""
     if isinstance(link, Matrix) and len(link.in_shape) > 1:
         outputs, inputs = link.weight.shape
@@ -439,6 +450,24 @@ def _as_convolution(link: Link) -> Convolution | None:
     )
 
 
+def by_place(link: Convolution, index: np.ndarray) -> np.ndarray:
+    """The order [n] in which nodes of a convolution's output come place by place."""
+    from . import kernels  # noqa: PLC0415
+
+    plane, order = prod(link.out_shape[2:]), np.empty(len(index), np.int64)
+    kernels.by_place(index, link.out_shape[1], plane, link.out_shape[0] * plane, order)
+    return order
+
+
+def seen_by(link: Convolution, source: Value, dtype: torch.dtype) -> tuple[Any, ...]:
+    """What kernels are told of a convolution over two axes and its input."""
+    window = (*link.weight.shape[2:], *link.stride, *link.padding, *link.dilation)
+    weight = link.weight.to(dtype).reshape(-1).numpy()
+    memory = _memory(source.data, link.in_shape)
+    shapes = np.array(link.in_shape), weight, np.array(link.out_shape)
+    return (*memory, *shapes, np.array(window), link.groups)
+
+
 def _convolve(
     source: Value, link: Convolution, dots: Dots, arrivals: Arrivals, steps: np.ndarray, seed: int
 ) -> Tensor:
@@ -447,15 +476,10 @@ def _convolve(
     index, evidence, sign = dots.index.numpy(), dots.evidence.numpy(), dots.sign.numpy()
     order = None
     if link.groups == 1:  # dots of one place are to follow each other
-        plane = prod(link.out_shape[2:])
-        order = np.empty(len(index), np.int64)
-        kernels.by_place(index, link.out_shape[1], plane, link.out_shape[0] * plane, order)
+        order = by_place(link, index)
         index, evidence, sign = index[order], evidence[order], sign[order]
-    window = (*link.weight.shape[2:], *link.stride, *link.padding, *link.dilation)
     work = (
-        *(*_memory(source.data, link.in_shape), np.array(link.in_shape)),
-        *(link.weight.to(dots.evidence.dtype).reshape(-1).numpy(), np.array(link.out_shape)),
-        *(np.array(window), link.groups, np.array(limits(dots.evidence.dtype))),
+        *(*seen_by(link, source, dots.evidence.dtype), np.array(limits(dots.evidence.dtype))),
         *(steps, link.out_shape[0] // arrivals.batch, _dither(seed)),
     )
     rates = np.empty(len(index), evidence.dtype)

@@ -12,7 +12,18 @@ from typing import Any
 import numba
 import numpy as np
 
-__all__ = ["add", "by_place", "convolve", "crop", "draw", "meet", "totals", "turn"]
+__all__ = [
+    "add",
+    "by_place",
+    "convolve",
+    "crop",
+    "draw",
+    "look",
+    "meet",
+    "strongest",
+    "totals",
+    "turn",
+]
 
 # Sums in an order that vector units like. NaN and infinity keep their meaning.
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
@@ -165,6 +176,99 @@ def meet(  # type: ignore[no-untyped-def]
 
 
 @_compiled
+def look(  # type: ignore[no-untyped-def]
+    activation, strides, in_shape, window, row, first, y, x, where, patch
+) -> None:
+    """What a convolution's output at row, y, x sees of the channels from `first` on, and where.
+
+    `where` [taps] becomes the input's place at each tap, -1 beyond its edges; `patch` [channels · taps]
+    the activations there, 0 beyond.
+    """
+    height, width = in_shape[2], in_shape[3]
+    kernel_y, kernel_x, stride_y, stride_x, pad_y, pad_x, step_y, step_x = window
+    taps, zero = kernel_y * kernel_x, patch.dtype.type(0)
+    offset = np.zeros(taps, np.int64)
+    for t in range(taps):
+        in_y = y * stride_y - pad_y + t // kernel_x * step_y
+        in_x = x * stride_x - pad_x + t % kernel_x * step_x
+        inside = 0 <= in_y < height and 0 <= in_x < width
+        where[t] = in_y * width + in_x if inside else -1
+        offset[t] = in_y * strides[2] + in_x * strides[3]
+    corner = row * strides[0] + first * strides[1]
+    for c in range(len(patch) // taps):
+        for t in range(taps):
+            patch[c * taps + t] = activation[corner + offset[t]] if where[t] >= 0 else zero
+        corner += strides[1]
+
+
+@_compiled
+def strongest(  # type: ignore[no-untyped-def]
+    activation,
+    strides,
+    in_shape,
+    weight,
+    out_shape,
+    window,
+    groups,
+    by_activation,
+    index,
+    sign,
+    chosen,
+    found,
+    total,
+    turns,
+) -> None:
+    """For nodes [n] of a convolution's output the strongest node of its input (How You See Me).
+
+    The channel is the one whose contributions, sign · weight · activation, add up to most over the window;
+    the place in it that of the largest contribution, or activation. `chosen` [n] becomes its index, -1 beyond
+    the edges, `found` its contribution, `total` all contributions above zero, and `turns` the sign of its weight.
+    The other arguments are those of `convolve`.
+    """  # fmt: skip
+    channels_in, plane_in = in_shape[1], in_shape[2] * in_shape[3]
+    channels_out, out_width = out_shape[1], out_shape[3]
+    per_plane = out_shape[2] * out_width
+    group_in, group_out = channels_in // groups, channels_out // groups
+    taps = window[0] * window[1]
+    size = group_in * taps
+    zero = sign.dtype.type(0)
+    where, patch = np.zeros(taps, np.int64), np.zeros(size, sign.dtype)
+    here = -1
+    for n in range(len(index)):
+        row, rest = divmod(index[n], channels_out * per_plane)
+        out, s = divmod(rest, per_plane)
+        first = out // group_out * group_in
+        key = (row * groups + out // group_out) * per_plane + s
+        if key != here:
+            here = key
+            y, x = divmod(s, out_width)
+            look(activation, strides, in_shape, window, row, first, y, x, where, patch)
+        filter_ = weight[out * size : (out + 1) * size]
+        channel, most, speaks = 0, zero, zero
+        for c in range(group_in):
+            whole = zero
+            for k in range(c * taps, (c + 1) * taps):
+                term = sign[n] * filter_[k] * patch[k]
+                whole += term
+                speaks += max(term, zero)
+            if c == 0 or whole > most:
+                channel, most = c, whole
+        best, strength = -1, zero
+        for t in range(taps):
+            k = channel * taps + t
+            asked = patch[k] if by_activation else sign[n] * filter_[k] * patch[k]
+            if where[t] >= 0 and (best < 0 or asked > strength):
+                best, strength = t, asked
+        total[n] = speaks
+        chosen[n] = -1
+        if best >= 0:
+            k = channel * taps + best
+            chosen[n] = (row * channels_in + first + channel) * plane_in + where[best]
+            found[n] = sign[n] * filter_[k] * patch[k]
+            turns[n] = -1 if filter_[k] < zero else 1
+
+
+@_compiled
 def convolve(  # type: ignore[no-untyped-def] # noqa: PLR0912, PLR0915 - calls inside would cost time
     activation,
     strides,
@@ -194,19 +298,17 @@ def convolve(  # type: ignore[no-untyped-def] # noqa: PLR0912, PLR0915 - calls i
     Evidence ends where all that speaks for a dot is below limits[0], rounding, or evidence divided by it
     above limits[1].
     """  # fmt: skip
-    height, width, channels_in = in_shape[2], in_shape[3], in_shape[1]
+    channels_in, plane_in = in_shape[1], in_shape[2] * in_shape[3]
     channels_out, out_width = out_shape[1], out_shape[3]
-    per_plane, plane_in = out_shape[2] * out_width, height * width
-    kernel_y, kernel_x, stride_y, stride_x, pad_y, pad_x, step_y, step_x = window
+    per_plane = out_shape[2] * out_width
     group_in, group_out = channels_in // groups, channels_out // groups
-    taps = kernel_y * kernel_x
+    taps = window[0] * window[1]
     size = group_in * taps
     zero, one, unit = evidence.dtype.type(0), evidence.dtype.type(1), evidence.dtype.type(2.0**-24)
     patch, speaks, flow = (
         np.zeros(size, evidence.dtype), np.zeros(size, evidence.dtype), np.zeros(size, evidence.dtype),
     )  # fmt: skip
-    offset = np.zeros(taps, np.int64)
-    where = np.full(taps, -1, np.int64)  # the input's place at each tap, -1 beyond its edges
+    where = np.zeros(taps, np.int64)
     here = -1
     row, group, s, m = 0, 0, 0, 0
     for n in range(len(index) + 1):
@@ -253,18 +355,8 @@ def convolve(  # type: ignore[no-untyped-def] # noqa: PLR0912, PLR0915 - calls i
             here, row, group, s = key, next_row, out // group_out, next_s
             flow[:] = zero
             y, x = divmod(s, out_width)
-            corner = row * strides[0] + group * group_in * strides[1]
-            for t in range(taps):
-                in_y = y * stride_y - pad_y + t // kernel_x * step_y
-                in_x = x * stride_x - pad_x + t % kernel_x * step_x
-                inside = 0 <= in_y < height and 0 <= in_x < width
-                where[t] = in_y * width + in_x if inside else -1
-                offset[t] = in_y * strides[2] + in_x * strides[3]
-            for c in range(group_in):
-                for t in range(taps):
-                    there = where[t] >= 0
-                    patch[c * taps + t] = activation[corner + offset[t]] if there else zero
-                corner += strides[1]
+            first = group * group_in
+            look(activation, strides, in_shape, window, row, first, y, x, where, patch)
         filter_ = weight[out * size : (out + 1) * size]
         asked = sign[n]
         z = zero

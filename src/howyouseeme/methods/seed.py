@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..backtrack import Plan, signs
 from ..errors import InputError
-from ..links import Link
+from ..halftone import as_convolution, by_place, seen_by
+from ..links import Convolution, Link
 from ..maps import inliers
 from ..nodes import Nodes
 from ..rules import Step
@@ -105,6 +106,10 @@ class Seed(Method):
         ]
 
     def _choose(self, source: Value, link: Link, here: Nodes) -> _Sent:
+        on_cpu = source.data.device.type == "cpu"
+        convolution = as_convolution(link) if on_cpu and isinstance(link, Convolution) else None
+        if convolution is not None and len(here):
+            return self._choose_compiled(source, convolution, here)
         rows = max(_CHUNK // link.fan_in(), 1)
         return _Sent.join(
             [
@@ -115,6 +120,26 @@ class Seed(Method):
                 for last in [min(first + rows, len(here))]
             ]
         )
+
+    def _choose_compiled(self, source: Value, link: Convolution, here: Nodes) -> _Sent:
+        """The same for a convolution, by a kernel."""
+        from .. import kernels  # noqa: PLC0415 - takes a while
+
+        dtype = torch.float64 if source.data.dtype == torch.float64 else torch.float32
+        order = torch.from_numpy(by_place(link, here.index.numpy()))
+        index, sign = here.index[order], here.sign[order].to(dtype)
+        chosen = torch.empty_like(index)
+        found, total, turns = (torch.zeros_like(sign) for _ in range(3))
+        kernels.strongest(
+            *(*seen_by(link, source, dtype), self.position == "activation"),
+            *(item.numpy() for item in (index, sign, chosen, found, total, turns)),
+        )
+        kept = chosen >= 0
+        child, chosen = order[kept], chosen[kept]
+        contribution, all_, turn = (item[kept].double() for item in (found, total, turns))
+        part = torch.where(all_ > 0, contribution.clamp(min=0) / all_, 0)
+        nodes = Nodes(chosen, here.count[child], here.sign[child] * turn, here.share[child] * part)
+        return _Sent(child, contribution, nodes)
 
     def _choose_some(self, source: Value, link: Link, here: Nodes, some: Tensor) -> _Sent:
         edges = link.edges(here.index[some])
