@@ -742,6 +742,9 @@ def growth_part(growth: dict[str, Growth], picture: str) -> list[str]:
         for name, line in by_network.items():
             notes: list[str] = []
             rows = {size: row for size, row in line.items() if row is not None}
+            if not rows:
+                made += [f"{titles[what].capitalize()}, {name}: not measured.", ""]
+                continue
             fine = {size: row for size, row in rows.items() if "error" not in row}
             first = next(iter(fine.values()), None)
             lines, before = [], None
@@ -783,7 +786,10 @@ def growth_part(growth: dict[str, Growth], picture: str) -> list[str]:
                 *markdown(head, lines),
                 *noted(notes),
             ]
-    return [*made, f"![growth]({picture})", ""]
+    drawn = any(
+        row is not None for line in growth.values() for by in line.values() for row in by.values()
+    )
+    return [*made, *([f"![growth]({picture})", ""] if drawn else [])]
 
 
 def further(before: tuple[Row, int] | None, row: Row, count: int) -> str:
@@ -991,17 +997,19 @@ def report(
 ) -> str:
     names = {part: f"{out.stem}-{part}.png" for part in ("networks", "growth", "peers")}
     plot_networks(networks, scale, out.with_name(names["networks"]))
-    plot_growth(growth, out.with_name(names["growth"]))
     lines = [ABOUT.format(pairs=scale.pairs)]
     if not scale.judged:
         lines += ["**A quick run, to see that the benchmark works: its times mean nothing.**", ""]
     head = ["work", "at most", "seen", ""]
     lines += ["## Targets", "", *markdown(head, target_lines(networks, peers, scale))]
     lines += network_part(networks, scale, names["networks"])
-    if any(peers.values()):
+    if any(row is not None for line in peers.values() for row in line.values()):
         plot_peers(networks, peers, out.with_name(names["peers"]))
         lines += peer_part(networks, peers, scale, names["peers"])
-    lines += growth_part(growth, names["growth"])
+    grown = growth_part(growth, names["growth"])
+    if any(names["growth"] in line for line in grown):
+        plot_growth(growth, out.with_name(names["growth"]))
+    lines += grown
     packages = ("howyouseeme", "torch", "torchvision", "grad-cam", "captum", "zennit")
     versions = ", ".join(f"{name} {installed(name) or 'missing'}" for name in packages)
     when = datetime.now(timezone.utc).date().isoformat()
