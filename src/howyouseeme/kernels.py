@@ -269,7 +269,7 @@ def strongest(  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def convolve(  # type: ignore[no-untyped-def] # noqa: PLR0912, PLR0915 - calls inside would cost time
+def convolve(  # type: ignore[no-untyped-def] # noqa: PLR0912, PLR0915 - a call for each dot would cost time
     activation,
     strides,
     in_shape,
