@@ -494,7 +494,7 @@ def test_the_layer_of_the_pixels_is_their_evidence(images: Tensor) -> None:
 
 
 def test_saliency_says_how_much_evidence_lies_below(images: Tensor) -> None:
-    explanation = Explainer(network())(images)
+    explanation = Explainer(network(), likeness=False)(images)
     for i, item in enumerate(explanation.evidence):
         own = item.clamp(min=0).double()
         # The attention's maximum is 1: scaled back, it is the evidence blurred.

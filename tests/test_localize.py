@@ -22,7 +22,6 @@ from howyouseeme.localize import (
     detect,
     object_of,
     regions,
-    spread,
     to_coco,
     to_supervision,
 )
@@ -124,29 +123,6 @@ def test_nothing_is_found_in_an_empty_map() -> None:
 def test_a_threshold_outside_of_0_to_1_is_refused(threshold: float) -> None:
     with pytest.raises(InputError, match="leaves no box: give one between 0 and 1"):
         regions(torch.ones(20, 20), threshold)
-
-
-def naive_spread(seen: np.ndarray, features: np.ndarray) -> np.ndarray:
-    """Place by place, as defined."""
-    centred = features - features.mean(1, keepdims=True)
-    count = len(seen)
-    alike = np.zeros((count, count))
-    for i in range(count):
-        for j in range(count):
-            one, other = centred[:, i], centred[:, j]
-            norms = np.linalg.norm(one) * np.linalg.norm(other)
-            alike[i, j] = max(0.0, float(one @ other) / norms)
-        alike[i] /= alike[i].sum()
-    for _ in range(2):
-        seen = np.array([sum(alike[i, j] * seen[j] for j in range(count)) for i in range(count)])
-    return seen
-
-
-def test_what_is_seen_is_spread_to_places_alike() -> None:
-    random = np.random.default_rng(0)
-    seen, features = random.random(12), random.normal(size=(5, 12))
-    got = spread(torch.tensor(seen), torch.tensor(features))
-    assert np.allclose(got.numpy(), naive_spread(seen, features))
 
 
 def test_a_network_without_feature_maps_has_the_saliency_alone() -> None:

@@ -21,6 +21,7 @@ from .backtrack import Plan, plan
 from .errors import HowYouSeeMeError, InputError, ModelError
 from .explanation import Explanation, Sample
 from .images import Geometry, Preprocess, Source, load_image
+from .likeness import likeness
 from .methods import Method, get_method
 from .methods.base import Trail, Walked
 from .models import Network, load_model
@@ -419,7 +420,7 @@ class Explainer:
                     return None
                 walked = self.method.walk(way, asked.nodes)
             found = [
-                self._explanation(batch, j, tape.inputs[position], walked, asked, target)
+                self._explanation(batch, j, tape.inputs[position], way, walked, asked, target)
                 for position, j in enumerate(batch.floats)
             ]
             main = found[batch.floats.index(batch.main)]
@@ -427,7 +428,14 @@ class Explainer:
         return explanations
 
     def _explanation(
-        self, batch: _Batch, j: int, given: Value, walked: Walked, asked: _Asked, target: Any
+        self,
+        batch: _Batch,
+        j: int,
+        given: Value,
+        way: Plan,
+        walked: Walked,
+        asked: _Asked,
+        target: Any,
     ) -> Explanation:
         """The explanation by input j, which is `given` on the tape."""
         nothing = torch.zeros_like(given.data)
@@ -457,6 +465,7 @@ class Explainer:
                 else partial(self._walk_again, batch.one(i), 0, c, j)
                 for i, c in enumerate(asked.classes)
             ),
+            alike=likeness(way, given),
         )
 
     def _label(self, index: int | None) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .images import Geometry
+from .likeness import Likeness
 from .maps import Point, Points, gaussian_blur, levels, scale_to_one, strongest_points
 from .methods.base import Hop, Method, Trail, per_sample
 from .places import Layout, layouts, onto_input, spatial
@@ -35,6 +36,9 @@ __all__ = ["Explanation", "Layer", "Node", "Path", "Sample"]
 MOST_POINTS = 2000
 
 SCHEMA_VERSION = 1
+
+#: The power of the evidence, beside that of likeness, 1, in levels of saliency.
+_EVIDENCE = 0.8
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +153,8 @@ class Explanation:
         model: the network with its preprocessing and classes.
         method: the method with its parameters.
         walk_again: for each image, the walk with all that it passed; for `path` and `layers`.
+        alike: for each image, how the network describes its places; None where it has no feature maps,
+            or the input is no picture.
         inputs: where the model takes several, the explanation by each of them, in their order; this
             one is by the first that has places in it.
     """
@@ -162,6 +168,7 @@ class Explanation:
     model: Network
     method: Method
     walk_again: tuple[Callable[[], tuple[Plan, Trail, int]], ...]
+    alike: tuple[Likeness | None, ...]
     inputs: tuple[Explanation, ...] = ()
 
     def __len__(self) -> int:
@@ -179,6 +186,7 @@ class Explanation:
             label=self.label[i : i + 1],
             probability=self.probability[i : i + 1],
             walk_again=self.walk_again[i : i + 1],
+            alike=self.alike[i : i + 1],
             inputs=tuple(part[i] for part in self.inputs),
         )
 
@@ -214,7 +222,7 @@ class Explanation:
             ),
             **{  # type: ignore[arg-type]
                 name: tuple(item for p in parts for item in getattr(p, name))
-                for name in ("samples", "target", "label", "probability", "walk_again")
+                for name in ("samples", "target", "label", "probability", "walk_again", "alike")
             },
         )
 
@@ -282,21 +290,35 @@ class Explanation:
     def saliency(self) -> Tensor:
         """[batch, height, width], 0..1: which pixels answer for it, level by level.
 
-        >>> object_ = explanation.saliency[0] > 0.1     # the pixels that hold 90 % of the evidence
+        >>> object_ = explanation.saliency[0] > 0.1     # all but the weakest tenth of what counts
 
-        A pixel's level is the share of the evidence in pixels with no more of it than it has, so that a
+        A pixel's level is the share of what counts in pixels that count no more than it does, so that a
         level means the same on every image. Each pixel counts with its own evidence and, with 0.3, that
         of its surroundings (`attention`): max-pooling picks one pixel where the network saw a window.
-        Where the method goes on from a few `nodes`, it is with 3. Otherwise as `attention`.
+        Where the method goes on from a few `nodes`, it is with 3. And it counts as far as the network
+        describes its place like those where the evidence is, if the method looks at `likeness`: evidence
+        to the power of 0.8, times the likeness, 0..1. Otherwise as `attention`.
 
         Raises:
             InputError: the images differ in size; take `explanation[i].saliency`.
         """
-        counted = [
+        maps = [levels(item) for item in self.counted]
+        for i, alike in enumerate(self.alike):
+            if self.method.likeness and alike is not None:
+                maps[i] = levels(self.counted[i] ** _EVIDENCE * alike.reach(maps[i]))
+        return self._maps(maps)
+
+    @cached_property
+    def counted(self) -> list[Tensor]:
+        """The evidence for the answer that each pixel of the model's input counts with, its own and that
+        of its surroundings: one map [height, width] float64 an image.
+
+        >>> explanation.counted[0].sum()
+        """
+        return [
             item.cpu().double().clamp(min=0) + self.method.surroundings * around
             for item, around in zip(self.evidence, self._around, strict=True)
         ]
-        return self._maps([levels(item) for item in counted])
 
     @cached_property
     def _around(self) -> list[Tensor]:
@@ -328,7 +350,7 @@ class Explanation:
 
         No box was ever trained: an object is where the evidence is, and what the network describes
         alike (see `howyouseeme.localize`). `threshold`, 0..1, tells at which level of the strongest
-        place an object ends; 0.22 by default. The pass is recorded once more, as for `path`.
+        place an object ends; 0.22 by default.
 
         Raises:
             InputError: the threshold isn't between 0 and 1, or the input is no picture.

@@ -1,8 +1,7 @@
 """From the evidence of a class to boxes around its objects; no box was ever trained.
 
-Evidence lights up what tells a class, a cat's face and not its back. But the network describes the
-places of one object alike: evidence is spread to places by their likeness, at the stage before the
-last, where the network knows of things and still of places. Where both are, there is the object.
+Evidence lights up what tells a class, and likeness (`howyouseeme.likeness`) how far the thing reaches
+that has it. Where both are, there is the object.
 """
 
 from __future__ import annotations
@@ -16,14 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .backtrack import Plan
 from .errors import InputError, MissingExtraError
 from .explanation import Explanation
 from .images import Geometry, Source
+from .likeness import Likeness
 from .maps import levels
-from .places import Layout, layouts, onto_input, spatial
 from .regions import Box, components, edges, suppress
-from .tape import Value
 
 if TYPE_CHECKING:
     from .explainer import Explainer
@@ -124,49 +121,20 @@ def object_of(explanation: Explanation, i: int = 0) -> Tensor:
     if sample.geometry is None:
         shape = tuple(sample.input.shape)
         raise InputError(f"An input of the shape {shape} is no picture, and has no boxes.")
-    way, _, row = explanation._trail(i)
-    evidence = explanation.evidence[i].cpu().double().clamp(min=0)
-    return object_map(
-        levels(evidence + explanation.method.surroundings * explanation._around[i]), way, row
-    )
+    return object_map(levels(explanation.counted[i]), explanation.alike[i])
 
 
-def object_map(saliency: Tensor, way: Plan, row: int) -> Tensor:
+def object_map(saliency: Tensor, alike: Likeness | None) -> Tensor:
     """How much each pixel of the input belongs to the object [height, width], 0..1.
 
-    >>> heat = object_map(levels(evidence), plan(tape, tape.output), 0)
+    >>> heat = object_map(levels(evidence), likeness(plan(tape, tape.output), tape.inputs[0])[0])
 
-    `saliency` [height, width] of sample `row`, 0..1; `way` leads back from its answer. The result is
-    (saliency · likeness²)^(1/3); the saliency itself where the network has no feature maps.
+    `saliency` [height, width], 0..1. The result is (saliency · reach²)^(1/3), the reach being that of
+    what is `alike`; the saliency itself where nothing is known of that.
     """
-    stage = _stage(way)
-    if stage is None:
+    if alike is None:
         return saliency
-    value, layout = stage
-    features = value.data[row].to(saliency).flatten(1)
-    shape = value.shape[2:]
-    seen = _at_places(saliency, [layout[axis][1] for axis in (2, 3)])
-    likeness = spread(seen.flatten(), features).reshape(1, *shape)
-    drawn = onto_input(likeness, layout, saliency.shape)
-    assert drawn is not None  # the stage has places along both axes
-    low, high = drawn.min(), drawn.max()
-    # Where all places are alike, there is nothing to tell an object by but the evidence itself.
-    alike = (drawn[0] - low) / (high - low) if high > low else torch.ones_like(saliency)
-    return (saliency * alike**2) ** (1 / 3)
-
-
-def spread(seen: Tensor, features: Tensor) -> Tensor:
-    """What is seen at each place, spread twice to places by the likeness of their features: [places]
-
-    >>> spread(saliency_of_places, features)          # [places], [channel, places]
-
-    Likeness is the cosine of the features, less their mean over all places; 0 where it is negative.
-    """
-    features = features - features.mean(1, keepdim=True)
-    features = features / features.norm(dim=0).clamp(min=1e-6)
-    alike = (features.T @ features).clamp(min=0)
-    alike = alike / alike.sum(1, keepdim=True).clamp(min=1e-6)
-    return alike @ (alike @ seen)
+    return (saliency * alike.reach(saliency) ** 2) ** (1 / 3)
 
 
 def regions(heat: Tensor, threshold: float = THRESHOLD) -> list[tuple[float, Box]]:
@@ -209,36 +177,6 @@ def _on_image(box: Box, geometry: Geometry) -> Box:
         for side, axis in zip(box, (1, 0, 1, 0), strict=True)
     )
     return x0, y0, x1, y1
-
-
-def _stage(way: Plan) -> tuple[Value, Layout] | None:
-    """The last feature map of the stage before the last: that of half the coarsest stride."""
-    known, channels = layouts(way, way.inputs[0]), spatial(way)
-    strides: dict[Value, float] = {}
-    for value, _ in way.steps:  # the last call first
-        if channels.get(value) == 1 and value.data.dim() == 4 and min(value.shape[2:]) > 1:
-            line = known.get(value, {}).get(2)
-            if line is not None and line[0] == 2 and 3 in known[value]:
-                strides[value] = float(np.abs(np.diff(line[1])).mean())
-    if not strides:
-        return None
-    wanted = max(strides.values()) / 2
-    off = {value: round(abs(float(np.log2(s / wanted))), 1) for value, s in strides.items()}
-    nearest = [value for value in strides if off[value] == min(off.values())]
-    chosen = min(nearest, key=lambda value: value.shape[2])  # larger ones of a stage are padded
-    return chosen, known[chosen]
-
-
-def _at_places(heat: Tensor, lines: Sequence[np.ndarray]) -> Tensor:
-    """A map of pixels [height, width], averaged around places given by their lines along each axis."""
-    for axis, line in enumerate(lines):
-        size = heat.shape[axis]
-        reach = max(float(np.abs(np.diff(line)).mean()) / 2, 0.5)
-        apart = np.abs(np.arange(size) - line.clip(0, size - 1)[:, None])
-        window = torch.from_numpy((apart <= reach).astype(float)).to(heat)
-        window = window / window.sum(1, keepdim=True)
-        heat = torch.tensordot(window, heat, dims=([1], [axis])).movedim(0, axis)
-    return heat
 
 
 # To other formats

@@ -165,7 +165,7 @@ def levels(evidence: Tensor) -> Tensor:
     order of the elements stays.
     """
     flat = evidence.clamp(min=0).reshape(-1).cpu().numpy()
-    order = np.argsort(flat, kind="stable")
+    order = np.argsort(flat)
     rising = flat[order]
     total = rising.cumsum()
     last = np.append(rising[1:] != rising[:-1], True)[: len(rising)]  # of those that are equal

@@ -16,7 +16,7 @@ from .backtrack import Plan
 from .links import Convolution, Diagonal, Link, Matrix, Pad, Permutation, Selection, Separable
 from .tape import Value
 
-__all__ = ["Layout", "layouts", "onto_input", "spatial"]
+__all__ = ["Layout", "Line", "layouts", "onto_input", "spatial"]
 
 #: Positions along an axis: float64 [size].
 Line = np.ndarray

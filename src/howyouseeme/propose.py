@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from .backtrack import Plan, plan
 from .errors import InputError, ModelError
 from .images import Geometry, Source, load_image
+from .likeness import likeness
 from .localize import object_map
 from .maps import gaussian_blur, levels, scale_to_one
 from .methods.base import Trail
@@ -180,6 +181,7 @@ class Proposer:
         likely = chances.topk(min(self.classes, len(chances)))
         asked = dict(zip(likely.indices.tolist(), likely.values.tolist(), strict=True))
         last, middle = self._stages(way)
+        alike = likeness(way, way.inputs[0])[0]
         where = torch.zeros(_CELLS, _CELLS)
         fine = torch.zeros(_CELLS, _CELLS)
         objects = torch.zeros(_CELLS, _CELLS)
@@ -192,7 +194,7 @@ class Proposer:
             where += chance * place
             fine += chance * detail
             heat = _over((place * detail).sqrt(), geometry)
-            reach = object_map(levels(heat.double()), way, 0)
+            reach = object_map(levels(heat.double()), alike)
             objects += chance * F.adaptive_avg_pool2d(reach[None], _CELLS)[0].float()
         return scale_to_one(where), scale_to_one(fine), scale_to_one(objects), geometry
 

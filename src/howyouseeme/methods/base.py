@@ -140,6 +140,10 @@ class Method(ABC):
     #: input's shorter side.
     blur: float = 1 / 28
 
+    #: Whether levels of saliency weigh evidence by how far the network describes its place like others
+    #: where evidence is.
+    likeness: bool = False
+
     @property
     def surroundings(self) -> float:
         """How much, in levels of saliency, the attention around a pixel counts beside its own evidence."""

@@ -44,12 +44,15 @@ class Evidence(Method):
         contrast: set the class against its rivals. Without it the question is 'what speaks for this
             class', with it 'why this class and not the others'.
         focus: weigh each pixel by the evidence of its place at the last feature map.
+        likeness: weigh each pixel, in levels of saliency, by how far the network describes its place
+            like those where the evidence is (`howyouseeme.likeness`).
         nodes: go on from about so many nodes at each value, the halftone of all, which takes less time
             and shows single pixels less finely (2000 is a good number); None goes on from all.
     """
 
     contrast: bool = True
     focus: bool = True
+    likeness: bool = True
     nodes: int | None = None
 
     def __post_init__(self) -> None:

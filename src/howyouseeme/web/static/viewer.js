@@ -87,7 +87,7 @@ function paint(image, how) {
 }
 
 const heat = (share, level) => [...colours[level], 210 * share ** 0.7];
-// Pixels above 0.1 hold 90 % of the evidence: they stay as they are.
+// Pixels above 0.1 are all but the weakest tenth of what counts: they stay as they are.
 const veil = (share) => [14, 14, 20, 205 * (1 - clamp((share - 0.04) / 0.1, 0, 1))];
 
 // -- scenes ------------------------------------------------------------------------------------
