@@ -7,6 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 demo: $(VENV)/demo  ## explain a photo that the package ships
 	$(BIN)/howyouseeme demo --out out
+	@echo "The command is in .venv: . $(BIN)/activate"
 
 serve: $(VENV)/serve  ## the page and the API, at http://127.0.0.1:8000; SERVE='--port 9000' for other options
 	$(BIN)/howyouseeme serve $(SERVE)
@@ -45,6 +46,7 @@ clean:
 	rm -rf $(VENV) out build dist site
 
 $(BIN)/python:
+	@echo "Setting up $(VENV): some minutes, most of it for PyTorch"
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/demo: $(BIN)/python pyproject.toml constraints.txt

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import howyouseeme
-from howyouseeme import cli
+from howyouseeme import Explainer, cli, sample_photo
+from howyouseeme.draw import percent
 
 Run = Callable[..., Result]
 
@@ -28,8 +30,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:
-    from howyouseeme.images import sample_photo  # noqa: PLC0415
-
     source = Path(sample_photo())
     return Path(shutil.copy(source, tmp_path / f"photo{source.suffix}"))
 
@@ -380,7 +380,46 @@ def test_demo(run: Run) -> None:
     assert result.exit_code == 0, result.output
     pictures = sorted(str(path) for path in Path("shown").glob("*.png"))
     assert pictures
-    assert [line.split(" → ")[-1] for line in result.stdout.splitlines()] == pictures
+    told, further = result.stdout.split("\n\n")
+    assert [line.split(" → ")[-1] for line in told.splitlines()] == pictures
+    # What it says to do next can be done.
+    command = shlex.split(further.splitlines()[-1])
+    result = run(*command[1:])
+    assert result.exit_code == 0, result.output
+    assert "drilling platform 56.4%, missile 5.8%" in result.stdout
+
+
+def test_the_answer_is_checked_on_the_photo_changed(run: Run) -> None:
+    result = run("explain", sample_photo("cat"), "--target", "Egyptian cat", "--check")
+    assert result.exit_code == 0, result.output
+    _, *lines = result.stdout.splitlines()
+    explainer = Explainer("efficientnet-lite0")
+    explanation = explainer(sample_photo("cat"), target="Egyptian cat")
+    photos = {
+        "as it is": sample_photo("cat"),
+        "without that evidence": explanation.hidden(),
+        "with it alone": explanation.hidden(others=True),
+    }
+    assert len(lines) == len(photos)
+    for line, (name, photo) in zip(lines, photos.items(), strict=True):
+        asked, top = explainer.many(photo, ["Egyptian cat", None])
+        answers = [asked] if top.target == asked.target else [asked, top]
+        told = [f"{one.label[0]} {percent(one.probability[0])}" for one in answers]
+        assert line == f"  {name}: {', '.join(told)}"
+
+
+def test_several_classes_are_checked_one_by_one(run: Run, photo: Path, factories: Path) -> None:
+    model = ["--model", f"{factories.stem}:network"]
+    result = run("explain", photo, *model, "--target", "top2", "--check")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines if line.startswith("  ")] == [
+        "  as it is",
+        "  without that evidence",
+        "  with it alone",
+    ] * 2
+    result = run("explain", photo, *model, "--versus", "dog", "--check")
+    assert all("dog" in line for line in result.stdout.splitlines())
 
 
 # When something goes wrong that nobody planned

@@ -15,9 +15,10 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import Tensor, nn
 
+import howyouseeme as hysm
 from howyouseeme import Explainer, Explanation, InputError, Network, Preprocess, record
 from howyouseeme import __version__ as version
 from howyouseeme.backtrack import plan
@@ -503,6 +504,44 @@ def test_saliency_says_how_much_evidence_lies_below(images: Tensor) -> None:
         for y, x in [(0, 0), (3, 5), (7, 2)]:
             below = counted[counted <= counted[y, x]].sum() / counted.sum()
             assert explanation.saliency[i, y, x] == pytest.approx(float(below), abs=1e-6)
+
+
+def test_the_evidence_is_hidden_and_nothing_else() -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (224, 224, 3), dtype=np.uint8)
+    photo = Image.fromarray(noise)
+    explanation = hysm.explain("efficientnet-lite0", photo, target=3)
+    blurred = np.asarray(photo.filter(ImageFilter.GaussianBlur(224 / 9)))
+    counted = explanation.counted[0].numpy()
+    for share in (0.9, 0.5):
+        strongest = np.sort(counted.ravel())[::-1]
+        held = strongest.cumsum() / strongest.sum()
+        there = counted >= strongest[np.searchsorted(held, share)]
+        hidden, alone = (
+            np.asarray(explanation.hidden(share=share, others=others)) for others in (False, True)
+        )
+        for found, gone in ((hidden, there), (alone, ~there)):
+            # A pixel at the edge of the share may go either way.
+            assert ((found[gone] != blurred[gone]).any(1)).sum() <= 1
+            assert ((found[~gone] != noise[~gone]).any(1)).sum() <= 1
+
+
+def test_without_the_evidence_it_is_no_cat() -> None:
+    explainer = Explainer("efficientnet-lite0")
+    explanation = explainer(hysm.sample_photo("cat"), target=285)
+    hidden, alone = (
+        explainer(explanation.hidden(others=others), target=285).probability[0]
+        for others in (False, True)
+    )
+    assert hidden is not None
+    assert alone is not None
+    assert hidden < 0.2
+    assert alone > 0.7
+
+
+@pytest.mark.parametrize("share", [0, 1, float("nan")])
+def test_a_share_that_hides_nothing_or_all_is_refused(images: Tensor, share: float) -> None:
+    with pytest.raises(InputError, match="hides nothing, or all: give one between 0 and 1"):
+        Explainer(network())(images).hidden(share=share)
 
 
 # -- numbers ------------------------------------------------------------------------------------------

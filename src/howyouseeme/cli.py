@@ -189,6 +189,11 @@ def main() -> None:
 )
 @_out_option
 @click.option("--layers", is_flag=True, help="Add where each stage of the network looks.")
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Ask again with the evidence blurred away, and with all else blurred: was it that?",
+)
 @click.option("--device", default="cpu", show_default=True, help="Such as cpu, cuda or mps.")
 @click.option(
     "--max-pixels",
@@ -216,6 +221,7 @@ def explain(
     nodes: int | None,
     out: Path,
     layers: bool,
+    check: bool,
     device: str,
     max_pixels: int | None,
 ) -> None:
@@ -249,7 +255,7 @@ def explain(
         from PIL import Image  # noqa: PLC0415
 
         Image.MAX_IMAGE_PIXELS = max_pixels
-    failed = _explain_all(_Job(explainer, wanted, out, layers), files)
+    failed = _explain_all(_Job(explainer, wanted, out, layers, check), files)
     if failed:
         click.echo(f"{failed} of {len(files)} failed", err=True)
         sys.exit(1)
@@ -267,6 +273,11 @@ def demo(out: Path) -> None:
     photos = sorted(sample_photo().parent.glob("*.jpg"))
     if _explain_all(_Job(explainer, _Target(), out, layers=False), photos):
         sys.exit(1)
+    click.echo(
+        "\nA photo of your own: howyouseeme explain photo.jpg\n"
+        "The network is wrong about the rocket. Why is it no missile?\n"
+        f"  howyouseeme explain {sample_photo('rocket')} --versus missile --check"
+    )
 
 
 @main.command()
@@ -692,6 +703,7 @@ class _Job:
     target: _Target
     out: Path
     layers: bool
+    check: bool = False
 
 
 def _find_photos(given: Sequence[Path]) -> list[Path]:
@@ -880,6 +892,8 @@ def _explain_all(job: _Job, files: Sequence[Path]) -> int:
             try:
                 for explanation, result in _explain_one(job, file, name):
                     lines.append(_line(file, explanation, result))
+                    if job.check:
+                        lines += _checked(job, explanation)
                     if not len(explanation.points[0]):
                         silent.append(_answer(explanation))
             except Exception as error:  # the other photos are not to suffer from this one
@@ -920,6 +934,28 @@ def _explain_one(job: _Job, file: Path, name: str) -> Iterator[tuple[Explanation
         yield explanation, next(path for path in written if path.suffix == ".png")
 
 
+def _checked(job: _Job, explanation: Explanation) -> list[str]:
+    """What the network says of the photo without the evidence, and of that alone."""
+    photo = explanation.samples[0].image
+    assert photo is not None  # a file was given
+    asked = [explanation.target[0]]
+    if job.target.rival is not None:
+        one = job.target.index
+        asked = [job.explainer(photo).target[0] if one is None else one, job.target.rival]
+    photos = {
+        "as it is": photo,
+        "without that evidence": explanation.hidden(),
+        "with it alone": explanation.hidden(others=True),
+    }
+    lines = []
+    for name, changed in photos.items():
+        *answers, top = job.explainer.many(changed, [*asked, None])
+        if top.target[0] not in asked:
+            answers.append(top)
+        lines.append(f"  {name}: {', '.join(map(_told, answers))}")
+    return lines
+
+
 def _versus(job: _Job) -> Target:
     from . import targets  # noqa: PLC0415
 
@@ -934,11 +970,15 @@ def _answer(explanation: Explanation) -> str:
 
 
 def _line(file: Path, explanation: Explanation, picture: Path) -> str:
+    return f"{file} → {_told(explanation)} → {picture}"
+
+
+def _told(explanation: Explanation) -> str:
+    """An answer, and how likely it is."""
     from .draw import percent  # noqa: PLC0415
 
     probability = explanation.probability[0]
-    chance = "" if probability is None else f" {percent(probability)}"
-    return f"{file} → {_answer(explanation)}{chance} → {picture}"
+    return _answer(explanation) + ("" if probability is None else f" {percent(probability)}")
 
 
 def _slug(label: str) -> str:

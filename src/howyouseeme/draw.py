@@ -81,7 +81,7 @@ def explanation_picture(subject: Subject) -> Image.Image:
     panels = [
         (panel, "photo"),
         (points, points_text),
-        (_paint_map(panel, subject.attention), "attention"),
+        (_paint_map(panel, subject.attention), "attention: where it looked"),
     ]
 
     zoom = _zoom(width)
@@ -299,11 +299,11 @@ def _points_panel(subject: Subject, size: tuple[int, int]) -> tuple[Image.Image,
     photo = subject.image.convert("RGB")
     dots, total = _dots(subject.points_y, subject.points_x, subject.strength, photo.size, size)
     drawn = len(dots)
-    text = f"{drawn:,} point{'' if drawn == 1 else 's'}"
+    text = f"the {drawn:,} strongest pixels" if drawn > 1 else "the strongest pixel"
     if not drawn:
         text = "no points: nothing speaks for it"
     elif drawn < total:
-        text = f"strongest {drawn:,} of {total:,} points"
+        text = f"the {drawn:,} strongest of {total:,} pixels"
     muted = _mute(_resize(photo, size), colour=0.3, light=0.6)
     return _paint_dots(muted, dots, _dot_radius(size, drawn)), text
 

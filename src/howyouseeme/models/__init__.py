@@ -117,7 +117,7 @@ def _from_factory(name: str, weights: Path | None) -> Network:
     except Exception as error:  # it is the user's code
         raise ModelError(
             f"{name} can't be imported ({type(error).__name__}: {error}); "
-            "give package.module:factory, on the Python path."
+            "give package.module:factory, a function in a file that lies here or is installed."
         ) from error
     if not callable(factory):
         raise ModelError(
