@@ -287,6 +287,32 @@ def test_many_explains_all_kinds_of_targets_from_one_pass(
         same(explanation, expected)
 
 
+def test_classes_that_share_what_excites_their_nodes_get_what_each_gets_alone(
+    images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.SiLU(), nn.Conv2d(6, 8, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        net[1].weight.copy_(torch.tensor([1.0, -1, 2, -2, 0.5, -0.5]))  # turns some filters around
+    explainer = Explainer(net)
+    alone = [explainer(images[:1], target=k) for k in range(5)]
+    made = []
+    parts = hysm.methods.evidence._parts
+    monkeypatch.setattr(
+        hysm.methods.evidence, "_parts", lambda *given: made.append(given[1]) or parts(*given)
+    )
+    together = explainer.many(images[:1], list(range(5)))
+    for one, other in zip(together, alone, strict=True):
+        assert torch.equal(one.evidence, other.evidence)
+        assert one.coverage == other.coverage
+    once = len(made)
+    explainer(images[:1], target=0)
+    assert once == len(made) - once  # five classes took as many as one
+
+
 def test_many_of_nothing_is_nothing(explainer: Explainer, images: Tensor) -> None:
     assert explainer.many(images, []) == []
 

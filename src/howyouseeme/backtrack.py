@@ -24,7 +24,8 @@ __all__ = ["Ledger", "Plan", "multipliers", "plan", "signs"]
 class Plan:
     """The steps from a value back to the inputs: `steps` in the order of the walk, last call first.
 
-    `layouts` keeps what `howyouseeme.places.layouts` found out, by input.
+    `layouts` keeps what `howyouseeme.places.layouts` found out, by input. `shared` is what walks from
+    several nodes of the start keep for each other; None where there is but one, to let it go at once.
     """
 
     start: Value
@@ -32,6 +33,7 @@ class Plan:
     inputs: list[Value]
     exclusive: bool = True  # whether the start's elements exclude each other, as softmax classes do
     layouts: dict[Value, dict[Value, Any]] = field(default_factory=dict)
+    shared: dict[Any, Any] | None = None
     _step_of: dict[Value, Step] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

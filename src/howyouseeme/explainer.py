@@ -411,13 +411,18 @@ class Explainer:
     ) -> list[Explanation] | None:
         """One explanation a target; None if the samples of the batch mix on the way back."""
         reads = iter(tape.reads)
+        ways: dict[tuple[Value, bool], Plan] = {}
         explanations = []
         for target in targets:
             asked = self._asked(tape, target, reads, len(batch))
             with torch.no_grad():
-                way = plan(tape, asked.start, asked.exclusive)
-                if not way.separable(len(batch)):
-                    return None
+                way = ways.get((asked.start, asked.exclusive))
+                if way is None:
+                    way = plan(tape, asked.start, asked.exclusive)
+                    if not way.separable(len(batch)):
+                        return None
+                    way.shared = {} if len(targets) > 1 else None
+                    ways[asked.start, asked.exclusive] = way
                 walked = self.method.walk(way, asked.nodes)
             found = [
                 self._explanation(batch, j, tape.inputs[position], way, walked, asked, target)

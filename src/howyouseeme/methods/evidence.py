@@ -18,8 +18,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -116,7 +117,7 @@ class Evidence(Method):
                 continue
             if trail is not None:
                 trail.arrive(value, arrived.evidence)
-            sent, ended = _hand_on(value, step, arrived, trail)
+            sent, ended = _hand_on(value, step, arrived, trail, plan.shared)
             lost += _positive(ended, batch)
             for source, part in sent:
                 part.evidence = part.evidence.to(source.data.dtype)
@@ -225,7 +226,11 @@ class _Arrived:
 
 
 def _hand_on(
-    value: Value, step: Step, arrived: _Arrived, trail: Trail | None
+    value: Value,
+    step: Step,
+    arrived: _Arrived,
+    trail: Trail | None,
+    shared: dict[Any, Any] | None,
 ) -> tuple[list[tuple[Value, _Arrived]], Tensor | None]:
     """The evidence of a value's inputs, given its own; and what ended here, at a constant."""
     if not step.links:
@@ -246,7 +251,7 @@ def _hand_on(
                 ended = whole * cut
                 arrived = replace(arrived, evidence=(whole - ended).reshape(link.out_shape))
         return [(source, _move(value, link, arrived, step.bias is not None))], ended
-    return _excite(value, step, arrived, trail)
+    return _excite(value, step, arrived, trail, shared)
 
 
 def _distribute(
@@ -290,17 +295,22 @@ def _move(value: Value, link: Link, arrived: _Arrived, shifted: bool = False) ->
 
 
 def _excite(
-    value: Value, step: Step, arrived: _Arrived, trail: Trail | None
+    value: Value,
+    step: Step,
+    arrived: _Arrived,
+    trail: Trail | None,
+    shared: dict[Any, Any] | None,
 ) -> tuple[list[tuple[Value, _Arrived]], Tensor | None]:
     """e[i] = sum over j of e[j] · (o[j] w[j, i] a[i])⁺ / z[j], z[j] being the sum over all i."""
     evidence = arrived.evidence
     orientation = asking = arrived.asked(value)
-    links = step.links
+    links, turns = step.links, b""
     if asking.shape == (1, *value.shape[1:2], *[1] * (value.data.dim() - 2)):
         # One sign a channel, as batch norm leaves it: turn the filters around instead, and walk once.
         turned = [link.turned(asking) for _, link in links if isinstance(link, Convolution)]
         if len(turned) == len(links):
             links = [(source, link) for (source, _), link in zip(links, turned, strict=True)]
+            turns = b"" if shared is None else asking.cpu().numpy().tobytes()
             asking = asking.new_ones(())
     shares: list[Tensor | None] = [None] * len(links)
     above = [True] * len(links)
@@ -311,8 +321,7 @@ def _excite(
         if not bool(there.any()):
             continue
         asked = evidence if bool(there.all()) else evidence * there
-        parts = [_parts(source, link, sign) for source, link in links]
-        z = _sum(part.forward(half) for pairs in parts for part, half, _ in pairs)
+        parts, z = _excitation(links, sign, shared, (value, sign, turns))
         if z is None:  # nothing can excite it
             ended = asked if ended is None else ended + asked
             continue
@@ -342,6 +351,20 @@ def _excite(
         for (source, _), share, only in zip(step.links, shares, above, strict=True)
     ]
     return sent, ended
+
+
+def _excitation(
+    links: Sequence[tuple[Value, Link]], sign: float, shared: dict[Any, Any] | None, key: Any
+) -> tuple[list[list[tuple[Link, Tensor, bool]]], Tensor | None]:
+    """What excites each node, part by part, and all of it, z: the same for every class."""
+    if shared is not None and key in shared:
+        parts, z = shared[key]
+        return parts, z
+    parts = [_parts(source, link, sign) for source, link in links]
+    z = _sum(part.forward(half) for pairs in parts for part, half, _ in pairs)
+    if shared is not None:
+        shared[key] = parts, z
+    return parts, z
 
 
 def _sum(parts: Iterable[Tensor]) -> Tensor | None:
