@@ -106,6 +106,7 @@ def add_page(app: FastAPI, service: Service) -> Page:
         max_file_size=service.limits.upload,
         theme=_theme(),
         css=(_FOLDER / "page.css").read_text("utf-8"),
+        js=(_FOLDER / "page.js").read_text("utf-8"),
         head='<meta name="color-scheme" content="light dark">',
     )
     return page
