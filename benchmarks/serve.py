@@ -46,7 +46,7 @@ def main(clients: int, seconds: float, out: Path) -> None:
         if not line.startswith("howyouseeme is at http://127.0.0.1:"):
             raise click.ClickException(f"the server did not start: {line}")
         try:
-            load = Load(line.split()[3])
+            load = Load(line.split()[3], server.pid)
             asyncio.run(load.run(clients, seconds))
         finally:
             server.terminate()
@@ -59,12 +59,12 @@ def main(clients: int, seconds: float, out: Path) -> None:
 class Load:
     """Many clients of one server, and what they saw."""
 
-    def __init__(self, home: str) -> None:
-        self.home = home
+    def __init__(self, home: str, server: int) -> None:
+        self.home, self.server = home, server
         self.took: dict[str, list[float]] = {call: [] for call in CALLS}
         self.busy: list[float] = []
         self.health: list[float] = []
-        self.memory: list[tuple[float, float]] = []  # seconds, MiB
+        self.memory: list[float] = []  # MiB, as time passes
         self.failed: list[str] = []
         self.together = 0.0
 
@@ -73,11 +73,12 @@ class Load:
         async with httpx.AsyncClient(base_url=self.home, timeout=120, limits=limits) as http:
             for call in CALLS:  # what is made at the first request shall not count
                 await self._ask(http, call, 0)
-            self.__init__(self.home)  # type: ignore[misc]
+            self.__init__(self.home, self.server)  # type: ignore[misc]
             begun = time.monotonic()
-            watching = asyncio.create_task(self._watch(http, begun))
+            watching = [asyncio.create_task(one) for one in (self._watch(http), self._weigh())]
             await asyncio.gather(*(self._client(http, n, begun + seconds) for n in range(clients)))
-            watching.cancel()
+            for one in watching:
+                one.cancel()
             metrics = await self._metrics(http)
             count = metrics["howyouseeme_batch_size_count"]
             self.together = metrics["howyouseeme_batch_size_sum"] / count
@@ -109,14 +110,19 @@ class Load:
             self.failed.append(f"{call}: {answer.status_code} {answer.text[:200]}")
         return 0.0
 
-    async def _watch(self, http: httpx.AsyncClient, begun: float) -> None:
+    async def _watch(self, http: httpx.AsyncClient) -> None:
         while True:
             asked = time.monotonic()
             await http.get("/healthz")
             self.health.append(time.monotonic() - asked)
-            memory = (await self._metrics(http))["process_resident_memory_bytes"] / 2**20
-            self.memory.append((time.monotonic() - begun, memory))
             await asyncio.sleep(1)
+
+    async def _weigh(self) -> None:
+        """Look often: what a batch takes comes and goes, and what stays is seen between two of them."""
+        while True:
+            pages = int(Path(f"/proc/{self.server}/statm").read_text().split()[1])
+            self.memory.append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
+            await asyncio.sleep(0.02)
 
     async def _metrics(self, http: httpx.AsyncClient) -> dict[str, float]:
         lines = (await http.get("/metrics")).text.splitlines()
@@ -127,9 +133,7 @@ class Load:
         """The page of the docs."""
         rows = [*self.took.items(), ("busy (503)", self.busy), ("GET /healthz", self.health)]
         answered = sum(map(len, self.took.values()))
-        memory = np.array(self.memory)
-        thirds = [part[:, 1].mean() for part in np.array_split(memory, 3)]
-        slope = np.polyfit(memory[:, 0], memory[:, 1], 1)[0] * 60 if len(memory) > 2 else 0.0
+        thirds = np.array_split(np.array(self.memory), 3)
         failed = Counter(self.failed)
         return "\n".join(
             [
@@ -150,9 +154,16 @@ class Load:
                 f"{self.together:.1f} were worked on together.",
                 f"- Told that it is busy: {len(self.busy)}.",
                 f"- Failed otherwise: {len(self.failed)}{f' ({dict(failed)})' if failed else ''}.",
-                f"- Memory: {thirds[0]:.0f} MiB on average in the first third, {thirds[1]:.0f} in the "
-                f"second, {thirds[2]:.0f} in the last; {slope:+.1f} MiB a minute; "
-                f"at most {memory[:, 1].max():.0f}.",
+                "",
+                "Resident memory, MiB. Each batch takes some and gives it back when it is done: what stays is "
+                "the least of each third of the time.",
+                "",
+                "| | least | average | most |",
+                "| --- | --- | --- | --- |",
+                *(
+                    f"| {name} third | {part.min():.0f} | {part.mean():.0f} | {part.max():.0f} |"
+                    for name, part in zip(("first", "second", "last"), thirds, strict=True)
+                ),
                 "",
             ]
         )

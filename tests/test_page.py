@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -43,6 +44,9 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    # A camera that shows a green pie, and nobody who must be asked.
+    "--use-fake-device-for-media-stream",
+    "--use-fake-ui-for-media-stream",
 ]
 PATIENCE = 60_000  # milliseconds: the machine may be busy
 ROCKET = "drilling platform"  # what the network takes it for
@@ -125,6 +129,20 @@ class Visitor:
         if button.count():
             button.first.click()
         self.page.locator("#photo input[type=file]").set_input_files(file)
+
+    def copy(self, photo: bytes) -> None:
+        """Put a photo on the clipboard, as a PNG, which is what browsers keep there."""
+        with Image.open(io.BytesIO(photo)) as image:
+            buffer = io.BytesIO()
+            image.save(buffer, "PNG")
+        self.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        self.page.evaluate(
+            """async (url) => {
+                const photo = await (await fetch(url)).blob();
+                await navigator.clipboard.write([new ClipboardItem({"image/png": photo})]);
+            }""",
+            "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode(),
+        )
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         """A spot of the photo, in shares of it, in pixels of the window."""
@@ -217,6 +235,46 @@ def test_upload_choose_unroll_click_save(browser: Any, home: str, tmp_path: Path
         with zipfile.ZipFile(io.BytesIO(visitor.saved("All (ZIP)"))) as file:
             assert file.testzip() is None
             assert {"explanation.json", "attention.png", "stages.json"} <= set(file.namelist())
+
+
+def test_a_photo_is_taken_with_the_camera(browser: Any, home: str) -> None:
+    with Visitor(browser, home) as visitor:
+        visitor.context.grant_permissions(["camera"])
+        visitor.page.get_by_label("Remove Image").click()
+        photo = visitor.page.locator("#photo")
+        photo.get_by_label("Capture from camera").click()
+        photo.get_by_text("Click to Access Webcam").click()
+        visitor.page.wait_for_function("document.querySelector('#photo video').videoWidth > 0")
+        photo.get_by_label("capture photo").click()
+        visitor.page.wait_for_function(
+            "document.querySelector('#viewer .head strong').textContent !== 'Egyptian cat'"
+        )
+        visitor.page.wait_for_selector(READY)
+        visitor.part("points").click()
+        visitor.part("attention").click()
+        red, green, blue = visitor.pixels().mean((0, 1))
+        assert green > 2 * max(red, blue)  # the pie, and no other photo
+
+
+def test_a_photo_is_pasted_with_the_button(browser: Any, home: str) -> None:
+    with Visitor(browser, home) as visitor:
+        visitor.copy(hysm.sample_photo("rocket").read_bytes())
+        visitor.page.locator("#photo").get_by_label("Paste from clipboard").click()
+        visitor.wait_for_label(ROCKET)
+
+
+def test_a_photo_is_pasted_with_the_keys(browser: Any, home: str) -> None:
+    with Visitor(browser, home) as visitor:
+        visitor.copy(hysm.sample_photo("rocket").read_bytes())
+        visitor.view.press("Control+v")
+        visitor.wait_for_label(ROCKET)
+        # Also where the camera is in the place of the photo.
+        visitor.page.get_by_label("Remove Image").click()
+        visitor.page.locator("#photo").get_by_label("Capture from camera").click()
+        visitor.page.locator("#photo").get_by_text("Click to Access Webcam").wait_for()
+        visitor.copy(hysm.sample_photo("coffee").read_bytes())
+        visitor.page.locator("body").press("Control+v")
+        visitor.wait_for_label("espresso")
 
 
 def test_pictures_of_the_way_back(browser: Any, home: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import io
 import json
 import socket
@@ -34,8 +35,12 @@ pytest.importorskip("fastapi", reason="pip install 'howyouseeme[serve]'")
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from howyouseeme.explanation import Explanation
+from howyouseeme.tape import Tape
 from howyouseeme.web.app import make_app
+from howyouseeme.web.scene import make_scene
 from howyouseeme.web.service import Question, Service
+from howyouseeme.web.shelf import Shelf
 from howyouseeme.web.worker import BusyError, Worker
 
 jsonschema = pytest.importorskip("jsonschema")
@@ -768,3 +773,70 @@ def test_memory_of_what_was_explained_is_given_back() -> None:
         worker.submit(lambda given: [Held() and None], None, seconds=9).result(9)
     worker.close()
     assert [one() for one in live] == [None] * 3
+
+
+def test_no_pass_outlives_its_answer(client: TestClient) -> None:
+    def alive() -> list[Any]:
+        return [one for one in gc.get_objects() if type(one) in {Tape, Explanation}]
+
+    before = set(map(id, alive()))
+    answers = ("explain", "explain?target=dog", "explain?target=top3", "detect", "propose")
+    failures = ("explain?target=cart", "explain?target=top9")
+    for _ in range(3):
+        for path in (*answers, *failures):
+            assert send(client, f"/v1/{path}").status_code == (422 if path in failures else 200)
+    until = time.monotonic() + 5  # the last answer is there before its worker has tidied up
+    while (left := [one for one in alive() if id(one) not in before]) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert left == []
+
+
+def test_the_shelf_holds_so_many_bytes() -> None:
+    shelf = Shelf(100)
+    for name in "abcd":
+        shelf.put(name, name, 30)
+    assert [shelf.get(name) for name in "abcd"] == [None, "b", "c", "d"]
+    shelf.get("b")
+    shelf.put("d", "d once more", 40)  # in the place of the other, and c is what nobody asks for
+    shelf.put("e", "e", 30)
+    assert [shelf.get(name) for name in "bcde"] == ["b", None, "d once more", "e"]
+    shelf.put("f", "f", 1000)
+    assert [shelf.get(name) for name in "bdef"] == [None, None, None, "f"]
+    shelf.put("g", "g", 100)
+    assert [shelf.get(name) for name in "fg"] == [None, "g"]
+
+
+@pytest.mark.parametrize("side", [100, 1500])
+def test_a_scene_tells_what_it_holds(side: int) -> None:
+    pytest.importorskip("matplotlib")
+    explainer = hysm.Explainer(hysm.load_model())
+    first = explainer(Image.open(io.BytesIO(CAT)).resize((side, side)))
+    scene = make_scene(first, [first])
+    del first
+    scene.picture(layers=True)
+    scene.archive()
+    assert scene.size == pytest.approx(held(scene), rel=0.3)
+
+
+def held(thing: Any) -> int:
+    """The bytes of tensors, arrays, pictures and texts that can be reached, networks aside."""
+    total, waiting, seen = 0, [thing], set()
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, torch.Tensor):
+            one = one.untyped_storage()
+        key = one._cdata if isinstance(one, torch.UntypedStorage) else id(one)
+        if key in seen or isinstance(one, (type, hysm.Network, hysm.Explainer)):
+            continue
+        seen.add(key)
+        if isinstance(one, (torch.UntypedStorage, np.ndarray)):
+            total += one.nbytes() if isinstance(one, torch.UntypedStorage) else one.nbytes
+        elif isinstance(one, Image.Image):
+            total += 4 * one.width * one.height
+        elif isinstance(one, (str, bytes)):
+            total += len(one)
+        elif not callable(one) or hasattr(
+            one, "func"
+        ):  # the walk that can be done again is a partial
+            waiting += gc.get_referents(one)
+    return total

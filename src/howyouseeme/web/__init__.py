@@ -28,7 +28,8 @@ class Limits:
     - `body`: bytes of a request to the API; `upload`: of one to the page, which takes videos too;
     - `pixels`: of a photo, or of a frame; `frames`: of a video;
     - `queue`: requests that wait; one more is told that the server is busy;
-    - `seconds`: from a request to its answer; `batch`: requests that are explained together;
+    - `seconds`: from a request to its answer; `batch`: requests that are explained together: more than
+      four take memory, and on a CPU hardly any less time;
     - `connections`: at once, the page's among them.
     """
 
@@ -38,7 +39,7 @@ class Limits:
     frames: int = 1500
     queue: int = 32
     seconds: float = 60.0
-    batch: int = 8
+    batch: int = 4
     connections: int = 500
 
 

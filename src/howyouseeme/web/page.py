@@ -55,7 +55,7 @@ PATHS = (
 _SAMPLES = ("cat", "coffee", "rocket")
 _LIKELIEST = 5
 _SIDE = 1600  # a larger photo is made smaller: no network looks at more of it
-_KEPT = 48  # scenes and tracks, a few megabytes each
+_KEPT = 512 * 2**20  # bytes of scenes and tracks: 40 of large photos, or more of small ones
 _FRAME = 1280  # side of a video's frames, at most
 
 _FOLDER = files("howyouseeme") / "web" / "static"
@@ -106,6 +106,7 @@ def add_page(app: FastAPI, service: Service) -> Page:
         max_file_size=service.limits.upload,
         theme=_theme(),
         css=(_FOLDER / "page.css").read_text("utf-8"),
+        js=(_FOLDER / "page.js").read_text("utf-8"),
         head='<meta name="color-scheme" content="light dark">',
     )
     return page
@@ -163,7 +164,7 @@ class Page:
         scene: Scene | None = self.shelf.get(key)
         if scene is None:
             scene = await self.service.do(partial(self._make, photo, name, target or None))
-            self.shelf.put(key, scene)
+            self.shelf.put(key, scene, scene.size)
         return {"key": key, **scene.drawn}
 
     def _make(self, data: bytes, model: str, target: str | None) -> Scene:
@@ -514,7 +515,7 @@ class Page:
                         count = f" of {video.count}" if video.count else ""
                         yield _hint(f"Following: frame {number}{count}."), _live(picture)
             made = _Tracked(*[await run_in_threadpool(one.read_bytes) for one in (file, table)])
-        key = self.shelf.put(secrets.token_hex(16), made)
+        key = self.shelf.put(secrets.token_hex(16), made, len(made.video) + len(made.table))
         cut = f" (the first {most}; the rest was left out)" if number == most else ""
         yield _hint(f"Found in {found} of {number} frames{cut}."), _player(key)
 

@@ -6,7 +6,7 @@ import io
 import json
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ _STAGE = 112  # of a stage's map
 _POINTS = 600  # that are drawn and can be clicked
 _GRID = 32  # cells a side, in which evidence is counted for regions
 _MOST_STAGES = 28
+_REST = 2**20  # bytes that the numbers and small pictures of a scene take, about
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +95,21 @@ class Scene:
         """All the evidence for the answer."""
         return float(self.explanation.evidence[0].double().clamp(min=0).sum()) or 1.0
 
+    @property
+    def size(self) -> int:
+        """The bytes of memory that it takes, about."""
+        explanation, sample = self.explanation, self.explanation.samples[0]
+        tensors = [
+            explanation.evidence,
+            explanation.share,
+            *(one.map for one in self.stages.values()),
+        ]
+        tensors += [sample.input] * 2  # the walk that can be done again has one of its own
+        photo: int = (
+            4 * self.drawn["width"] * self.drawn["height"]
+        )  # Pillow's RGB takes 4 bytes a pixel
+        return photo + sum(one.nbytes for one in tensors) + _REST
+
     def picture(self, layers: bool = False) -> bytes:
         """The picture of the command line, a PNG."""
         made = encoded(self.explanation.picture(0, layers))
@@ -106,7 +122,7 @@ class Scene:
 
     def archive(self) -> bytes:
         """A ZIP with the pictures, the maps, and the numbers."""
-        explanation = self.explanation
+        explanation = self.explanation[0]  # its maps go with it
         made = {
             "explanation.png": self.picture(layers=True),
             "explanation.json": self.numbers(),
@@ -202,7 +218,8 @@ def make_scene(explanation: Explanation, likeliest: Sequence[Explanation]) -> Sc
         ],
         "grid": _GRID,
     }
-    return Scene(explanation, walked, boxes, drawn)
+    # Without the maps that were made, which take more memory than all the rest.
+    return Scene(replace(explanation), walked, boxes, drawn)
 
 
 def stages(layers: Sequence[Layer]) -> dict[str, Layer]:

@@ -12,18 +12,20 @@ __all__ = ["Shelf"]
 
 
 class Shelf:
-    """Keeps the last things put on it, each under a key that nobody can guess.
+    """Keeps the last things put on it, up to so many bytes, each under a key that nobody can guess.
 
-    >>> key = shelf.put(shelf.key("cat.jpg", 285), scene)
+    >>> shelf = Shelf(512 * 2**20)
+    >>> key = shelf.put(shelf.key("cat.jpg", 285), scene, scene.size)
     >>> shelf.get(key)
 
-    The same words have the same key, as long as the shelf is there. What isn't asked for goes first.
+    The same words have the same key, as long as the shelf is there. What isn't asked for goes first; the
+    thing put there last is kept, however large it is.
     """
 
     def __init__(self, most: int) -> None:
-        self._most = most
+        self._most, self._held = most, 0
         self._secret = secrets.token_bytes(32)
-        self._kept: OrderedDict[str, Any] = OrderedDict()
+        self._kept: OrderedDict[str, tuple[Any, int]] = OrderedDict()
         self._lock = threading.Lock()
 
     def key(self, *words: object) -> str:
@@ -31,12 +33,13 @@ class Shelf:
         text = "\0".join(map(repr, words)).encode()
         return hashlib.blake2b(text, key=self._secret, digest_size=16).hexdigest()
 
-    def put(self, key: str, thing: Any) -> str:
+    def put(self, key: str, thing: Any, size: int) -> str:
+        """Keep a thing of about so many bytes."""
         with self._lock:
-            self._kept[key] = thing
-            self._kept.move_to_end(key)
-            while len(self._kept) > self._most:
-                self._kept.popitem(last=False)
+            self._held += size - self._kept.pop(key, (None, 0))[1]
+            self._kept[key] = thing, size
+            while self._held > self._most and len(self._kept) > 1:
+                self._held -= self._kept.popitem(last=False)[1][1]
         return key
 
     def get(self, key: str) -> Any | None:
@@ -44,4 +47,4 @@ class Shelf:
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
-            return self._kept.get(key)
+            return self._kept.get(key, (None, 0))[0]

@@ -52,7 +52,7 @@ class _Job(Generic[G, T]):
 class Worker:
     """Runs jobs one after the other, in a thread of its own.
 
-    >>> worker = Worker(queue=32, batch=8)
+    >>> worker = Worker(queue=32, batch=4)
     >>> future = worker.submit(explain, photo, key="efficientnet-lite0", seconds=30)
 
     One thread, because explaining keeps a core busy and holds the GIL for much of the time: more
