@@ -306,7 +306,9 @@ def test_422_for_what_is_no_photo(client: TestClient, path: str, photo: bytes) -
 def test_422_without_a_photo(client: TestClient) -> None:
     answer = client.post("/v1/explain")
     assert answer.status_code == 422
-    assert detail(answer) == "photo: Field required."
+    assert detail(answer) == (
+        "There is no photo: send one as the form field 'photo', multipart/form-data."
+    )
     assert client.post("/v1/explain", data={"photo": "text"}).status_code == 422
 
 

@@ -434,6 +434,11 @@ async def _invalid(_: Request, error: Exception) -> Response:
     said = []
     for one in error.errors():
         where = ".".join(str(part) for part in one["loc"] if part not in {"query", "body"})
+        if (where, one["type"]) == ("photo", "missing"):
+            said.append(
+                "There is no photo: send one as the form field 'photo', multipart/form-data"
+            )
+            continue
         said.append(f"{where or 'The request'}: {one['msg']}")
     return problem(422, "; ".join(said) + ".")
 

@@ -247,7 +247,7 @@ class Page:
         with gr.Row(elem_id="photo-row"):
             with gr.Column(scale=1, min_width=290, elem_id="controls"):
                 photo = gr.Image(
-                    label="Your photo",
+                    label="Photo",
                     type="filepath",
                     sources=["upload", "webcam", "clipboard"],
                     height=230,
