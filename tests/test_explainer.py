@@ -313,6 +313,28 @@ def test_classes_that_share_what_excites_their_nodes_get_what_each_gets_alone(
     assert once == len(made) - once  # five classes took as many as one
 
 
+def test_several_classes_in_low_precision(net: nn.Module, images: Tensor) -> None:
+    one, other = Explainer(copy.deepcopy(net).bfloat16()).many(images.bfloat16(), [0, 1])
+    assert bool(torch.isfinite(one.evidence).all())
+    assert not torch.equal(one.evidence, other.evidence)
+
+
+def test_elements_of_functions_share_nothing_that_is_kept(
+    net: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = []
+    walk = hysm.methods.evidence.Evidence.walk
+    monkeypatch.setattr(
+        hysm.methods.evidence.Evidence,
+        "walk",
+        lambda self, way, *given: shared.append(way.shared) or walk(self, way, *given),
+    )
+    Explainer(net).many(images[:1], [lambda out: out[:, 0] * 1, lambda out: out[:, 1] * 1])
+    assert shared == [None, None]
+    Explainer(net).many(images[:1], [0, 1])
+    assert shared[2] is shared[3] is not None
+
+
 def test_many_of_nothing_is_nothing(explainer: Explainer, images: Tensor) -> None:
     assert explainer.many(images, []) == []
 

@@ -155,6 +155,42 @@ def test_a_strip_of_places_has_a_reach() -> None:
     assert (reach[:2] == reach.min()).all()
 
 
+class Prepared(nn.Module):
+    """Normalises by itself, and looks at a picture and its mirror image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (x - 0.5) / 0.25
+        return self.net(torch.cat([x, x.flip(3)])).mean(0, keepdim=True)
+
+
+def test_pixels_are_no_features(pictures: Tensor) -> None:
+    model = Prepared().eval()
+    alike = Explainer(model)(pictures[:1]).alike[0]
+    assert alike is not None
+    assert torch.equal(alike.features, model.net.seen[0])
+    net = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3 * 32 * 48, 4)).eval()
+    assert Explainer(net)(pictures[:1], target=1).alike == (None,)
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e9])
+def test_likeness_knows_no_scale(scale: float) -> None:
+    random = np.random.default_rng(0)
+    seen, features = torch.tensor(random.random(12)), torch.tensor(random.normal(size=(5, 12)))
+    assert torch.allclose(spread(seen, features * scale), spread(seen, features))
+
+
+def test_rounding_is_no_likeness() -> None:
+    lines = np.arange(1.0, 20, 4), np.arange(1.0, 24, 4)
+    noise = torch.randn(6, 5, 6, generator=torch.Generator().manual_seed(0))
+    reach = Likeness(100 + 1e-5 * noise, lines).reach(torch.rand(20, 24))
+    assert (reach == 1).all()
+    assert (Likeness(noise, lines).reach(torch.ones(20, 24)) == 1).all()
+
+
 def flat(classes: int = 4) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 48, classes))
 

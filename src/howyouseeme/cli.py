@@ -10,6 +10,7 @@ import errno
 import io
 import json
 import re
+import shlex
 import sys
 import traceback
 from collections import defaultdict
@@ -276,7 +277,7 @@ def demo(out: Path) -> None:
     click.echo(
         "\nA photo of your own: howyouseeme explain photo.jpg\n"
         "The network is wrong about the rocket. Why is it no missile?\n"
-        f"  howyouseeme explain {sample_photo('rocket')} --versus missile --check"
+        f"  howyouseeme explain {shlex.quote(str(sample_photo('rocket')))} --versus missile --check"
     )
 
 
@@ -892,7 +893,7 @@ def _explain_all(job: _Job, files: Sequence[Path]) -> int:
             try:
                 for explanation, result in _explain_one(job, file, name):
                     lines.append(_line(file, explanation, result))
-                    if job.check:
+                    if job.check and len(explanation.points[0]):
                         lines += _checked(job, explanation)
                     if not len(explanation.points[0]):
                         silent.append(_answer(explanation))
@@ -949,7 +950,7 @@ def _checked(job: _Job, explanation: Explanation) -> list[str]:
     }
     lines = []
     for name, changed in photos.items():
-        *answers, top = job.explainer.many(changed, [*asked, None])
+        *answers, top = job.explainer.many(changed, [*dict.fromkeys(asked), None])
         if top.target[0] not in asked:
             answers.append(top)
         lines.append(f"  {name}: {', '.join(map(_told, answers))}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -413,16 +414,19 @@ class Explainer:
         reads = iter(tape.reads)
         ways: dict[tuple[Value, bool], Plan] = {}
         explanations = []
-        for target in targets:
-            asked = self._asked(tape, target, reads, len(batch))
+        every = [self._asked(tape, target, reads, len(batch)) for target in targets]
+        often = Counter((asked.start, asked.exclusive) for asked in every)
+        for target, asked in zip(targets, every, strict=True):
+            start = asked.start, asked.exclusive
             with torch.no_grad():
-                way = ways.get((asked.start, asked.exclusive))
+                way = ways.get(start)
                 if way is None:
-                    way = plan(tape, asked.start, asked.exclusive)
+                    way = plan(tape, *start)
                     if not way.separable(len(batch)):
                         return None
-                    way.shared = {} if len(targets) > 1 else None
-                    ways[asked.start, asked.exclusive] = way
+                    if often[start] > 1:  # classes, and not a function's elements
+                        way.shared = {}
+                        ways[start] = way
                 walked = self.method.walk(way, asked.nodes)
             found = [
                 self._explanation(batch, j, tape.inputs[position], way, walked, asked, target)

@@ -297,7 +297,7 @@ class Explanation:
         of its surroundings (`attention`): max-pooling picks one pixel where the network saw a window.
         Where the method goes on from a few `nodes`, it is with 3. And it counts as far as the network
         describes its place like those where the evidence is, if the method looks at `likeness`: evidence
-        to the power of 0.8, times the likeness, 0..1. Otherwise as `attention`.
+        to the power of 0.8, times the likeness, 0..1. Type and place are those of `attention`.
 
         Raises:
             InputError: the images differ in size; take `explanation[i].saliency`.

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .backtrack import Plan
+from .links import Convolution
 from .places import Layout, Line, layouts, onto_input, spatial
 from .tape import Value
 
@@ -49,7 +50,7 @@ class Likeness:
         drawn = onto_input(alike, layout, saliency.shape)
         assert drawn is not None  # there are places along both axes
         low, high = drawn.min(), drawn.max()
-        if not high > low:
+        if not high - low > 1e-5 * high:  # else it were rounding
             return torch.ones_like(saliency)
         return ((drawn[0] - low) / (high - low)).to(saliency)
 
@@ -74,7 +75,7 @@ def likeness(way: Plan, given: Value) -> tuple[Likeness | None, ...]:
         features = F.avg_pool2d(features, window, ceil_mode=True)
         lines = _averaged(lines[0], window), _averaged(lines[1], window)
     # A copy, so that the tape need not be kept for a part of it.
-    return tuple(Likeness(one.clone(), lines) for one in features)
+    return tuple(Likeness(one.clone(), lines) for one in features[:batch])
 
 
 def spread(seen: Tensor, features: Tensor) -> Tensor:
@@ -84,8 +85,11 @@ def spread(seen: Tensor, features: Tensor) -> Tensor:
 
     Likeness is the cosine of the features, less their mean over all places; 0 where it is negative.
     """
+    scale = features.abs().max().clamp(min=torch.finfo(features.dtype).tiny)
+    features = features / scale
     features = features - features.mean(1, keepdim=True)
-    features = features / features.norm(dim=0).clamp(min=1e-6)
+    length = features.norm(dim=0)
+    features = features / torch.where(length > 1e-5, length, torch.inf)  # less is rounding
     alike = (features.T @ features).clamp(min=0)
     alike = alike / alike.sum(1, keepdim=True).clamp(min=1e-6)
     return alike @ (alike @ seen)
@@ -94,11 +98,17 @@ def spread(seen: Tensor, features: Tensor) -> Tensor:
 def _stage(way: Plan, given: Value) -> tuple[Value, Layout] | None:
     """The last feature map of the stage before the last: that of half the coarsest stride."""
     known, channels = layouts(way, given), spatial(way)
+    made: set[Value] = set()  # what the network found, not what was done to the pixels before
+    for value, step in reversed(way.steps):
+        if any(source in made or isinstance(link, Convolution) for source, link in step.links):
+            made.add(value)
     strides: dict[Value, float] = {}
     for value, _ in way.steps:  # the last call first
+        if value not in made:
+            continue
         if channels.get(value) == 1 and value.data.dim() == 4 and min(value.shape[2:]) > 1:
             line = known.get(value, {}).get(2)
-            one_each = value.shape[0] == given.shape[0]  # no views of a picture
+            one_each = given.shape[0] in {1, value.shape[0]}  # of several views the first
             if one_each and line is not None and line[0] == 2 and 3 in known[value]:
                 strides[value] = float(np.abs(np.diff(line[1])).mean())
     if not strides:

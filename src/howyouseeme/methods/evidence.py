@@ -310,7 +310,7 @@ def _excite(
         turned = [link.turned(asking) for _, link in links if isinstance(link, Convolution)]
         if len(turned) == len(links):
             links = [(source, link) for (source, _), link in zip(links, turned, strict=True)]
-            turns = b"" if shared is None else asking.cpu().numpy().tobytes()
+            turns = b"" if shared is None else (asking < 0).cpu().numpy().tobytes()
             asking = asking.new_ones(())
     shares: list[Tensor | None] = [None] * len(links)
     above = [True] * len(links)

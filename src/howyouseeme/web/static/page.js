@@ -5,6 +5,9 @@ document.addEventListener("paste", async (event) => {
   const photo = [...(event.clipboardData?.files ?? [])].find((file) => file.type.startsWith("image/"));
   const place = document.querySelector("#photo");
   if (!photo || !place?.checkVisibility()) return;
+  // Some programs copy text together with its picture: in a field, the text is meant.
+  const field = event.target.closest?.("input, textarea, [contenteditable]");
+  if (field && event.clipboardData.getData("text/plain")) return;
   event.preventDefault();
   const input = () => place.querySelector("input[type=file]");
   if (!input()) {
