@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 demo: $(VENV)/demo  ## explain a photo that the package ships
 	$(BIN)/howyouseeme demo --out out
-	@echo "The command is in .venv: . $(BIN)/activate"
+	@echo "The command is in $(VENV): . $(BIN)/activate"
 
 serve: $(VENV)/serve  ## the page and the API, at http://127.0.0.1:8000; SERVE='--port 9000' for other options
 	$(BIN)/howyouseeme serve $(SERVE)

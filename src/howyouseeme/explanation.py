@@ -302,7 +302,7 @@ class Explanation:
         Raises:
             InputError: the images differ in size; take `explanation[i].saliency`.
         """
-        maps = [levels(item) for item in self.counted]
+        maps = list(self.levels)
         for i, alike in enumerate(self.alike):
             if self.method.likeness and alike is not None:
                 maps[i] = levels(self.counted[i] ** _EVIDENCE * alike.reach(maps[i]))
@@ -319,6 +319,15 @@ class Explanation:
             item.cpu().double().clamp(min=0) + self.method.surroundings * around
             for item, around in zip(self.evidence, self._around, strict=True)
         ]
+
+    @cached_property
+    def levels(self) -> list[Tensor]:
+        """For each pixel of the model's input the share of `counted` in pixels with no more of it: one map
+        [height, width] float64, 0..1, an image. Above 0.1 lies 90 % of it.
+
+        >>> explanation.levels[0] > 0.1
+        """
+        return [levels(item) for item in self.counted]
 
     @cached_property
     def _around(self) -> list[Tensor]:
@@ -368,9 +377,11 @@ class Explanation:
 
         Hidden are the strongest pixels that hold a `share` of the evidence, that of their surroundings
         included (`counted`); the blur is a Gaussian of a ninth of the shorter side, as strong as that of
-        *insertion* (Petsiuk et al. 2018). If the answer hardly changes, they were not what decided.
+        *insertion* (Petsiuk et al. 2018) on 224 pixels. If the answer hardly changes, they were not what
+        decided. Of a tensor it is a picture to look at: only photos can be given again as they are.
 
         Raises:
+            IndexError: there is no such image.
             InputError: the share isn't between 0 and 1, or the input is no picture.
         """
         from PIL import Image as Pictures  # noqa: PLC0415
@@ -383,7 +394,7 @@ class Explanation:
         one = self[i]
         photo = one.samples[0].image or _displayed(one.samples[0].input, self.model)
         blurred = photo.filter(ImageFilter.GaussianBlur(min(photo.size) / 9))
-        seen = one._maps([levels(one.counted[0])])[0] > 1 - share
+        seen = one._maps(one.levels)[0] > 1 - share
         pair = (photo, blurred) if others else (blurred, photo)
         return Pictures.composite(*pair, Pictures.fromarray(seen.numpy()))
 

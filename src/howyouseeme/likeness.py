@@ -59,7 +59,7 @@ def likeness(way: Plan, given: Value) -> tuple[Likeness | None, ...]:
     """For each picture of an input [batch, channel, height, width] how its places are described.
 
     >>> likeness(plan(tape, tape.output), tape.inputs[0])[0].features.shape
-    torch.Size([112, 14, 14])
+    torch.Size([672, 14, 14])
 
     It is at the last feature map of the stage before the last, that of half the coarsest stride. None
     where the network has none, or the input is no picture.
@@ -96,7 +96,7 @@ def spread(seen: Tensor, features: Tensor) -> Tensor:
 
 
 def _stage(way: Plan, given: Value) -> tuple[Value, Layout] | None:
-    """The last feature map of the stage before the last: that of half the coarsest stride."""
+    """The last feature map of the stage before the last, and where its places lie."""
     known, channels = layouts(way, given), spatial(way)
     made: set[Value] = set()  # what the network found, not what was done to the pixels before
     for value, step in reversed(way.steps):
@@ -104,9 +104,8 @@ def _stage(way: Plan, given: Value) -> tuple[Value, Layout] | None:
             made.add(value)
     strides: dict[Value, float] = {}
     for value, _ in way.steps:  # the last call first
-        if value not in made:
-            continue
-        if channels.get(value) == 1 and value.data.dim() == 4 and min(value.shape[2:]) > 1:
+        apart = channels.get(value) == 1 and value.data.dim() == 4 and min(value.shape[2:]) > 1
+        if apart and value in made:
             line = known.get(value, {}).get(2)
             one_each = given.shape[0] in {1, value.shape[0]}  # of several views the first
             if one_each and line is not None and line[0] == 2 and 3 in known[value]:

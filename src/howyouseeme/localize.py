@@ -19,7 +19,6 @@ from .errors import InputError, MissingExtraError
 from .explanation import Explanation
 from .images import Geometry, Source
 from .likeness import Likeness
-from .maps import levels
 from .regions import Box, components, edges, suppress
 
 if TYPE_CHECKING:
@@ -121,20 +120,20 @@ def object_of(explanation: Explanation, i: int = 0) -> Tensor:
     if sample.geometry is None:
         shape = tuple(sample.input.shape)
         raise InputError(f"An input of the shape {shape} is no picture, and has no boxes.")
-    return object_map(levels(explanation.counted[i]), explanation.alike[i])
+    return object_map(explanation.levels[i], explanation.alike[i])
 
 
-def object_map(saliency: Tensor, alike: Likeness | None) -> Tensor:
+def object_map(seen: Tensor, alike: Likeness | None) -> Tensor:
     """How much each pixel of the input belongs to the object [height, width], 0..1.
 
     >>> heat = object_map(levels(evidence), likeness(plan(tape, tape.output), tape.inputs[0])[0])
 
-    `saliency` [height, width], 0..1. The result is (saliency · reach²)^(1/3), the reach being that of
-    what is `alike`; the saliency itself where nothing is known of that.
+    `seen` [height, width], 0..1, are levels of evidence. The result is (seen · reach²)^(1/3), the reach
+    being that of what is `alike`; `seen` itself where nothing is known of that.
     """
     if alike is None:
-        return saliency
-    return (saliency * alike.reach(saliency) ** 2) ** (1 / 3)
+        return seen
+    return (seen * alike.reach(seen) ** 2) ** (1 / 3)
 
 
 def regions(heat: Tensor, threshold: float = THRESHOLD) -> list[tuple[float, Box]]:

@@ -29,7 +29,7 @@ class Limits:
     - `pixels`: of a photo, or of a frame; `frames`: of a video;
     - `queue`: requests that wait; one more is told that the server is busy;
     - `seconds`: from a request to its answer; `batch`: requests that are explained together: more than
-      four take memory, and on a CPU hardly any less time;
+      four take more memory, and on a CPU hardly any less time;
     - `connections`: at once, the page's among them.
     """
 

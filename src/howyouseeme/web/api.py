@@ -45,7 +45,7 @@ _EXAMPLE = {
         "python": "3.11.7",
         "model": "efficientnet-lite0",
         "method": "evidence",
-        "parameters": {"contrast": True, "focus": True, "likeness": True},
+        "parameters": {"contrast": True, "focus": True, "likeness": True, "nodes": None},
         "input_shape": [3, 224, 224],
         "dtype": "float32",
         "device": "cpu",
