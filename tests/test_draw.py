@@ -32,17 +32,19 @@ def make_photo(width: int = 300, height: int = 200) -> Image.Image:
 def make_subject(photo: Image.Image | None = None, **changes: object) -> Subject:
     photo = photo or make_photo()
     shape = (photo.height, photo.width)
-    subject = Subject(photo, NONE, NONE, NONE, np.zeros(shape), "tabby cat", 0.9, "evidence", 0.8)
+    dark = np.zeros(shape)
+    subject = Subject(photo, NONE, NONE, NONE, dark, dark, "tabby cat", 0.9, "evidence", 0.8)
     return replace(subject, **changes)  # type: ignore[arg-type]
 
 
 def panel(picture: Image.Image, photo: Image.Image, number: int) -> np.ndarray:
-    """One of the three panels, cut out of the picture of a photo that is not wide."""
+    """One of the four panels, cut out of the picture of a photo that is not wide."""
     (width, height), columns, whole = draw._layout(photo.size)
-    assert columns == 3
-    used = 3 * width + 2 * draw._GAP
-    left = draw._MARGIN + (whole - used) // 2 + number * (width + draw._GAP)
-    top = draw._MARGIN + round(60 * draw._zoom(whole))
+    zoom = draw._zoom(whole)
+    row, column = divmod(number, columns)
+    left = draw._MARGIN + (whole - columns * (width + draw._GAP) + draw._GAP) // 2
+    left += column * (width + draw._GAP)
+    top = draw._MARGIN + round(60 * zoom) + row * (height + round(32 * zoom) + round(10 * zoom))
     return np.asarray(picture.crop((left, top, left + width, top + height)), dtype=float)
 
 
@@ -94,7 +96,7 @@ def test_points_are_where_they_belong() -> None:
     point = {"points_y": [20], "points_x": [250], "strength": [3.0]}
     subject = make_subject(photo, **{k: np.array(v, dtype=float) for k, v in point.items()})
     picture = explanation_picture(subject)
-    for number in (0, 2):
+    for number in (0, 2, 3):
         assert np.array_equal(panel(picture, photo, number), panel(without, photo, number))
     rows, columns = np.nonzero(changed(panel(picture, photo, 1), panel(without, photo, 1)))
     scale = panel(picture, photo, 1).shape[1] / photo.width
@@ -153,14 +155,20 @@ def test_points_without_a_place_or_strength_are_left_out() -> None:
     explanation_picture(make_subject(points_y=y, points_x=x, strength=strength))
 
 
-def test_attention_is_where_it_belongs() -> None:
-    photo = make_photo()
-    attention = np.zeros((200, 300))
-    attention[10:30, 240:280] = 1
-    picture = explanation_picture(make_subject(photo, attention=attention))
+@pytest.mark.parametrize("size", [(300, 200), (300, 400)])
+@pytest.mark.parametrize(("name", "number"), [("attention", 2), ("saliency", 3)])
+def test_maps_are_where_they_belong(name: str, number: int, size: tuple[int, int]) -> None:
+    photo = make_photo(*size)
+    heat = np.zeros(size[::-1])
+    heat[10:30, 240:280] = 1
+    picture = explanation_picture(make_subject(photo, **{name: heat}))
     without = explanation_picture(make_subject(photo))
-    rows, columns = np.nonzero(changed(panel(picture, photo, 2), panel(without, photo, 2)))
-    scale = panel(picture, photo, 2).shape[1] / photo.width
+    for other in {0, 1, 2, 3} - {number}:
+        assert np.array_equal(panel(picture, photo, other), panel(without, photo, other))
+    rows, columns = np.nonzero(
+        changed(panel(picture, photo, number), panel(without, photo, number))
+    )
+    scale = panel(picture, photo, number).shape[1] / photo.width
     assert rows.mean() == pytest.approx(20 * scale, abs=2)
     assert columns.mean() == pytest.approx(260 * scale, abs=2)
 
@@ -321,7 +329,7 @@ import numpy as np
 from PIL import Image
 one = np.ones(1)
 photo = Image.new("RGB", (8, 8))
-draw.explanation_picture(draw.Subject(photo, one, one, one, np.ones((8, 8)), "a", 1, "b", 1))
+draw.explanation_picture(draw.Subject(photo, one, one, one, *np.ones((2, 8, 8)), "a", 1, "b", 1))
 assert not {"torch", "matplotlib.pyplot"} & set(sys.modules), "drawing"
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

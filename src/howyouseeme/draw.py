@@ -22,7 +22,7 @@ from .errors import InputError
 MOST_POINTS = 2000  # more than this and a panel turns into a carpet
 _MOST_TILES = 6  # in one row of the layers strip
 
-_PANEL_SIDE = 600  # a panel has about the area of a square of this side, whatever its shape
+_PANEL_SIDE = 500  # a panel has about the area of a square of this side, whatever its shape
 _LONGEST_SIDE = 1500
 _WIDE = 2.0  # photos wider than this are put under each other: side by side they would be ribbons
 _LEAST_WIDTH = 600  # of the picture between its margins, so that a title fits over a narrow photo
@@ -46,6 +46,7 @@ class Subject:
     points_x: np.ndarray
     strength: np.ndarray  # of each point, descending
     attention: np.ndarray  # [H, W], 0 to 1
+    saliency: np.ndarray  # [H, W], 0 to 1
     label: str
     probability: float | None
     method: str
@@ -74,7 +75,7 @@ class LayerView:
 
 
 def explanation_picture(subject: Subject) -> Image.Image:
-    """The photo, the points over it and the attention over it, under a title."""
+    """The photo, and over it the points, the attention and the saliency, under a title."""
     panel_size, columns, width = _layout(subject.image.size)
     points, points_text = _points_panel(subject, panel_size)
     panel = _resize(subject.image.convert("RGB"), panel_size)
@@ -82,6 +83,7 @@ def explanation_picture(subject: Subject) -> Image.Image:
         (panel, "photo"),
         (points, points_text),
         (_paint_map(panel, subject.attention), "attention: where it looked"),
+        (_paint_map(panel, subject.saliency), "saliency: what answers for it"),
     ]
 
     zoom = _zoom(width)
@@ -116,9 +118,7 @@ def explanation_picture(subject: Subject) -> Image.Image:
     return canvas
 
 
-def frames(
-    subject: Subject, saliency: np.ndarray, layers: Sequence[LayerView]
-) -> list[tuple[str, str, Image.Image]]:
+def frames(subject: Subject, layers: Sequence[LayerView]) -> list[tuple[str, str, Image.Image]]:
     """One picture for each map, all of one size: its name, what it shows, and the picture."""
     photo = subject.image.convert("RGB")
     panel_size, _, _ = _layout(photo.size)
@@ -128,7 +128,7 @@ def frames(
         ("photo", "as it was given", panel),
         ("points", points_text, points),
         ("attention", "where the network looked", _paint_map(panel, subject.attention)),
-        ("saliency", "which pixels answer for it, level by level", _paint_map(panel, saliency)),
+        ("saliency", "which pixels answer for it, by levels", _paint_map(panel, subject.saliency)),
     ]
     for layer in layers:
         size = " × ".join(str(side) for side in reversed(layer.grid))
@@ -269,7 +269,7 @@ def _layout(size: tuple[int, int]) -> tuple[tuple[int, int], int, int]:
     if scale >= 3:
         scale = math.floor(scale)  # whole steps keep every pixel of a tiny photo the same size
     panel = (max(1, round(width * scale)), max(1, round(height * scale)))
-    columns = 1 if width / height > _WIDE else 3
+    columns = 1 if width / height > _WIDE else 2 if width > height else 4
     return panel, columns, max(_LEAST_WIDTH, columns * panel[0] + (columns - 1) * _GAP)
 
 

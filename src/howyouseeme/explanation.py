@@ -493,7 +493,7 @@ class Explanation:
     # -- to look at ---------------------------------------------------------------------------------
 
     def picture(self, i: int = 0, layers: bool = False) -> Image:
-        """The photo, its points, and attention over it, side by side; if asked for, below them the layers.
+        """The photo, and over it its points, attention and saliency; if asked for, below them the layers.
 
         >>> explanation.picture().save("picture.png")
 
@@ -514,7 +514,7 @@ class Explanation:
         >>> for name, says, picture in explanation.frames():
         ...     picture.save(f"{name}.png")
 
-        Name, what it shows in a few words, and a picture of about 600 x 600 pixels, all of one size:
+        Name, what it shows in a few words, and a picture of about 500 x 500 pixels, all of one size:
         the photo, the points, attention, saliency, and then each stage of the network as in
         `picture(layers=True)`. The pass is recorded once more, as for `path`.
 
@@ -523,7 +523,7 @@ class Explanation:
         """
         from . import draw  # noqa: PLC0415 - needs matplotlib
 
-        return draw.frames(self._subject(i), self[i].saliency[0].numpy(), self._views(i))
+        return draw.frames(self._subject(i), self._views(i))
 
     def _subject(self, i: int) -> Subject:
         from . import draw  # noqa: PLC0415
@@ -536,6 +536,7 @@ class Explanation:
             points_x=points.x,
             strength=points.strength,
             attention=one.attention[0].numpy(),
+            saliency=one.saliency[0].numpy(),
             label=self.label[i] or "the target",
             probability=self.probability[i],
             method=self.method.name,
