@@ -13,9 +13,11 @@ from torch import Tensor, nn
 import howyouseeme as hysm
 from howyouseeme import halftone
 from howyouseeme.backtrack import Plan, plan
-from howyouseeme.methods import Evidence, get_method
+from howyouseeme.links import Convolution, Matrix
+from howyouseeme.methods import Evidence, evidence, get_method
 from howyouseeme.methods.base import Trail
 from howyouseeme.methods.descent import descend
+from howyouseeme.rules import Step
 from howyouseeme.tape import Value, record
 
 
@@ -235,6 +237,61 @@ def test_each_image_of_a_batch_against_the_reference(name: str) -> None:
         torch.testing.assert_close(
             found[i].flatten(), torch.tensor(expected), rtol=1e-10, atol=1e-10
         )
+
+
+class Signed(nn.Module):
+    """Convolutions and linear layers of every sort on activations of both signs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(2, 8, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(8, 8, 3, stride=2, padding=2, dilation=2, groups=4),
+            nn.GELU(),
+            nn.ConvTranspose2d(8, 12, 3, stride=2, groups=2, bias=False),
+            nn.BatchNorm2d(12),
+            nn.Conv2d(12, 6, 1),
+        )
+        self.across = nn.Linear(6, 6)
+        self.last = nn.Conv2d(6, 6, 3)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layers(x)
+        x = x + self.across(x.movedim(1, 3)).movedim(3, 1)
+        return self.head(self.last(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_products_of_both_signs_by_their_sums(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the sum of all products and that of their sizes, what each sign's own sums tell."""
+    mixed, taken = evidence._mixed, []
+
+    def telling(step: Step, both: bool) -> Convolution | Matrix | None:
+        taken.append(mixed(step, both))
+        return taken[-1]
+
+    for seed in range(8):
+        torch.manual_seed(seed)
+        net, pictures = Signed().to(dtype).eval(), image(seed, batch=2).to(dtype)
+        monkeypatch.setattr(evidence, "_mixed", telling)
+        *short, short_trail = walked(net, pictures, [0, 2])
+        monkeypatch.setattr(evidence, "_mixed", lambda *_, **__: None)
+        *long, long_trail = walked(net, pictures, [0, 2])
+        bound = 1e-12 if dtype is torch.float64 else 1e-5
+        for one, other in zip(short, long, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=bound * float(other.abs().max()))
+        short_rates, long_rates = (
+            torch.cat([one.rate.flatten() for many in trail.crossings.values() for one in many])
+            for trail in (short_trail, long_trail)
+        )
+        if dtype is torch.float64:  # where little excites, it is told less exactly
+            torch.testing.assert_close(short_rates, long_rates, rtol=1e-8, atol=1e-12)
+    kinds = [type(link) for link in taken if link is not None]
+    assert {Convolution, Matrix} == set(kinds)
 
 
 @pytest.mark.parametrize("contrast", [True, False])

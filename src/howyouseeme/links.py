@@ -416,6 +416,10 @@ class Matrix(Link):
     def negative(self) -> Matrix:
         return Matrix(self.in_shape, self.out_shape, self.weight.clamp(max=0))
 
+    def magnitude(self) -> Matrix:
+        """The link of the entries' absolute values."""
+        return Matrix(self.in_shape, self.out_shape, self.weight.abs())
+
     def keeps_samples(self, batch: int) -> bool:
         return prod(self.in_shape[:-1]) % batch == 0
 
@@ -550,6 +554,10 @@ class Convolution(Link):
 
     def negative(self) -> Convolution:
         return self._with(self.weight.clamp(max=0))
+
+    def magnitude(self) -> Convolution:
+        """The link of the entries' absolute values."""
+        return self._with(self.weight.abs())
 
     def fan_in(self) -> int:
         return (self.in_shape[1] // self.groups) * prod(self.weight.shape[2:])

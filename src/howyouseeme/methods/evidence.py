@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..backtrack import Plan, multipliers, signs
 from ..errors import InputError
-from ..links import Convolution, Diagonal, Link, Selection
+from ..links import Convolution, Diagonal, Link, Matrix, Selection
 from ..places import layouts, onto_input, spatial
 from ..rules import Step
 from ..tape import Value
@@ -35,6 +35,9 @@ from .base import Crossing, Method, Trail, Walked, one_hot, per_sample
 from .descent import descend
 
 __all__ = ["Evidence"]
+
+#: Numbers further apart than this, at 1, are of half precision.
+_COARSE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Evidence(Method):
         else:
             evidence = {value: item.evidence for value, item in waiting.items()}
             found, lost = descend(plan, evidence, self.nodes, batch, trail)
-        total = lost + sum(_positive(item, batch) for item in found.values())
+        found, total = _above_rounding(found, lost, batch)
         walked = Walked.relative(found, total, trail)
         if self.focus:
             walked.strength = {
@@ -148,6 +151,26 @@ def _places(plan: Plan, maps: dict[Value, Tensor], source: Value) -> Tensor:
         return torch.ones_like(weight)
     most = per_sample(weight, len(weight)).max(1).values.reshape(-1, *[1] * (weight.dim() - 1))
     return weight / most.clamp(min=torch.finfo(weight.dtype).tiny)
+
+
+def _above_rounding(
+    found: dict[Value, Tensor], lost: Tensor, batch: int
+) -> tuple[dict[Value, Tensor], Tensor]:
+    """The evidence at the inputs, and all that speaks for the answer [batch], found or lost.
+
+    Less than what the strongest is rounded by is none.
+    """
+    exact = min(torch.finfo(lost.dtype).eps, torch.finfo(torch.float32).eps)
+    least = torch.zeros_like(lost)
+    for item in found.values():
+        if item.numel():
+            least = torch.maximum(least, 16 * exact * per_sample(item.abs(), batch).amax(1))
+    kept = {
+        value: item.where(item.abs() > least.reshape(-1, *[1] * (item.dim() - 1)), 0)
+        for value, item in found.items()
+    }
+    total = lost + sum(_positive(item, batch) for item in kept.values())
+    return kept, total.where(total > least, 0)
 
 
 def _positive(evidence: Tensor | None, batch: int) -> Tensor | float:
@@ -304,9 +327,18 @@ def _excite(
     """e[i] = sum over j of e[j] · (o[j] w[j, i] a[i])⁺ / z[j], z[j] being the sum over all i."""
     evidence = arrived.evidence
     orientation = asking = arrived.asked(value)
+    # One sign a channel, as batch norm leaves it.
+    by_channel = asking.shape == (1, *value.shape[1:2], *[1] * (value.data.dim() - 2))
+    mixed = _mixed(step, both=asking.numel() > 1 and not by_channel)
+    if mixed is not None:
+        share, half_rates, gone = _excite_mixed(value, step, evidence, asking, mixed, shared)
+        source, link = step.links[0]
+        if trail is not None:
+            flow = 2 * half_rates
+            trail.cross(source, Crossing(value, link, flow, orientation.expand(value.shape)))
+        return [(source, _Arrived(share, above=not source.signed))], gone
     links, turns = step.links, b""
-    if asking.shape == (1, *value.shape[1:2], *[1] * (value.data.dim() - 2)):
-        # One sign a channel, as batch norm leaves it: turn the filters around instead, and walk once.
+    if by_channel:  # turn the filters around instead, and walk once
         turned = [link.turned(asking) for _, link in links if isinstance(link, Convolution)]
         if len(turned) == len(links):
             links = [(source, link) for (source, _), link in zip(links, turned, strict=True)]
@@ -351,6 +383,56 @@ def _excite(
         for (source, _), share, only in zip(step.links, shares, above, strict=True)
     ]
     return sent, ended
+
+
+def _mixed(step: Step, both: bool) -> Convolution | Matrix | None:
+    """The link of a call whose products have both signs, or are asked for both; None for others.
+
+    None too where numbers are too coarse for the difference of nearly equal sums.
+    """
+    if len(step.links) > 1 or callable(step.bias):
+        return None
+    source, link = step.links[0]
+    if not isinstance(link, Convolution | Matrix) or not (source.signed or both):
+        return None
+    short = source.data.is_cuda and torch.backends.cudnn.allow_tf32
+    return None if short or torch.finfo(source.data.dtype).eps > _COARSE else link
+
+
+def _excite_mixed(
+    value: Value,
+    step: Step,
+    evidence: Tensor,
+    orientation: Tensor,
+    link: Convolution | Matrix,
+    shared: dict[Any, Any] | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`_excite` where products have both signs: the share of the input, half of e / z, what ended.
+
+    (o w a)⁺ is half of o w a + |w a|, and the call itself has added up w a: one sum forward and two
+    back take the place of up to four and four.
+    """
+    source, key = step.links[0][0], (value, "mixed")
+    if shared is not None and key in shared:
+        magnitude, size, plain, whole, least = shared[key]
+    else:
+        magnitude, size, plain = link.magnitude(), source.data.abs(), value.data
+        whole = magnitude.forward(size)
+        # Below these, twice z is rounding.
+        limits = torch.finfo(whole.dtype)
+        least = whole * (128 * limits.eps) + limits.tiny / limits.eps
+        if step.bias is not None:
+            assert isinstance(step.bias, Tensor)
+            plain = plain - step.bias
+            least += step.bias.abs() * (128 * limits.eps)
+        if shared is not None:
+            shared[key] = magnitude, size, plain, whole, least
+    twice = torch.addcmul(whole, orientation, plain)
+    dead = twice <= least
+    rates = evidence / twice.masked_fill_(dead, torch.inf)
+    share = link.transposed().forward(orientation * rates).mul_(source.data)
+    share.addcmul_(magnitude.transposed().forward(rates), size)
+    return share, rates, evidence * dead
 
 
 def _excitation(
