@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import http.client
 import io
 import json
 import socket
@@ -729,15 +730,27 @@ def test_a_missing_extra_names_the_command(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_command_serves_and_ends_when_it_is_interrupted() -> None:
+    """Who waits for a while, as one does who is told that it is busy, finds the connection open."""
     code = "from howyouseeme.cli import main; main()"
     command = [sys.executable, "-c", code, "serve", "--port", "0", "--no-page"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as run:
-        assert run.stdout is not None
-        line = run.stdout.readline()
-        assert line.startswith("howyouseeme is at http://127.0.0.1:")
-        run.send_signal(2)
+        try:
+            assert run.stdout is not None
+            line = run.stdout.readline()
+            assert line.startswith("howyouseeme is at http://127.0.0.1:")
+            connection = http.client.HTTPConnection("127.0.0.1", int(line.split()[3].split(":")[2]))
+            held: list[Any] = []
+            for wait in (0, 6):  # uvicorn's own patience is 5 s
+                time.sleep(wait)
+                connection.request("GET", "/healthz")
+                assert connection.getresponse().read()
+                held.append(connection.sock)
+            assert held[0] is held[1] is not None
+            connection.close()
+        finally:
+            run.send_signal(2)
         _, errors = run.communicate(timeout=60)
     assert "Traceback" not in errors
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import ipaddress
+import math
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -127,6 +128,8 @@ def serve(
             server_header=False,
             limit_concurrency=settings.limits.connections,
             timeout_graceful_shutdown=5,
+            # Who waits as long as told when it was busy finds the connection open.
+            timeout_keep_alive=math.ceil(settings.limits.seconds),
         )
 
         class Server(uvicorn.Server):
