@@ -339,6 +339,8 @@ def test_two_classes_and_two_networks_side_by_side(browser: Any, home: str) -> N
         assert changed(visitor.pixels(0), visitor.pixels(1))
         visitor.shoot("side-by-side", whole=True)
         visitor.part("slider").fill("6")
+        told = "document.querySelector('#second-class input').value !== ''"
+        visitor.page.wait_for_function(told)  # a choice before that would be lost
         visitor.page.locator("#second-class input").click()
         visitor.page.keyboard.press("Control+a")
         visitor.page.keyboard.type("tiger cat")

@@ -24,6 +24,7 @@ _MOST_TILES = 6  # in one row of the layers strip
 
 _PANEL_SIDE = 500  # a panel has about the area of a square of this side, whatever its shape
 _LONGEST_SIDE = 1500
+_BOXES_SIDE = 600  # the longer side at least, of a photo with boxes
 _WIDE = 2.0  # photos wider than this are put under each other: side by side they would be ribbons
 _LEAST_WIDTH = 600  # of the picture between its margins, so that a title fits over a narrow photo
 _MARGIN = 32
@@ -195,7 +196,7 @@ def boxes_picture(
     A small photo is enlarged, so that the texts can be read.
     """
     photo = image.convert("RGB")
-    scale = max(1.0, _PANEL_SIDE / max(photo.size))
+    scale = max(1.0, _BOXES_SIDE / max(photo.size))
     picture = _resize(photo, (round(photo.width * scale), round(photo.height * scale)))
     pen = ImageDraw.Draw(picture)
     line = max(2, round(max(picture.size) / 250))

@@ -110,6 +110,7 @@ def _stage(way: Plan, given: Value) -> tuple[Value, Layout] | None:
             one_each = given.shape[0] in {1, value.shape[0]}  # of several views the first
             if one_each and line is not None and line[0] == 2 and 3 in known[value]:
                 strides[value] = float(np.abs(np.diff(line[1])).mean())
+    strides = {value: stride for value, stride in strides.items() if stride}  # 0: all in one place
     if not strides:
         return None
     wanted = max(strides.values()) / 2
