@@ -153,4 +153,4 @@ def multipliers(
 
 def signs(tensor: Tensor) -> Tensor:
     """+1 or -1, with +1 for zero."""
-    return torch.where(tensor < 0, -1.0, 1.0).to(tensor.dtype)
+    return tensor.sign().add_(0.5).sign_()  # several times as fast as `torch.where`

@@ -347,27 +347,21 @@ def _excite(
     shares: list[Tensor | None] = [None] * len(links)
     above = [True] * len(links)
     rates: Tensor | None = None
-    ended: Tensor | None = None  # one of the signs is there
+    ended: Tensor | None = None
+    least_asked, most_asked = (float(end) for end in asking.aminmax())
     for sign in (1.0, -1.0):
-        there = asking == sign
-        if not bool(there.any()):
+        if not least_asked <= sign <= most_asked:
             continue
-        asked = evidence if bool(there.all()) else evidence * there
+        one_sign = least_asked == most_asked
+        asked = evidence if one_sign else evidence * (sign * asking).clamp(min=0)
         parts, z = _excitation(links, sign, shared, (value, sign, turns))
         if z is None:  # nothing can excite it
             ended = asked if ended is None else ended + asked
             continue
-        # Below these z is rounding, and evidence divided by it would overflow.
-        limits = torch.finfo(z.dtype)
-        low, high = asked.aminmax()
-        least = (torch.maximum(-low, high) / (limits.max / 1024)).clamp(
-            min=limits.tiny / limits.eps
-        )
-        z = z if sign > 0 else -z
-        dead = z <= least
-        rate = asked / z.masked_fill(dead, torch.inf)
+        rate, gone = _rates(asked, z if sign > 0 else -z, _lowest(asked))
         rates = rate if rates is None else rates + rate
-        ended = asked * dead if ended is None else ended + asked * dead
+        if gone is not None:
+            ended = gone if ended is None else ended + gone
         for i, pairs in enumerate(parts):
             for part, half, is_above in pairs:
                 share = part.transposed().forward(rate if sign > 0 else -rate) * half
@@ -406,7 +400,7 @@ def _excite_mixed(
     orientation: Tensor,
     link: Convolution | Matrix,
     shared: dict[Any, Any] | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """`_excite` where products have both signs: the share of the input, half of e / z, what ended.
 
     (o w a)⁺ is half of o w a + |w a|, and the call itself has added up w a: one sum forward and two
@@ -420,19 +414,34 @@ def _excite_mixed(
         whole = magnitude.forward(size)
         # Below these, twice z is rounding.
         limits = torch.finfo(whole.dtype)
-        least = whole * (128 * limits.eps) + limits.tiny / limits.eps
+        floor, rounding = whole.new_tensor(limits.tiny / limits.eps), 128 * limits.eps
         if step.bias is not None:
             assert isinstance(step.bias, Tensor)
             plain = plain - step.bias
-            least += step.bias.abs() * (128 * limits.eps)
+            floor = floor + step.bias.abs() * rounding
+        least = torch.add(floor, whole, alpha=rounding)
         if shared is not None:
             shared[key] = magnitude, size, plain, whole, least
-    twice = torch.addcmul(whole, orientation, plain)
-    dead = twice <= least
-    rates = evidence / twice.masked_fill_(dead, torch.inf)
+    rates, ended = _rates(evidence, torch.addcmul(whole, orientation, plain), least)
     share = link.transposed().forward(orientation * rates).mul_(source.data)
     share.addcmul_(magnitude.transposed().forward(rates), size)
-    return share, rates, evidence * dead
+    return share, rates, ended
+
+
+def _lowest(evidence: Tensor) -> float:
+    """Below this z is rounding, and evidence divided by it would overflow."""
+    limits = torch.finfo(evidence.dtype)
+    low, high = (float(end) for end in evidence.aminmax())
+    return max(max(-low, high) / (limits.max / 1024), limits.tiny / limits.eps)
+
+
+def _rates(evidence: Tensor, z: Tensor, least: Tensor | float) -> tuple[Tensor, Tensor | None]:
+    """e / z, or 0 where z is not above the least; and the evidence of these nodes, if there are any."""
+    # Masks are slow on a CPU: first see whether they are needed.
+    if not z.numel() or bool((z - least).amin() > 0):
+        return evidence / z, None
+    dead = z <= least
+    return evidence / z.masked_fill(dead, torch.inf), evidence * dead
 
 
 def _excitation(
