@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -1835,6 +1836,40 @@ def test_a_convolution_turned_around(back: bool, groups: int) -> None:
     rows = signs.repeat_interleave(math.prod(outputs[2:]))
     want = by_forward(link) * rows.numpy()[:, None]
     np.testing.assert_allclose(checked(link.turned(signs)), want, **EXACT)
+
+
+@pytest.mark.parametrize("way", ["place by place", "patch by patch", "neither"])
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_convolutions_there_and_back_however_they_are_done(
+    dims: int, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against PyTorch's own, and the gradients of it."""
+    taken = []
+    for name in ("_place_by_place", "_patch_by_patch"):
+        done = getattr(Convolution, name)
+        monkeypatch.setattr(Convolution, name, lambda *a, d=done: taken.append(d.__name__) or d(*a))
+    conv = getattr(F, f"conv{dims}d")
+    back = getattr(F, f"conv_transpose{dims}d")
+    size = 1 if way == "place by place" else 3
+    channels, padding = (5, 1) if way == "neither" else (3, 0)
+    x = weights(2, channels, *(9, 8, 7)[:dims])
+    for stride, dilation in itertools.product((1, 2, 3), (1, 2)):
+        w = weights(4, channels, *[size] * dims)
+        y = conv(x, w, None, stride, padding, dilation)
+        link = Convolution(x.shape, y.shape, w, (stride,), (padding,), (dilation,), 1)
+        torch.testing.assert_close(link.forward(x), y)
+        found = x.clone().requires_grad_()
+        (want,) = torch.autograd.grad(conv(found, w, None, stride, padding, dilation), found, y)
+        torch.testing.assert_close(link.transposed().forward(y), want)
+        for extra in range(max(stride, dilation)):
+            z = back(y, w, None, stride, padding, extra, 1, dilation)
+            link = Convolution(
+                y.shape, z.shape, w, (stride,), (padding,), (dilation,), 1, back=True
+            )
+            torch.testing.assert_close(link.forward(y), z)
+    ways = {"place by place": {"_place_by_place"}, "patch by patch": {"_patch_by_patch"}}
+    wanted = ways.get(way, set()) if dims == 2 or way != "patch by patch" else set()
+    assert set(taken) == wanted
 
 
 def test_every_rule_has_a_case() -> None:
