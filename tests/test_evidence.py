@@ -294,6 +294,17 @@ def test_products_of_both_signs_by_their_sums(
     assert {Convolution, Matrix} == set(kinds)
 
 
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_rounding_counts_as_none_and_overflow_stays(broken: float) -> None:
+    given = record(nn.Identity().eval(), [torch.ones(2, 1, 3)]).inputs[0]
+    found = {given: torch.tensor([[[1.0, -1e-8, 1e-3]], [[broken, 1e-8, 1.0]]])}
+    kept, total = evidence._above_rounding(found, torch.zeros(2), 2)
+    assert kept[given][0].tolist() == [[1.0, 0.0, pytest.approx(1e-3)]]
+    torch.testing.assert_close(kept[given][1], found[given][1], equal_nan=True)
+    assert float(total[0]) == pytest.approx(1.001)
+    assert not bool(total[1].isfinite())
+
+
 @pytest.mark.parametrize("contrast", [True, False])
 @every_net
 def test_nothing_is_lost(name: str, contrast: bool) -> None:

@@ -165,12 +165,13 @@ def _above_rounding(
     for item in found.values():
         if item.numel():
             least = torch.maximum(least, 16 * exact * per_sample(item.abs(), batch).amax(1))
+    least = least.nan_to_num(0, 0, 0)  # evidence that has overflowed stays what it is
     kept = {
-        value: item.where(item.abs() > least.reshape(-1, *[1] * (item.dim() - 1)), 0)
+        value: item.masked_fill(item.abs() <= least.reshape(-1, *[1] * (item.dim() - 1)), 0)
         for value, item in found.items()
     }
     total = lost + sum(_positive(item, batch) for item in kept.values())
-    return kept, total.where(total > least, 0)
+    return kept, total.masked_fill(total <= least, 0)
 
 
 def _positive(evidence: Tensor | None, batch: int) -> Tensor | float:
