@@ -63,7 +63,10 @@ class Subject:
         networks = quality.section("networks")
         self.methods = {
             OURS: Method(
-                self.ours, (Subject.ours, Subject.given, networks, str(LEVELS)), ours=True
+                self.ours,
+                (Subject.ours, Subject.given, networks, str(LEVELS)),
+                ours=True,
+                aside=harness.VIDEO,
             ),
             "Grad-CAM": self.peer("GradCAM", "last_conv"),
             "Layer-CAM": self.peer("LayerCAM", "last"),

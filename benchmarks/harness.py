@@ -24,6 +24,9 @@ Row = dict[str, Any]
 OURS = "**howyouseeme**"
 SIDES = ("x0", "y0", "x1", "y1")
 
+#: What only tracking stands on.
+VIDEO = frozenset({"track.py", "video.py"})
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -47,11 +50,12 @@ class Setup:
 @dataclass(frozen=True)
 class Method:
     """`measure` makes a row of an item's name; rows are dropped when the source of one of `made_of` changes,
-    or, of `ours`, anything in the package that could matter."""
+    or, of `ours`, anything in the package that could matter: all but what is `aside`."""
 
     measure: Callable[[str], Row]
     made_of: tuple[Any, ...]
     ours: bool = False
+    aside: frozenset[str] = frozenset()
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
@@ -59,7 +63,7 @@ class Method:
             digest.update((part if isinstance(part, str) else inspect.getsource(part)).encode())
         if self.ours:
             package = Path(hysm.__file__).parent
-            aside = {"evaluate", "models", "web", "cli.py", "draw.py", "__init__.py"}
+            aside = self.aside | {"evaluate", "models", "web", "cli.py", "draw.py", "__init__.py"}
             for path in sorted(package.rglob("*.py")):
                 if path.relative_to(package).parts[0] not in aside:
                     digest.update(path.read_bytes())

@@ -82,7 +82,10 @@ def section(setup: Setup) -> str:
 
     def method(propose: Callable[[np.ndarray], np.ndarray]) -> Method:
         return Method(
-            lambda item: timed(propose, folder / "images" / item), (propose, timed), propose is ours
+            lambda item: timed(propose, folder / "images" / item),
+            (propose, timed),
+            propose is ours,
+            harness.VIDEO,
         )
 
     methods = {OURS: method(ours), "OpenCV selective search (fast)": method(selective_search)}
@@ -162,6 +165,7 @@ def saliency(setup: Setup, proposer: Proposer) -> str:
             lambda item: agreement(see, data / item),
             (see, agreement, f_beta, best_f_beta),
             see is ours,
+            harness.VIDEO,
         )
 
     methods = {
