@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from .errors import ModelError, UnsupportedCallError
+from .links import Diagonal
 from .rules import Refusal, Step, find_rule
-from .tape import Call, Tape, Value
+from .tape import Call, Tape, Value, at_hand
 
 __all__ = ["Ledger", "Plan", "multipliers", "plan", "signs"]
 
@@ -91,7 +92,26 @@ def plan(tape: Tape, start: Value, exclusive: bool = True) -> Plan:
             "The target does not depend on the model's input through recorded calls: is it computed "
             "outside of PyTorch (numpy), or from a constant?"
         )
+    if not at_hand(start.data):
+        _look_at_once(steps)
     return Plan(start, steps, inputs, exclusive)
+
+
+def _look_at_once(steps: list[tuple[Value, Step]]) -> None:
+    """Find out at once what walks decide by the contents of."""
+    asked: dict[Value | Diagonal, Tensor] = {}
+    for value, step in steps:
+        items: list[Value | Diagonal] = [
+            link for _, link in step.links if isinstance(link, Diagonal)
+        ]
+        if not step.moves:
+            items += [value, *(source for source, _ in step.links)]
+        for item in items:
+            if item not in asked and (pending := item.pending) is not None:
+                asked[item] = pending
+    if asked:
+        for item, found in zip(asked, torch.stack(list(asked.values())).tolist(), strict=True):
+            item.settle(found)
 
 
 def _unsupported(missing: list[tuple[Call, str]]) -> UnsupportedCallError:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import PurePath
 from typing import Any, NamedTuple, TypeGuard
 
@@ -344,7 +344,7 @@ class Explainer:
     def _like(self) -> Tensor:
         """A tensor of the type and on the device that the model's input must have."""
         module = self.network.module
-        tensors = (item for item in (*module.parameters(), *module.buffers()))
+        tensors = chain(module.parameters(), module.buffers())
         found = next((item for item in tensors if item.is_floating_point()), torch.empty(0))
         if found.is_meta:
             raise ModelError(

@@ -17,7 +17,15 @@ from torch import Tensor
 from .errors import InputError
 from .images import Geometry
 from .likeness import Likeness
-from .maps import Point, Points, gaussian_blur, levels, scale_to_one, strongest_points
+from .maps import (
+    Point,
+    Points,
+    gaussian_blur,
+    levels,
+    precise,
+    scale_to_one,
+    strongest_points,
+)
 from .methods.base import Hop, Method, Trail, per_sample
 from .places import Layout, layouts, onto_input, spatial
 from .tape import Value
@@ -237,7 +245,10 @@ class Explanation:
 
     @cached_property
     def _strongest(self) -> list[tuple[Tensor, Tensor]]:
-        return [strongest_points(item, MOST_POINTS) for item in self.evidence]
+        evidence = (
+            self.evidence.cpu()
+        )  # where the strongest are found as fast, without a wait for each
+        return [strongest_points(item, MOST_POINTS) for item in evidence]
 
     @cached_property
     def points(self) -> tuple[Points, ...]:
@@ -316,8 +327,8 @@ class Explanation:
         >>> explanation.counted[0].sum()
         """
         return [
-            item.cpu().double().clamp(min=0) + self.method.surroundings * around
-            for item, around in zip(self.evidence, self._around, strict=True)
+            item.clamp(min=0) + self.method.surroundings * around
+            for item, around in zip(precise(self.evidence), self._around, strict=True)
         ]
 
     @cached_property
@@ -332,8 +343,9 @@ class Explanation:
     @cached_property
     def _around(self) -> list[Tensor]:
         """The evidence for the answer, blurred: one map an image."""
-        positive = self.evidence.cpu().double().clamp(min=0)
-        return [gaussian_blur(item, self.method.blur * min(item.shape)) for item in positive]
+        positive = precise(self.evidence).clamp(min=0)
+        sigma = self.method.blur * min(positive.shape[1:])
+        return list(gaussian_blur(positive, sigma, first=1))
 
     def _maps(self, over_input: Sequence[Tensor]) -> Tensor:
         """Maps over the inputs, drawn over the user's images, 0..1."""
@@ -450,7 +462,7 @@ class Explanation:
         evidence = trail.evidence[picture][row]
         if evidence.dim() < 2:  # no channels: each element is a place
             evidence = evidence.reshape(1, -1)
-        place = self._strongest[image][0][list(points)]
+        place = self._strongest[image][0][list(points)].to(evidence.device)
         pixel = torch.zeros(len(place), dtype=torch.long, device=place.device)
         for axis, size in enumerate(evidence.shape[1:]):
             pixel = pixel * size + place[:, axis]

@@ -25,7 +25,7 @@ from torch import Tensor
 from . import crew
 from .backtrack import signs
 from .links import Convolution, Diagonal, Link, Matrix, Pad
-from .tape import Value
+from .tape import Value, at_hand
 
 __all__ = [
     "Arrivals",
@@ -86,7 +86,7 @@ class Heap:
         self.value, self.batch = value, batch
         self.channels = shape[1] if len(shape) > 1 else 1
         self.inner = prod(shape[2:]) if len(shape) > 1 else value.numel
-        self.compiled = value.data.device.type == "cpu"
+        self.compiled = at_hand(value.data)
         if self.compiled:  # numpy's zeros take no time until they are touched
             self.evidence = torch.from_numpy(np.zeros(value.numel, _real(precision(value))))
             self.marks = np.zeros(value.numel, np.uint8)
@@ -202,7 +202,7 @@ class Arrivals:
 
     def _note(self, value: Value, index: Tensor, evidence: Tensor) -> np.ndarray:
         size, each = np.zeros(self.batch), max(value.numel // self.batch, 1)
-        if index.device.type == "cpu":
+        if at_hand(index):
             from . import kernels  # noqa: PLC0415
 
             kernels.totals(index.numpy(), evidence.numpy(), each, size)
@@ -279,7 +279,7 @@ def move(link: Link, dots: Dots) -> tuple[Dots, Dots | None]:
     """Through a call with one input for each output: all the evidence goes there; and what does not."""
     if isinstance(link, Diagonal) and link.rising:
         return dots, None
-    if dots.index.device.type == "cpu":
+    if at_hand(dots.index):
         if isinstance(link, Pad):
             return _crop(link, dots)
         turned = _turn(link, dots) if isinstance(link, Diagonal) else None
@@ -343,7 +343,7 @@ def excite(
         for source, _ in links:
             arrivals.bring(source, dots)
         return dots.evidence
-    if value.data.device.type == "cpu":
+    if at_hand(value.data):
         convolution = as_convolution(links[0][1]) if len(links) == 1 else None
         if convolution is not None:
             return _convolve(links[0][0], convolution, dots, arrivals, steps, seed)

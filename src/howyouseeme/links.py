@@ -101,7 +101,7 @@ class Diagonal(Link):
 
     `weight` broadcasts against `in_shape`; None is 1. A function of no arguments is called when the
     weight is first needed, for slopes that cost a tensor of the activation's size; `rising` promises
-    that none of them is negative.
+    that none of them is negative (a tensor that tells is looked at when it is first needed).
     """
 
     one_to_one = True
@@ -111,11 +111,25 @@ class Diagonal(Link):
         in_shape: Shape,
         out_shape: Shape,
         weight: Tensor | Callable[[], Tensor] | None = None,
-        rising: bool = False,
+        rising: bool | Tensor = False,
     ) -> None:
         super().__init__(in_shape, out_shape)
         self._weight = weight
-        self.rising = rising or weight is None
+        self._rising = True if weight is None else rising
+
+    @property
+    def rising(self) -> bool:
+        self._rising = bool(self._rising)
+        return self._rising
+
+    @property
+    def pending(self) -> Tensor | None:
+        """What `rising` has not looked at yet."""
+        return self._rising if isinstance(self._rising, Tensor) else None
+
+    def settle(self, found: bool) -> None:
+        """Take what a look at `pending` found."""
+        self._rising = found
 
     @property
     def plain(self) -> bool:
@@ -147,7 +161,7 @@ class Diagonal(Link):
     def transposed(self) -> Diagonal:
         if self._weight is None:
             return Diagonal(self.out_shape, self.in_shape)
-        return Diagonal(self.out_shape, self.in_shape, self._reshaped, self.rising)
+        return Diagonal(self.out_shape, self.in_shape, self._reshaped, self._rising)
 
     def _reshaped(self) -> Tensor:
         weight = self.weight
@@ -351,7 +365,9 @@ class Spread(Link):
         index, x = self.selection.index, x.reshape(-1)
         if self.selection.weight is not None:
             x = x * self.selection.weight
-        if len(index) and int(index.min()) < 0:
+        if not index.is_cpu:  # where a look at the contents waits for all the work before it
+            index, x = index.clamp(min=0), x.masked_fill(index < 0, 0)
+        elif len(index) and int(index.min()) < 0:
             used = index >= 0
             index, x = index[used], x[used]
         total = x.new_zeros(prod(self.out_shape))

@@ -120,7 +120,7 @@ def object_of(explanation: Explanation, i: int = 0) -> Tensor:
     if sample.geometry is None:
         shape = tuple(sample.input.shape)
         raise InputError(f"An input of the shape {shape} is no picture, and has no boxes.")
-    return object_map(explanation.levels[i], explanation.alike[i])
+    return object_map(explanation.levels[i], explanation.alike[i]).cpu()
 
 
 def object_map(seen: Tensor, alike: Likeness | None) -> Tensor:

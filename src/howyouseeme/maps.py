@@ -11,12 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .tape import at_hand
+
 __all__ = [
     "Point",
     "Points",
     "gaussian_blur",
     "inliers",
     "levels",
+    "precise",
     "scale_to_one",
     "strongest_points",
 ]
@@ -133,13 +136,13 @@ def inliers(evidence: Tensor, radius: float = 0.1, share: float = 0.05) -> Tenso
     return evidence.masked_fill(near <= share * there.sum(), 0)
 
 
-def gaussian_blur(evidence: Tensor, sigma: float) -> Tensor:
-    """A map of any number of axes, blurred along each by a Gaussian of `sigma` elements.
+def gaussian_blur(evidence: Tensor, sigma: float, first: int = 0) -> Tensor:
+    """A map of any number of axes, blurred along each from the `first` on by a Gaussian of `sigma` elements.
 
     The kernel reaches 4 sigma; outside of the map there is nothing.
     """
-    for axis, size in enumerate(evidence.shape):
-        near = _gaussian(size, sigma).to(evidence)
+    for axis in range(first, evidence.dim()):
+        near = _gaussian(evidence.shape[axis], sigma).to(evidence)
         evidence = torch.tensordot(evidence, near, dims=([axis], [0])).movedim(-1, axis)
     return evidence
 
@@ -164,7 +167,9 @@ def levels(evidence: Tensor) -> Tensor:
     0..1, the strongest has 1; what reaches the level t holds 1 - t of all evidence, or a little more. The
     order of the elements stays.
     """
-    flat = evidence.clamp(min=0).reshape(-1).cpu().numpy()
+    if not at_hand(evidence):
+        return _levels_there(evidence.clamp(min=0).reshape(-1)).reshape(evidence.shape)
+    flat = evidence.clamp(min=0).reshape(-1).numpy()
     order = np.argsort(flat)
     rising = flat[order]
     total = rising.cumsum()
@@ -173,7 +178,21 @@ def levels(evidence: Tensor) -> Tensor:
     level[order] = total[last][last.cumsum() - last] / max(
         total[-1:].sum(), np.finfo(flat.dtype).tiny
     )
-    return torch.from_numpy(level).to(evidence.device).reshape(evidence.shape)
+    return torch.from_numpy(level).reshape(evidence.shape)
+
+
+def _levels_there(flat: Tensor) -> Tensor:
+    """The same on a device, where PyTorch sorts faster than NumPy."""
+    rising, order = flat.sort()
+    total = rising.cumsum(0)
+    last = torch.searchsorted(rising, rising, right=True) - 1  # of those that are equal
+    share = total[last] / total[-1:].sum().clamp(min=torch.finfo(flat.dtype).tiny)
+    return torch.empty_like(flat).scatter_(0, order, share)
+
+
+def precise(evidence: Tensor) -> Tensor:
+    """In float64: on the device, or on the CPU if the device has none."""
+    return (evidence.cpu() if evidence.device.type == "mps" else evidence).double()
 
 
 def scale_to_one(evidence: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ them around. `layouts` follows them through the links of a plan, axis by axis.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import prod
 
 import numpy as np
@@ -74,22 +75,24 @@ def onto_input(evidence: Tensor, layout: Layout, size: torch.Size) -> Tensor | N
     axes = [order[of][0] for of in sorted(order)]
     drawn = evidence.permute(0, *[sorted(layout).index(axis) + 1 for axis in axes])
     for axis, pixels in enumerate(size):
-        matrix = torch.from_numpy(_interpolation(order[axis + 2][1], pixels)).to(drawn)
+        matrix = _interpolation(order[axis + 2][1].astype(float).tobytes(), pixels).to(drawn)
         drawn = torch.tensordot(
             drawn, matrix, dims=([1], [1])
         )  # puts the new axis last: in turn, all
     return drawn
 
 
-def _interpolation(line: Line, pixels: int) -> np.ndarray:
-    """The matrix [pixels, places] that draws a line through the values at the places.
+@lru_cache(maxsize=64)
+def _interpolation(places: bytes, pixels: int) -> Tensor:
+    """The matrix [pixels, places] float64 that draws a line through the values at the places of a `Line`.
 
     What places have that lie at the same spot (copies side by side) adds up.
     """
+    line = np.frombuffer(places)
     spots, of = np.unique(line, return_inverse=True)
     unit, pixel = np.eye(len(spots)), np.arange(pixels)
     matrix = np.stack([np.interp(pixel, spots, column) for column in unit], 1)
-    return matrix[:, of]
+    return torch.from_numpy(matrix[:, of])
 
 
 def _merged(options: list[Layout]) -> Layout:

@@ -22,7 +22,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .errors import ModelError
 
-__all__ = ["Call", "Reader", "Tape", "Value", "record"]
+__all__ = ["Call", "Reader", "Tape", "Value", "at_hand", "record"]
+
+
+def at_hand(tensor: Tensor) -> bool:
+    """Whether its contents can be looked at right away: on a device, a look waits for all its work."""
+    return tensor.is_cpu
 
 
 class Value:
@@ -48,6 +53,16 @@ class Value:
         if self._signed is None:
             self._signed = bool(self.data.numel() and self.data.amin() < 0)
         return self._signed
+
+    @property
+    def pending(self) -> Tensor | None:
+        """What `signed` has not looked at yet."""
+        looks = self._signed is None and self.numel and self.data.is_floating_point()
+        return self.data.amin() < 0 if looks else None
+
+    def settle(self, found: bool) -> None:
+        """Take what a look at `pending` found."""
+        self._signed = found
 
     @property
     def positive(self) -> Tensor:

@@ -18,7 +18,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,11 +31,14 @@ from ..errors import InputError
 from ..links import Convolution, Diagonal, Link, Matrix, Selection
 from ..places import layouts, onto_input, spatial
 from ..rules import Step
-from ..tape import Value
+from ..tape import Value, at_hand
 from .base import Crossing, Method, Trail, Walked, one_hot, per_sample
 from .descent import descend
 
 __all__ = ["Evidence"]
+
+#: Where PyTorch is told to round products of float32 on a GPU: for convolutions, and for matrices.
+_PRODUCTS: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
 
 #: Numbers further apart than this, at 1, are of half precision.
 _COARSE = 1e-5
@@ -229,24 +233,22 @@ class _Arrived:
     """Evidence at a value, and which way each node is asked: +1 what made it large, -1 what small.
 
     No orientation means the sign of the activation itself; that is +1 wherever there is evidence if
-    `above` says so.
+    `above` says so. 1.0 stands for +1 at all nodes.
     """
 
     evidence: Tensor
-    orientation: Tensor | None = None
+    orientation: Tensor | float | None = None
     above: bool = False
 
     def plus(self, other: _Arrived) -> _Arrived:
         """Where paths meet; their orientations agree with the activation's sign or cease to count."""
         return _Arrived(self.evidence + other.evidence, above=self.above and other.above)
 
-    def asked(self, value: Value) -> Tensor:
-        """The orientation of each node, or a single 1 for all."""
+    def asked(self, value: Value) -> Tensor | float:
+        """The orientation of each node, or 1.0 for all."""
         if self.orientation is not None:
             return self.orientation
-        if self.above or not value.signed:
-            return value.data.new_ones(())
-        return signs(value.data)
+        return 1.0 if self.above or not value.signed else signs(value.data)
 
 
 def _hand_on(
@@ -270,7 +272,7 @@ def _hand_on(
         if isinstance(link, Diagonal) and not link.rising:
             assert link.weight is not None
             cut = link.weight == 0  # nothing passes here: the output is the bias
-            if bool(cut.any()):
+            if not at_hand(cut) or bool(cut.any()):
                 whole = arrived.evidence.reshape(link.in_shape)
                 ended = whole * cut
                 arrived = replace(arrived, evidence=(whole - ended).reshape(link.out_shape))
@@ -310,7 +312,7 @@ def _move(value: Value, link: Link, arrived: _Arrived, shifted: bool = False) ->
     assert isinstance(link, Diagonal)
     if orientation is None and (shifted or not link.plain):
         orientation = arrived.asked(value)
-    if orientation is not None and link.in_shape != link.out_shape:
+    if isinstance(orientation, Tensor) and link.in_shape != link.out_shape:
         orientation = orientation.expand(value.shape).reshape(link.in_shape)
     if orientation is not None and not link.rising:
         assert link.weight is not None
@@ -329,32 +331,31 @@ def _excite(
     evidence = arrived.evidence
     orientation = asking = arrived.asked(value)
     # One sign a channel, as batch norm leaves it.
-    by_channel = asking.shape == (1, *value.shape[1:2], *[1] * (value.data.dim() - 2))
-    mixed = _mixed(step, both=asking.numel() > 1 and not by_channel)
+    one_each = (1, *value.shape[1:2], *[1] * (value.data.dim() - 2))
+    by_channel = isinstance(asking, Tensor) and asking.shape == one_each
+    mixed = _mixed(step, both=isinstance(asking, Tensor) and asking.numel() > 1 and not by_channel)
     if mixed is not None:
-        share, half_rates, gone = _excite_mixed(value, step, evidence, asking, mixed, shared)
+        rounded = bool(_rounded(value.data))
+        with _unrounded(value.data):
+            share, half_rates, gone = _excite_mixed(
+                value, step, evidence, asking, mixed, shared, rounded
+            )
         source, link = step.links[0]
         if trail is not None:
-            flow = 2 * half_rates
-            trail.cross(source, Crossing(value, link, flow, orientation.expand(value.shape)))
+            trail.cross(source, Crossing(value, link, 2 * half_rates, _each(orientation, value)))
         return [(source, _Arrived(share, above=not source.signed))], gone
     links, turns = step.links, b""
-    if by_channel:  # turn the filters around instead, and walk once
+    if isinstance(asking, Tensor) and by_channel:  # turn the filters around, and walk once
         turned = [link.turned(asking) for _, link in links if isinstance(link, Convolution)]
         if len(turned) == len(links):
             links = [(source, link) for (source, _), link in zip(links, turned, strict=True)]
             turns = b"" if shared is None else (asking < 0).cpu().numpy().tobytes()
-            asking = asking.new_ones(())
+            asking = 1.0
     shares: list[Tensor | None] = [None] * len(links)
     above = [True] * len(links)
     rates: Tensor | None = None
     ended: Tensor | None = None
-    least_asked, most_asked = (float(end) for end in asking.aminmax())
-    for sign in (1.0, -1.0):
-        if not least_asked <= sign <= most_asked:
-            continue
-        one_sign = least_asked == most_asked
-        asked = evidence if one_sign else evidence * (sign * asking).clamp(min=0)
+    for sign, asked in _by_sign(evidence, asking):
         parts, z = _excitation(links, sign, shared, (value, sign, turns))
         if z is None:  # nothing can excite it
             ended = asked if ended is None else ended + asked
@@ -372,12 +373,31 @@ def _excite(
     if trail is not None:
         flow = torch.zeros_like(evidence) if rates is None else rates
         for source, link in step.links:
-            trail.cross(source, Crossing(value, link, flow, orientation.expand(value.shape)))
+            trail.cross(source, Crossing(value, link, flow, _each(orientation, value)))
     sent = [
         (source, _Arrived(torch.zeros_like(source.data) if share is None else share, above=only))
         for (source, _), share, only in zip(step.links, shares, above, strict=True)
     ]
     return sent, ended
+
+
+def _by_sign(evidence: Tensor, orientation: Tensor | float) -> Iterator[tuple[float, Tensor]]:
+    """The signs that there are among orientations, or may be, each with the evidence of its nodes."""
+    if not isinstance(orientation, Tensor):
+        yield orientation, evidence
+        return
+    least, most = -1.0, 1.0
+    if at_hand(orientation):
+        least, most = (float(end) for end in orientation.aminmax())
+    for sign in (1.0, -1.0):
+        if least <= sign <= most:
+            one = least == most
+            yield sign, evidence if one else evidence * (sign * orientation).clamp(min=0)
+
+
+def _each(orientation: Tensor | float, value: Value) -> Tensor:
+    """The orientation of each node of a value."""
+    return torch.as_tensor(orientation).to(value.data).expand(value.shape)
 
 
 def _mixed(step: Step, both: bool) -> Convolution | Matrix | None:
@@ -390,22 +410,44 @@ def _mixed(step: Step, both: bool) -> Convolution | Matrix | None:
     source, link = step.links[0]
     if not isinstance(link, Convolution | Matrix) or not (source.signed or both):
         return None
-    short = source.data.is_cuda and torch.backends.cudnn.allow_tf32
-    return None if short or torch.finfo(source.data.dtype).eps > _COARSE else link
+    coarse = torch.finfo(source.data.dtype).eps > _COARSE
+    return None if coarse or _rounded(source.data) is None else link
+
+
+def _rounded(tensor: Tensor) -> bool | None:
+    """Whether its products are rounded to TF32, as GPUs do; None if PyTorch won't tell."""
+    try:
+        return tensor.is_cuda and any(one.allow_tf32 for one in _PRODUCTS)
+    except RuntimeError:  # convolutions and recurrent layers are set differently
+        return None
+
+
+@contextmanager
+def _unrounded(tensor: Tensor) -> Iterator[None]:
+    """Products in the type of their factors."""
+    rounded = [one for one in _PRODUCTS if tensor.is_cuda and one.allow_tf32]
+    for one in rounded:
+        one.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for one in rounded:
+            one.allow_tf32 = True
 
 
 def _excite_mixed(
     value: Value,
     step: Step,
     evidence: Tensor,
-    orientation: Tensor,
+    orientation: Tensor | float,
     link: Convolution | Matrix,
     shared: dict[Any, Any] | None,
+    rounded: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """`_excite` where products have both signs: the share of the input, half of e / z, what ended.
 
     (o w a)⁺ is half of o w a + |w a|, and the call itself has added up w a: one sum forward and two
-    back take the place of up to four and four.
+    back take the place of up to four and four. Where the call was `rounded`, it is added up once more.
     """
     source, key = step.links[0][0], (value, "mixed")
     if shared is not None and key in shared:
@@ -420,26 +462,37 @@ def _excite_mixed(
             assert isinstance(step.bias, Tensor)
             plain = plain - step.bias
             floor = floor + step.bias.abs() * rounding
+        if rounded:  # the call's own sum is too
+            plain = link.forward(source.data)
         least = torch.add(floor, whole, alpha=rounding)
         if shared is not None:
             shared[key] = magnitude, size, plain, whole, least
-    rates, ended = _rates(evidence, torch.addcmul(whole, orientation, plain), least)
-    share = link.transposed().forward(orientation * rates).mul_(source.data)
+    if isinstance(orientation, Tensor):
+        rates, ended = _rates(evidence, torch.addcmul(whole, orientation, plain), least)
+        turned = orientation * rates
+    else:
+        rates, ended = _rates(evidence, whole + plain, least)
+        turned = rates
+    share = link.transposed().forward(turned).mul_(source.data)
     share.addcmul_(magnitude.transposed().forward(rates), size)
     return share, rates, ended
 
 
-def _lowest(evidence: Tensor) -> float:
+def _lowest(evidence: Tensor) -> float | Tensor:
     """Below this z is rounding, and evidence divided by it would overflow."""
     limits = torch.finfo(evidence.dtype)
-    low, high = (float(end) for end in evidence.aminmax())
+    ends = evidence.aminmax()
+    if not at_hand(evidence):
+        most = torch.maximum(-ends.min, ends.max)
+        return (most / (limits.max / 1024)).clamp(min=limits.tiny / limits.eps)
+    low, high = (float(end) for end in ends)
     return max(max(-low, high) / (limits.max / 1024), limits.tiny / limits.eps)
 
 
 def _rates(evidence: Tensor, z: Tensor, least: Tensor | float) -> tuple[Tensor, Tensor | None]:
     """e / z, or 0 where z is not above the least; and the evidence of these nodes, if there are any."""
     # Masks are slow on a CPU: first see whether they are needed.
-    if not z.numel() or bool((z - least).amin() > 0):
+    if not z.numel() or (at_hand(z) and bool((z - least).amin() > 0)):
         return evidence / z, None
     dead = z <= least
     return evidence / z.masked_fill(dead, torch.inf), evidence * dead

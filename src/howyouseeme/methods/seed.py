@@ -18,7 +18,7 @@ from ..links import Convolution, Link
 from ..maps import inliers
 from ..nodes import Nodes
 from ..rules import Step
-from ..tape import Value
+from ..tape import Value, at_hand
 from .base import Crossing, Method, Trail, Walked
 
 __all__ = ["Seed"]
@@ -106,7 +106,7 @@ class Seed(Method):
         ]
 
     def _choose(self, source: Value, link: Link, here: Nodes) -> _Sent:
-        on_cpu = source.data.device.type == "cpu"
+        on_cpu = at_hand(source.data)
         convolution = as_convolution(link) if on_cpu and isinstance(link, Convolution) else None
         if convolution is not None and len(here):
             return self._choose_compiled(source, convolution, here)

@@ -22,8 +22,7 @@ def is_bounded(operand: Value, through: frozenset[str] = _MOVING) -> bool:
         call = call.inputs[0].call
     if call is None:
         return False
-    inside = operand.data.min() >= 0 and operand.data.max() <= 1
-    return call.name in _BOUNDED or bool(inside)
+    return call.name in _BOUNDED or bool(operand.data.min() >= 0 and operand.data.max() <= 1)
 
 
 def is_attention(operand: Value) -> bool:

@@ -132,7 +132,7 @@ def batch_norm(call: Call, output: Value) -> Step:
     def shift() -> Tensor:
         return _per_channel(bias, x, 0.0) - _per_channel(mean, x, 0.0) * scale()
 
-    rising = weight is None or bool((weight > 0).all())
+    rising = weight is None or (weight > 0).all()
     return Step([(x, Diagonal(x.shape, output.shape, scale, rising))], shift)
 
 

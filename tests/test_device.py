@@ -1,0 +1,167 @@
+"""On a GPU: the same evidence as on the CPU, and no wait for it at every call. Skipped where there is none."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import howyouseeme as hysm
+from howyouseeme import backtrack
+from howyouseeme.methods import evidence
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+
+
+@pytest.fixture
+def exact() -> Iterator[None]:
+    """Convolutions in float32 all the way, as on the CPU."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+class Small(nn.Module):
+    """A bit of everything: signed and gated activations, a depthwise filter, a shift, cat, pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.SiLU())
+        self.deep = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1, groups=8), nn.BatchNorm2d(8), nn.ReLU6())
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1), nn.Hardsigmoid())
+        self.last = nn.Sequential(nn.Conv2d(16, 12, 1), nn.BatchNorm2d(12), nn.ReLU(inplace=True))
+        self.head = nn.Linear(12, 5)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.weight)
+                nn.init.normal_(module.bias)
+                nn.init.normal_(module.running_mean)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.max_pool2d(self.stem(x), 3, 2, 1)
+        deep = self.deep(x)
+        x = torch.cat([x, deep * self.gate(deep)], 1)
+        return self.head(self.last(x).mean((2, 3)))
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return Small().eval()
+
+
+def photos(count: int = 2, side: int = 64) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(count, 3, side, side, generator=generator)
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "all nodes": {},
+    "no contrast": {"contrast": False},
+    "few nodes": {"nodes": 5000},
+    "seed": {"method": "seed", "k": 20},
+}
+
+
+@needs_gpu
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("way", WAYS)
+def test_evidence_is_that_of_the_cpu(way: str) -> None:
+    x = photos()
+    here = hysm.Explainer(small(), **WAYS[way])(x, target=[1, 3])
+    there = hysm.Explainer(small().cuda(), **WAYS[way])(x.cuda(), target=[1, 3])
+    assert there.evidence.is_cuda
+    scale = here.evidence.abs().max()
+    if way == "few nodes":  # another halftone, as devices have no comb
+        both = torch.stack([here.attention.flatten(), there.attention.flatten()])
+        assert torch.corrcoef(both)[0, 1] > 0.95
+    else:
+        assert (there.evidence.cpu() - here.evidence).abs().max() < 1e-4 * scale
+        assert (there.attention - here.attention).abs().max() < 1e-3
+        assert (there.saliency - here.saliency).abs().mean() < 1e-3
+
+
+@needs_gpu
+@pytest.mark.usefixtures("exact")
+def test_a_real_photo_by_the_network_of_the_package() -> None:
+    photo = hysm.load_image(hysm.sample_photo())
+    network = hysm.load_model("efficientnet-lite0")
+    here, there = (hysm.Explainer(network, device=device)(photo) for device in ("cpu", "cuda"))
+    assert there.label == here.label
+    assert (there.evidence.cpu() - here.evidence).abs().max() < 1e-3 * here.evidence.abs().max()
+    assert there.points[0][0].position == here.points[0][0].position
+    assert len(there.boxes()[0]) == len(here.boxes()[0])
+    assert there.boxes()[0][0].box == pytest.approx(here.boxes()[0][0].box, abs=1)
+    assert np.asarray(there.picture()).shape == np.asarray(here.picture()).shape
+    nodes = [[(n.module, n.channel) for n in path.nodes] for path in there.path(0, [0])]
+    assert nodes == [[(n.module, n.channel) for n in path.nodes] for path in here.path(0, [0])]
+    assert len(there.layers()) == len(here.layers())
+    assert there.hidden().size == here.hidden().size
+
+
+@needs_gpu
+def test_rounded_products_change_little() -> None:
+    x = photos()
+    here = hysm.Explainer(small())(x, target=[1, 3])
+    assert torch.backends.cudnn.allow_tf32  # PyTorch's default
+    there = hysm.Explainer(small().cuda())(x.cuda(), target=[1, 3])
+    assert torch.backends.cudnn.allow_tf32
+    assert (there.evidence.cpu() - here.evidence).abs().max() < 2e-2 * here.evidence.abs().max()
+
+
+@needs_gpu
+def test_several_classes_of_one_image() -> None:
+    x = photos(1).cuda()
+    explainer = hysm.Explainer(small().cuda())
+    for one in explainer.top(x, 3):  # which share what excites each node
+        alone = explainer(x, target=one.target)
+        scale = alone.evidence.abs().max()
+        assert (one.evidence - alone.evidence).abs().max() < 1e-2 * scale
+
+
+@needs_gpu
+def test_no_wait_at_every_call() -> None:
+    deep = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+    deep += nn.Sequential(
+        *(
+            deepcopy(layer)
+            for _ in range(20)
+            for layer in (nn.Conv2d(8, 8, 3, padding=1), *deep[1:])
+        )
+    )
+    x = photos(1).cuda()
+    waits = []
+    for depth in (len(deep), len(deep) // 2):
+        module = nn.Sequential(
+            *deep[:depth], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+        )
+        explainer = hysm.Explainer(module.eval().cuda())
+        explainer(x)
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                explainer(x)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        waits.append(sum("synchroniz" in str(one.message) for one in seen))
+    assert waits[0] <= waits[1] + 3 < 40  # with twice the layers
+
+
+@pytest.mark.parametrize("way", ["all nodes", "no contrast"])
+def test_evidence_without_a_look_at_the_contents(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is skipped on the CPU as it would change nothing is done on devices."""
+    x = photos().double()
+    expected = hysm.Explainer(small().double(), **WAYS[way])(x, target=[1, 3]).evidence
+    looks = []
+    for module in (backtrack, evidence):
+        monkeypatch.setattr(module, "at_hand", lambda tensor: bool(looks.append(tensor)))
+    found = hysm.Explainer(small().double(), **WAYS[way])(x, target=[1, 3]).evidence
+    assert looks
+    assert (found - expected).abs().max() <= 1e-12 * expected.abs().max()
