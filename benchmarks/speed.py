@@ -556,7 +556,7 @@ def measure_growth(rows: Rows) -> dict[str, Growth]:
             subject = resized(subject, side)
         # The tape keeps them, and the walk needs about as much.
         needed = 2 * batch * activations(subject.module, images(subject))
-        if needed > 8 * GB:
+        if needed > (8 * GB if rows.device == "cpu" else torch.cuda.mem_get_info()[0] / 2):
             return {"error": f"left out: about {needed / GB:.0f} GB"}
         x = images(subject, batch, rows.device)
         row = pairs(lambda: subject.bare(x), whole(subject, x, **asked), *few)
@@ -1010,8 +1010,13 @@ def report(
     if any(names["growth"] in line for line in grown):
         plot_growth(growth, out.with_name(names["growth"]))
     lines += grown
-    packages = ("howyouseeme", "torch", "torchvision", "grad-cam", "captum", "zennit")
-    versions = ", ".join(f"{name} {installed(name) or 'missing'}" for name in packages)
+    packages = [
+        "torch",
+        "torchvision",
+        *(["grad-cam", "captum", "zennit"] if device == "cpu" else []),
+    ]
+    found = [f"{name} {installed(name) or 'missing'}" for name in packages]
+    versions = ", ".join([f"howyouseeme {hysm.__version__}", *found])
     when = datetime.now(timezone.utc).date().isoformat()
     python = f"Python {platform.python_version()}, {platform.system()}"
     lines += ["## Made with", "", f"{when}; {versions}; {python}; float32; {machine(device)}.", ""]

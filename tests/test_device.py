@@ -91,8 +91,10 @@ def test_evidence_is_that_of_the_cpu(way: str) -> None:
 @pytest.mark.usefixtures("exact")
 def test_a_real_photo_by_the_network_of_the_package() -> None:
     photo = hysm.load_image(hysm.sample_photo())
-    network = hysm.load_model("efficientnet-lite0")
-    here, there = (hysm.Explainer(network, device=device)(photo) for device in ("cpu", "cuda"))
+    here, there = (
+        hysm.Explainer(hysm.load_model("efficientnet-lite0"), device=device)(photo)
+        for device in ("cpu", "cuda")
+    )
     assert there.label == here.label
     assert (there.evidence.cpu() - here.evidence).abs().max() < 1e-3 * here.evidence.abs().max()
     assert there.points[0][0].position == here.points[0][0].position
