@@ -51,14 +51,15 @@ class Value:
     def signed(self) -> bool:
         """Whether any element is below zero."""
         if self._signed is None:
-            self._signed = bool(self.data.numel() and self.data.amin() < 0)
+            pending = self.pending
+            self._signed = pending is not None and bool(pending)
         return self._signed
 
     @property
     def pending(self) -> Tensor | None:
-        """What `signed` has not looked at yet."""
+        """What `signed` has not looked at yet, and must."""
         looks = self._signed is None and self.numel and self.data.is_floating_point()
-        return self.data.amin() < 0 if looks else None
+        return self.data.amin() < 0 if looks and not _never_below_zero(self.call) else None
 
     def settle(self, found: bool) -> None:
         """Take what a look at `pending` found."""
@@ -91,6 +92,20 @@ class Value:
 
     def __repr__(self) -> str:
         return f"Value({self.index}, shape={tuple(self.shape)})"
+
+
+def _never_below_zero(call: Call | None) -> bool:
+    """Whether a call makes nothing below zero, whatever it is given."""
+    if call is None:
+        return False
+    return call.name in _ABOVE_ZERO or (
+        call.name in {"aten.hardtanh", "aten.clamp"}
+        and isinstance(least := call.argument(1, ""), (int, float))
+        and least >= 0
+    )
+
+
+_ABOVE_ZERO = {"aten.relu", "aten.relu6", "aten.sigmoid", "aten.hardsigmoid", "aten._softmax"}
 
 
 @dataclass(eq=False)

@@ -118,14 +118,16 @@ class Evidence(Method):
     ) -> tuple[dict[Value, Tensor], Tensor]:
         """From the feature maps to the inputs; and the positive evidence [batch] lost on the way."""
         lost = torch.zeros(batch, dtype=plan.start.data.dtype, device=plan.start.data.device)
+        most = sum(float(item.evidence.abs().sum()) for item in waiting.values())
         for value, step in plan.steps:
             arrived = waiting.pop(value, None)
             if arrived is None or not value.numel:  # no channels of a split, say
                 continue
             if trail is not None:
                 trail.arrive(value, arrived.evidence)
-            sent, ended = _hand_on(value, step, arrived, trail, plan.shared)
-            lost += _positive(ended, batch)
+            sent, ended = _hand_on(value, step, arrived, most, trail, plan.shared)
+            if ended is not None:
+                lost += _positive(ended, batch)
             for source, part in sent:
                 part.evidence = part.evidence.to(source.data.dtype)
                 waiting[source] = waiting[source].plus(part) if source in waiting else part
@@ -178,9 +180,9 @@ def _above_rounding(
     return kept, total.masked_fill(total <= least, 0)
 
 
-def _positive(evidence: Tensor | None, batch: int) -> Tensor | float:
+def _positive(evidence: Tensor, batch: int) -> Tensor:
     """[batch]: the positive evidence of each sample."""
-    return 0.0 if evidence is None else per_sample(evidence.clamp(min=0), batch).sum(1)
+    return per_sample(evidence.clamp(min=0), batch).sum(1)
 
 
 def _against_rivals(plan: Plan, nodes: Tensor) -> Tensor:
@@ -255,10 +257,14 @@ def _hand_on(
     value: Value,
     step: Step,
     arrived: _Arrived,
+    most: float,
     trail: Trail | None,
     shared: dict[Any, Any] | None,
 ) -> tuple[list[tuple[Value, _Arrived]], Tensor | None]:
-    """The evidence of a value's inputs, given its own; and what ended here, at a constant."""
+    """The evidence of a value's inputs, given its own; and what ended here, at a constant.
+
+    `most` is the absolute evidence at the feature maps: no node below them can get more.
+    """
     if not step.links:
         return [], arrived.evidence
     if step.moves:
@@ -277,7 +283,7 @@ def _hand_on(
                 ended = whole * cut
                 arrived = replace(arrived, evidence=(whole - ended).reshape(link.out_shape))
         return [(source, _move(value, link, arrived, step.bias is not None))], ended
-    return _excite(value, step, arrived, trail, shared)
+    return _excite(value, step, arrived, most, trail, shared)
 
 
 def _distribute(
@@ -324,6 +330,7 @@ def _excite(
     value: Value,
     step: Step,
     arrived: _Arrived,
+    most: float,
     trail: Trail | None,
     shared: dict[Any, Any] | None,
 ) -> tuple[list[tuple[Value, _Arrived]], Tensor | None]:
@@ -360,7 +367,7 @@ def _excite(
         if z is None:  # nothing can excite it
             ended = asked if ended is None else ended + asked
             continue
-        rate, gone = _rates(asked, z if sign > 0 else -z, _lowest(asked))
+        rate, gone = _rates(asked, z if sign > 0 else -z, _lowest(asked, most))
         rates = rate if rates is None else rates + rate
         if gone is not None:
             ended = gone if ended is None else ended + gone
@@ -478,22 +485,24 @@ def _excite_mixed(
     return share, rates, ended
 
 
-def _lowest(evidence: Tensor) -> float | Tensor:
-    """Below this z is rounding, and evidence divided by it would overflow."""
+def _lowest(evidence: Tensor, most: float) -> float | Tensor:
+    """Below this z is rounding, and evidence, of no more than `most` a node, divided by it would overflow."""
     limits = torch.finfo(evidence.dtype)
+    least = limits.tiny / limits.eps
+    if most / (limits.max / 1024) <= least:
+        return least
     ends = evidence.aminmax()
-    if not at_hand(evidence):
-        most = torch.maximum(-ends.min, ends.max)
-        return (most / (limits.max / 1024)).clamp(min=limits.tiny / limits.eps)
-    low, high = (float(end) for end in ends)
-    return max(max(-low, high) / (limits.max / 1024), limits.tiny / limits.eps)
+    return (torch.maximum(-ends.min, ends.max) / (limits.max / 1024)).clamp(min=least)
 
 
 def _rates(evidence: Tensor, z: Tensor, least: Tensor | float) -> tuple[Tensor, Tensor | None]:
     """e / z, or 0 where z is not above the least; and the evidence of these nodes, if there are any."""
-    # Masks are slow on a CPU: first see whether they are needed.
-    if not z.numel() or (at_hand(z) and bool((z - least).amin() > 0)):
+    if not z.numel():
         return evidence / z, None
+    if at_hand(z):  # masks are slow on a CPU: first see whether they are needed
+        above = (z - least).amin() > 0 if isinstance(least, Tensor) else z.amin() > least
+        if bool(above):
+            return evidence / z, None
     dead = z <= least
     return evidence / z.masked_fill(dead, torch.inf), evidence * dead
 

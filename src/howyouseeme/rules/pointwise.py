@@ -25,16 +25,30 @@ def secant(call: Call, output: Value, at_zero: Tensor | None = None) -> Step:
     if x.shape != output.shape:
         raise Refusal("an input that is broadcast is not supported")
     if at_zero is None:
-        nought = x.data.new_zeros(())
-        at_zero = call.op(*(nought if a is x else a for a in call.args), **call.kwargs)
-        if isinstance(at_zero, tuple):
-            at_zero = at_zero[output.output]
-    zero = at_zero.nan_to_num(0.0, 0.0, 0.0)
+        at_zero = _at_zero(call, x, output)
+    zero = None if at_zero is None else at_zero.nan_to_num(0.0, 0.0, 0.0)
 
     def slope() -> Tensor:
-        return ((output.data - zero) / x.data).masked_fill(x.data == 0, 0)
+        risen = output.data if zero is None else output.data - zero
+        return (risen / x.data).masked_fill(x.data == 0, 0)
 
     return Step([(x, Diagonal(x.shape, output.shape, slope, call.name in _RISING))], zero)
+
+
+def _at_zero(call: Call, x: Value, output: Value) -> Tensor | None:
+    """f(0); None where it is 0 whatever else the call is given."""
+    if call.name in _THROUGH_ZERO:
+        return None
+    nought = x.data.new_zeros(())
+    made = call.op(*(nought if a is x else a for a in call.args), **call.kwargs)
+    at_zero: Tensor = made[output.output] if isinstance(made, tuple) else made
+    return at_zero
+
+
+#: Calls whose output is 0 where their input is, with any further arguments.
+_THROUGH_ZERO = {
+    f"aten.{name}" for name in "abs gelu hardswish leaky_relu mish relu relu6 silu tanh".split()
+}
 
 
 #: Calls whose output is above f(0) where their input is above 0, and below where it is below.
