@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import howyouseeme as hysm
-from howyouseeme import backtrack
+from howyouseeme import backtrack, links, maps
 from howyouseeme.methods import evidence
+from howyouseeme.track import Tracker
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
@@ -118,6 +119,18 @@ def test_rounded_products_change_little() -> None:
 
 
 @needs_gpu
+def test_a_target_is_followed() -> None:
+    frame = np.asarray(hysm.load_image(hysm.sample_photo()))
+    height, width = frame.shape[:2]
+    network = hysm.load_model("efficientnet-lite0")
+    network.module.cuda()
+    tracker = Tracker(network)
+    tracker.start(frame, (0.3 * width, 0.3 * height, 0.7 * width, 0.7 * height))
+    assert tracker(frame).found
+    assert tracker._stages.module is not network.module  # TF32 is no reason to leave the copy
+
+
+@needs_gpu
 def test_several_classes_of_one_image() -> None:
     x = photos(1).cuda()
     explainer = hysm.Explainer(small().cuda())
@@ -156,13 +169,52 @@ def test_no_wait_at_every_call() -> None:
     assert waits[0] <= waits[1] + 3 < 40  # with twice the layers
 
 
+@pytest.fixture
+def rounding(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Tensors that say they are on a GPU, whose products PyTorch rounds; as they were, afterwards."""
+    monkeypatch.setattr(Tensor, "is_cuda", True)
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.usefixtures("rounding")
+def test_products_of_both_signs_are_not_rounded() -> None:
+    link = links.Convolution(
+        (1, 2, 4, 4), (1, 2, 4, 4), torch.ones(2, 2, 1, 1), (1,), (0,), (1,), 1
+    )
+    x = torch.zeros(1, 2, 4, 4)
+    assert evidence._rounded(link, x)
+    assert not evidence._rounded(link, x.double())
+    assert not evidence._rounded(links.Matrix((1, 2), (1, 3), torch.ones(3, 2)), x)
+    with evidence._unrounded(True), evidence._unrounded(True):
+        assert not torch.backends.cudnn.allow_tf32
+        assert evidence._rounded(link, x)  # the network's own call was
+    assert torch.backends.cudnn.allow_tf32
+    with evidence._unrounded(False):
+        assert torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.usefixtures("rounding")
+def test_evidence_where_products_are_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network's own sum is made again; here, where nothing is rounded, it is the same."""
+    monkeypatch.undo()
+    x = photos()
+    expected = hysm.Explainer(small())(x, target=[1, 3]).evidence
+    monkeypatch.setattr(evidence, "_rounded", lambda link, tensor: True)
+    found = hysm.Explainer(small())(x, target=[1, 3]).evidence
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert torch.backends.cudnn.allow_tf32
+
+
 @pytest.mark.parametrize("way", ["all nodes", "no contrast"])
 def test_evidence_without_a_look_at_the_contents(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is skipped on the CPU as it would change nothing is done on devices."""
     x = photos().double()
     expected = hysm.Explainer(small().double(), **WAYS[way])(x, target=[1, 3]).evidence
     looks = []
-    for module in (backtrack, evidence):
+    for module in (backtrack, evidence, links, maps):
         monkeypatch.setattr(module, "at_hand", lambda tensor: bool(looks.append(tensor)))
     found = hysm.Explainer(small().double(), **WAYS[way])(x, target=[1, 3]).evidence
     assert looks

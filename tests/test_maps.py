@@ -208,3 +208,15 @@ def test_points_can_be_sliced() -> None:
     points = Points(np.arange(10.0).reshape(5, 2), np.arange(5.0)[::-1])
     assert [point.strength for point in points[:2]] == [4.0, 3.0]
     assert points[1:3][0] == points[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_levels_on_a_device_are_those_of_the_cpu(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ties = torch.randint(-3, 9, (40, 30), generator=torch.Generator().manual_seed(0)).to(dtype)
+    maps = [ties, torch.zeros(4, 4, dtype=dtype), torch.zeros(0, dtype=dtype), ties.sin()]
+    expected = [levels(one) for one in maps]
+    monkeypatch.setattr("howyouseeme.maps.at_hand", lambda tensor: False)
+    for one, level in zip(maps, expected, strict=True):
+        torch.testing.assert_close(levels(one), level)

@@ -322,7 +322,7 @@ class Explanation:
     @cached_property
     def counted(self) -> list[Tensor]:
         """The evidence for the answer that each pixel of the model's input counts with, its own and that
-        of its surroundings: one map [height, width] float64 an image.
+        of its surroundings: one map [height, width] float64 an image, on a GPU if the evidence is.
 
         >>> explanation.counted[0].sum()
         """
@@ -334,7 +334,7 @@ class Explanation:
     @cached_property
     def levels(self) -> list[Tensor]:
         """For each pixel of the model's input the share of `counted` in pixels with no more of it: one map
-        [height, width] float64, 0..1, an image. Above 0.1 lies 90 % of it.
+        [height, width] float64, 0..1, an image, on a GPU if the evidence is. Above 0.1 lies 90 % of it.
 
         >>> explanation.levels[0] > 0.1
         """

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import fold
 
+from .tape import at_hand
+
 __all__ = [
     "BatchedMatrix",
     "Convolution",
@@ -365,12 +367,12 @@ class Spread(Link):
         index, x = self.selection.index, x.reshape(-1)
         if self.selection.weight is not None:
             x = x * self.selection.weight
-        if not index.is_cpu:  # where a look at the contents waits for all the work before it
+        total = x.new_zeros(prod(self.out_shape))
+        if not at_hand(index) and len(total):
             index, x = index.clamp(min=0), x.masked_fill(index < 0, 0)
         elif len(index) and int(index.min()) < 0:
             used = index >= 0
             index, x = index[used], x[used]
-        total = x.new_zeros(prod(self.out_shape))
         return total.index_add_(0, index, x).reshape(self.out_shape)
 
     def _order(self) -> tuple[Tensor, Tensor]:

@@ -191,8 +191,8 @@ def _levels_there(flat: Tensor) -> Tensor:
 
 
 def precise(evidence: Tensor) -> Tensor:
-    """In float64: on the device, or on the CPU if the device has none."""
-    return (evidence.cpu() if evidence.device.type == "mps" else evidence).double()
+    """In float64, where it is: but for CUDA, devices may have none, and it goes to the CPU."""
+    return (evidence if evidence.is_cuda else evidence.cpu()).double()
 
 
 def scale_to_one(evidence: Tensor) -> Tensor:

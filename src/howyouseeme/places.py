@@ -82,7 +82,7 @@ def onto_input(evidence: Tensor, layout: Layout, size: torch.Size) -> Tensor | N
     return drawn
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def _interpolation(places: bytes, pixels: int) -> Tensor:
     """The matrix [pixels, places] float64 that draws a line through the values at the places of a `Line`.
 

@@ -18,6 +18,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -36,9 +37,6 @@ from .base import Crossing, Method, Trail, Walked, one_hot, per_sample
 from .descent import descend
 
 __all__ = ["Evidence"]
-
-#: Where PyTorch is told to round products of float32 on a GPU: for convolutions, and for matrices.
-_PRODUCTS: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
 
 #: Numbers further apart than this, at 1, are of half precision.
 _COARSE = 1e-5
@@ -342,12 +340,12 @@ def _excite(
     by_channel = isinstance(asking, Tensor) and asking.shape == one_each
     mixed = _mixed(step, both=isinstance(asking, Tensor) and asking.numel() > 1 and not by_channel)
     if mixed is not None:
-        rounded = bool(_rounded(value.data))
-        with _unrounded(value.data):
+        source, link = step.links[0]
+        rounded = bool(_rounded(mixed, source.data))
+        with _unrounded(rounded):
             share, half_rates, gone = _excite_mixed(
                 value, step, evidence, asking, mixed, shared, rounded
             )
-        source, link = step.links[0]
         if trail is not None:
             trail.cross(source, Crossing(value, link, 2 * half_rates, _each(orientation, value)))
         return [(source, _Arrived(share, above=not source.signed))], gone
@@ -404,7 +402,9 @@ def _by_sign(evidence: Tensor, orientation: Tensor | float) -> Iterator[tuple[fl
 
 def _each(orientation: Tensor | float, value: Value) -> Tensor:
     """The orientation of each node of a value."""
-    return torch.as_tensor(orientation).to(value.data).expand(value.shape)
+    if isinstance(orientation, Tensor):
+        return orientation.to(value.data).expand(value.shape)
+    return value.data.new_full((), orientation).expand(value.shape)
 
 
 def _mixed(step: Step, both: bool) -> Convolution | Matrix | None:
@@ -418,28 +418,45 @@ def _mixed(step: Step, both: bool) -> Convolution | Matrix | None:
     if not isinstance(link, Convolution | Matrix) or not (source.signed or both):
         return None
     coarse = torch.finfo(source.data.dtype).eps > _COARSE
-    return None if coarse or _rounded(source.data) is None else link
+    return None if coarse or _rounded(link, source.data) is None else link
 
 
-def _rounded(tensor: Tensor) -> bool | None:
-    """Whether its products are rounded to TF32, as GPUs do; None if PyTorch won't tell."""
+_PRECISION = threading.Lock()
+_unrounded_walks = 0  # how many there are now, which share the setting
+
+
+def _rounded(link: Convolution | Matrix, tensor: Tensor) -> bool | None:
+    """Whether a GPU rounds the factors of a call to TF32; None if there is no saying, or no helping it."""
+    if not tensor.is_cuda or tensor.dtype != torch.float32:
+        return False
     try:
-        return tensor.is_cuda and any(one.allow_tf32 for one in _PRODUCTS)
-    except RuntimeError:  # convolutions and recurrent layers are set differently
+        if torch.backends.cuda.matmul.allow_tf32:  # which is not to be set back and forth
+            return None
+        with _PRECISION:
+            rounds = bool(_unrounded_walks) or torch.backends.cudnn.allow_tf32
+        return isinstance(link, Convolution) and rounds
+    except RuntimeError:  # settings that differ between kinds of calls
         return None
 
 
 @contextmanager
-def _unrounded(tensor: Tensor) -> Iterator[None]:
-    """Products in the type of their factors."""
-    rounded = [one for one in _PRODUCTS if tensor.is_cuda and one.allow_tf32]
-    for one in rounded:
-        one.allow_tf32 = False
+def _unrounded(rounded: bool) -> Iterator[None]:
+    """Convolutions in float32 proper, if they are `rounded`."""
+    global _unrounded_walks  # noqa: PLW0603
+    if not rounded:
+        yield
+        return
+    with _PRECISION:
+        if not _unrounded_walks:
+            torch.backends.cudnn.allow_tf32 = False
+        _unrounded_walks += 1
     try:
         yield
     finally:
-        for one in rounded:
-            one.allow_tf32 = True
+        with _PRECISION:
+            _unrounded_walks -= 1
+            if not _unrounded_walks:
+                torch.backends.cudnn.allow_tf32 = True
 
 
 def _excite_mixed(
@@ -464,7 +481,7 @@ def _excite_mixed(
         whole = magnitude.forward(size)
         # Below these, twice z is rounding.
         limits = torch.finfo(whole.dtype)
-        floor, rounding = whole.new_tensor(limits.tiny / limits.eps), 128 * limits.eps
+        floor, rounding = whole.new_full((), limits.tiny / limits.eps), 128 * limits.eps
         if step.bias is not None:
             assert isinstance(step.bias, Tensor)
             plain = plain - step.bias
