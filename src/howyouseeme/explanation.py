@@ -245,10 +245,8 @@ class Explanation:
 
     @cached_property
     def _strongest(self) -> list[tuple[Tensor, Tensor]]:
-        evidence = (
-            self.evidence.cpu()
-        )  # where the strongest are found as fast, without a wait for each
-        return [strongest_points(item, MOST_POINTS) for item in evidence]
+        # On the CPU, as a device would be waited for at every image.
+        return [strongest_points(item, MOST_POINTS) for item in self.evidence.cpu()]
 
     @cached_property
     def points(self) -> tuple[Points, ...]:

@@ -484,10 +484,11 @@ def _excite_mixed(
         floor, rounding = whole.new_full((), limits.tiny / limits.eps), 128 * limits.eps
         if step.bias is not None:
             assert isinstance(step.bias, Tensor)
-            plain = plain - step.bias
             floor = floor + step.bias.abs() * rounding
         if rounded:  # the call's own sum is too
             plain = link.forward(source.data)
+        elif step.bias is not None:
+            plain = plain - step.bias
         least = torch.add(floor, whole, alpha=rounding)
         if shared is not None:
             shared[key] = magnitude, size, plain, whole, least
