@@ -355,6 +355,26 @@ def test_few_nodes_bring_on_average_what_all_bring(
     assert bool(((several.mean(0) - all_.flatten() @ signs).abs() <= 4 * error).all())
 
 
+@pytest.mark.parametrize(
+    "parameters", [{}, {"contrast": False}, {"focus": False}], ids=lambda p: "".join(p) or "default"
+)
+@every_net
+def test_classes_that_walk_as_a_stack_get_what_each_gets_alone(
+    name: str, parameters: dict[str, object]
+) -> None:
+    net, picture = build(name, 5), image(5)
+    tape = record(net, [picture])
+    way, pixels = plan(tape, tape.output), tape.inputs[0]
+    assert way.stacks
+    targets = [torch.tensor([target]) for target in range(tape.output.shape[1])]
+    for walked_, target in zip(
+        Evidence(**parameters).walk_each(way, targets), targets, strict=True
+    ):
+        alone, share, _ = walked(net, picture, target.tolist(), **parameters)
+        torch.testing.assert_close(walked_.strength[pixels], alone, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(walked_.share[pixels], share, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("nodes", [6, 500])
 @every_net
 def test_each_image_of_a_batch_with_few_nodes_gets_what_it_gets_alone(

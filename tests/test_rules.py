@@ -21,7 +21,18 @@ from torchvision import ops
 from howyouseeme import rules
 from howyouseeme.backtrack import plan
 from howyouseeme.errors import ModelError, UnsupportedCallError
-from howyouseeme.links import Convolution, Link, Matrix
+from howyouseeme.links import (
+    BatchedMatrix,
+    Convolution,
+    Diagonal,
+    Link,
+    Matrix,
+    Pad,
+    Permutation,
+    Selection,
+    Separable,
+    Sparse,
+)
 from howyouseeme.rules import Step, rule
 from howyouseeme.rules.movement import pick as picking
 from howyouseeme.tape import Call, Tape, Value, record
@@ -1790,6 +1801,71 @@ def check_identity(value: Value, step: Step) -> None:
     for source, link in step.links:
         total += link.forward(source.data)
     torch.testing.assert_close(total, value.data, **EXACT)
+
+
+def _filters(*shape: int, stride: int = 1, padding: int = 0, groups: int = 1) -> Convolution:
+    """On a picture of 7 x 7 with so many channels as the filters take."""
+    weight, x = weights(*shape), numbers(1, shape[1] * groups, 7, 7)
+    y = F.conv2d(x, weight, stride=stride, padding=padding, groups=groups)
+    options = [stride] * 2, [padding] * 2, [1] * 2, groups
+    return Convolution(x.shape, y.shape, weight, *options)
+
+
+SINGLE: dict[str, Callable[[], Link]] = {
+    "diagonal": lambda: Diagonal((1, 2, 3), (1, 2, 3), weights(1, 2, 1)),
+    "reshaped": lambda: Diagonal((1, 2, 3), (1, 6), weights(1, 2, 3)),
+    "selection": lambda: Selection(
+        (1, 2, 3), (1, 4), torch.tensor([5, 3, -1, 1]), weights(4)
+    ),
+    "pad": lambda: Pad((1, 2, 3), (1, 2, 6), (2, 1)),
+    "permutation": lambda: Permutation((1, 2, 3), (1, 3, 2), (0, 2, 1)),
+    "matrix": lambda: Matrix((1, 4, 3), (1, 4, 5), weights(5, 3)),
+    "convolution": lambda: _filters(4, 2, 3, 3, padding=1),
+    "strided": lambda: _filters(4, 3, 3, 3, stride=2),
+    "grouped": lambda: _filters(4, 1, 3, 3, groups=2),
+    "pointwise": lambda: _filters(4, 6, 1, 1),
+    "pointwise, strided": lambda: _filters(4, 6, 1, 1, stride=2),
+    "average": lambda: Separable((1, 2, 4), (1, 2, 2), {2: weights(2, 4).abs()}),
+    "mean": lambda: Separable((1, 2, 4), (1, 2), {2: weights(1, 4).abs()}),
+    "attention": lambda: BatchedMatrix((1, 2, 4, 3), (1, 2, 4, 5), weights(2, 5, 3)),
+    "columns": lambda: BatchedMatrix((1, 3, 4), (1, 5, 4), weights(1, 5, 3), columns=4),
+    "sparse": lambda: Sparse((1, 2, 4), (1, 2, 3), weights(3, 4).to_sparse(), channels=2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_a_link_of_one_sample_takes_a_stack_of_them(name: str) -> None:
+    link = SINGLE[name]()
+    for either in (link, link.transposed()):
+        for part in (either, either.positive(), either.negative()):
+            if part is None:
+                continue
+            assert part.stacks
+            several = [numbers(*part.in_shape, seed=seed) for seed in range(3)]
+            want = torch.cat([part.forward(x) for x in several])
+            assert part is not either or not torch.equal(want[:1], want[1:2])
+            torch.testing.assert_close(part.forward(torch.cat(several)), want, **EXACT)
+
+
+def test_every_kind_of_link_is_stacked() -> None:
+    made = {type(link) for make in SINGLE.values() for link in (make(), make().transposed())}
+    assert made == {*Link.__subclasses__(), Pad, Permutation}
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        Diagonal((2, 3), (2, 3)),
+        Diagonal((1, 6), (6,)),
+        Pad((1, 2), (3, 2), (0, 0, 1, 1)),
+        Permutation((1, 1, 3), (1, 1, 3), (1, 0, 2)),
+        Separable((1, 2), (1, 2), {0: torch.ones(1, 1)}),
+        Matrix((1,), (1,), torch.ones(1, 1)),
+    ],
+    ids=lambda link: f"{type(link).__name__} {tuple(link.in_shape)}",
+)
+def test_links_that_have_more_samples_or_move_them_take_no_stack(link: Link) -> None:
+    assert not link.stacks
 
 
 @pytest.mark.parametrize("case", CASES, ids=repr)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -44,6 +45,17 @@ class Plan:
         """True if the values are `batch` samples one after the other that never mix."""
         return batch == 1 or all(
             link.keeps_samples(batch) for _, step in self.steps for _, link in step.links
+        )
+
+    @cached_property
+    def stacks(self) -> bool:
+        """True if all on the way is one sample, so that walks from several elements may go as a stack.
+
+        Evidence has then as many samples as there are walks, and activations one.
+        """
+        values = [self.start, *(source for _, step in self.steps for source, _ in step.links)]
+        return all(value.shape[:1] == (1,) for value in values) and all(
+            link.stacks for _, step in self.steps for _, link in step.links
         )
 
     def step(self, value: Value) -> Step | None:

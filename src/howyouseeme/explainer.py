@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -412,29 +411,25 @@ class Explainer:
     ) -> list[Explanation] | None:
         """One explanation a target; None if the samples of the batch mix on the way back."""
         reads = iter(tape.reads)
-        ways: dict[tuple[Value, bool], Plan] = {}
-        explanations = []
         every = [self._asked(tape, target, reads, len(batch)) for target in targets]
-        often = Counter((asked.start, asked.exclusive) for asked in every)
-        for target, asked in zip(targets, every, strict=True):
-            start = asked.start, asked.exclusive
+        alike: dict[tuple[Value, bool], list[int]] = {}  # classes, not the elements of functions
+        for i, asked in enumerate(every):
+            alike.setdefault((asked.start, asked.exclusive), []).append(i)
+        explanations: dict[int, Explanation] = {}
+        for start, members in alike.items():
             with torch.no_grad():
-                way = ways.get(start)
-                if way is None:
-                    way = plan(tape, *start)
-                    if not way.separable(len(batch)):
-                        return None
-                    if often[start] > 1:  # classes, and not a function's elements
-                        way.shared = {}
-                        ways[start] = way
-                walked = self.method.walk(way, asked.nodes)
-            found = [
-                self._explanation(batch, j, tape.inputs[position], way, walked, asked, target)
-                for position, j in enumerate(batch.floats)
-            ]
-            main = found[batch.floats.index(batch.main)]
-            explanations.append(main if len(found) == 1 else replace(main, inputs=tuple(found)))
-        return explanations
+                way = plan(tape, *start)
+                if not way.separable(len(batch)):
+                    return None
+                walks = self.method.walk_each(way, [every[i].nodes for i in members])
+            for i, walked in zip(members, walks, strict=True):
+                found = [
+                    self._explanation(batch, j, given, way, walked, every[i], targets[i])
+                    for j, given in zip(batch.floats, tape.inputs, strict=False)
+                ]
+                main = found[batch.floats.index(batch.main)]
+                explanations[i] = main if len(found) == 1 else replace(main, inputs=tuple(found))
+        return [explanations[i] for i in range(len(targets))]
 
     def _explanation(
         self,

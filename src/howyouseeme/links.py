@@ -71,7 +71,10 @@ class Link(ABC):
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """J x: from `in_shape` to `out_shape`."""
+        """J x: from `in_shape` to `out_shape`.
+
+        Where the link `stacks`, x may be several such tensors one after the other, and so is J x.
+        """
 
     @abstractmethod
     def edges(self, nodes: Tensor) -> Edges:
@@ -96,6 +99,21 @@ class Link(ABC):
     def keeps_samples(self, batch: int) -> bool:
         """True if no edge leads from one of `batch` equal parts of the tensors to another."""
         return prod(self.in_shape[:1]) % batch == 0 and prod(self.out_shape[:1]) % batch == 0
+
+    @property
+    def stacks(self) -> bool:
+        """Whether input and output are a single sample, so that several fit on their first axis."""
+        return self.in_shape[:1] == self.out_shape[:1] == (1,)
+
+    def _is_stack(self, x: Tensor) -> bool:
+        return self.stacks and len(x) > 1
+
+    def _shape(self, x: Tensor) -> torch.Size:
+        """The shape of J x."""
+        return torch.Size((len(x), *self.out_shape[1:])) if self._is_stack(x) else self.out_shape
+
+    def _one_by_one(self, stack: Tensor) -> Tensor:
+        return torch.cat([self.forward(x) for x in stack.split(1)])
 
 
 class Diagonal(Link):
@@ -146,7 +164,7 @@ class Diagonal(Link):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight
-        return (x if weight is None else x * weight).reshape(self.out_shape)
+        return (x if weight is None else x * weight).reshape(self._shape(x))
 
     def edges(self, nodes: Tensor) -> Edges:
         weight = self.weight
@@ -159,6 +177,10 @@ class Diagonal(Link):
             channel = torch.div(nodes, inner, rounding_mode="floor") % weight.shape[1]
             return Edges(nodes, weight.reshape(-1)[channel])
         return Edges(nodes, weight.expand(self.in_shape)[torch.unravel_index(nodes, self.in_shape)])
+
+    def back(self, y: Tensor) -> Tensor:
+        """y in the shape of the input, if it isn't yet, with no weight."""
+        return y.reshape(Diagonal(self.out_shape, self.in_shape)._shape(y))
 
     def transposed(self) -> Diagonal:
         if self._weight is None:
@@ -215,6 +237,8 @@ class Selection(Link):
         self.centres = centres
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._is_stack(x):
+            return self._one_by_one(x)
         chosen = x.reshape(-1)[self.index.clamp(min=0)].masked_fill(self.index < 0, 0)
         return (chosen if self.weight is None else chosen * self.weight).reshape(self.out_shape)
 
@@ -301,6 +325,15 @@ class Pad(Selection):
     def ended(self, y: Tensor) -> Tensor:
         return y - self.forward(self.transposed().forward(y))
 
+    @property
+    def stacks(self) -> bool:
+        return not any(self._first) and super().stacks
+
+    @property
+    def _first(self) -> tuple[int, ...]:
+        """The margins of the first axis."""
+        return self.margins[2 * len(self.in_shape) - 2 :]
+
     def transposed(self) -> Pad:
         return Pad(self.out_shape, self.in_shape, [-margin for margin in self.margins])
 
@@ -317,8 +350,7 @@ class Pad(Selection):
         return Edges(index.masked_fill(~inside, -1), inside.float())
 
     def keeps_samples(self, batch: int) -> bool:
-        first = self.margins[2 * len(self.in_shape) - 2 :]  # of the axis of samples
-        return not any(first) and Link.keeps_samples(self, batch)
+        return not any(self._first) and Link.keeps_samples(self, batch)
 
 
 class Permutation(Selection):
@@ -338,6 +370,10 @@ class Permutation(Selection):
 
     def ended(self, y: Tensor) -> Tensor:
         return torch.zeros_like(y)
+
+    @property
+    def stacks(self) -> bool:
+        return self.axes[:1] == (0,) and super().stacks
 
     def transposed(self) -> Permutation:
         back = [self.axes.index(axis) for axis in range(len(self.axes))]
@@ -364,6 +400,8 @@ class Spread(Link):
         self._ordered: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._is_stack(x):
+            return self._one_by_one(x)
         index, x = self.selection.index, x.reshape(-1)
         if self.selection.weight is not None:
             x = x * self.selection.weight
@@ -421,13 +459,17 @@ class Matrix(Link):
         self.weight = weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x @ self.weight.T).reshape(self.out_shape)
+        return (x @ self.weight.T).reshape(self._shape(x))
 
     def edges(self, nodes: Tensor) -> Edges:
         outputs, inputs = self.weight.shape
         row = torch.div(nodes, outputs, rounding_mode="floor")
         index = row[:, None] * inputs + torch.arange(inputs, device=nodes.device)
         return Edges(index, self.weight[nodes % outputs])
+
+    @property
+    def stacks(self) -> bool:
+        return len(self.in_shape) > 1 and super().stacks
 
     def transposed(self) -> Matrix:
         return Matrix(self.out_shape, self.in_shape, self.weight.T)
@@ -518,11 +560,11 @@ class Convolution(Link):
         taken = (slice(None), slice(None), *(slice(0, (n - 1) * by + 1, by) for n, by in steps))
         matrix = self.weight.flatten(1)
         if not self.back:
-            return (matrix @ x[taken].flatten(2)).reshape(self.out_shape)
-        made = matrix.T @ x.flatten(2)
-        if made.numel() == prod(self.out_shape):
-            return made.reshape(self.out_shape)
-        y = x.new_zeros(self.out_shape)
+            return (matrix @ x[taken].flatten(2)).reshape(self._shape(x))
+        made, shape = matrix.T @ x.flatten(2), self._shape(x)
+        if made.numel() == prod(shape):
+            return made.reshape(shape)
+        y = x.new_zeros(shape)
         y[taken] = made.reshape(*made.shape[:2], *x.shape[2:])
         return y
 
@@ -659,10 +701,11 @@ class Separable(Link):
         ]
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.reshape(self._expanded_shape)
+        shape = self._expanded_shape
+        y = x.reshape(len(x), *shape[1:]) if self._is_stack(x) else x.reshape(shape)
         for axis, matrix in self.matrices.items():
-            x = torch.tensordot(x, matrix, dims=([axis], [1])).movedim(-1, axis)
-        return x.reshape(self.out_shape)
+            y = torch.tensordot(y, matrix, dims=([axis], [1])).movedim(-1, axis)
+        return y.reshape(self._shape(x))
 
     def edges(self, nodes: Tensor) -> Edges:
         place = torch.unravel_index(nodes, self._kept_shape)
@@ -690,6 +733,10 @@ class Separable(Link):
 
     def keeps_samples(self, batch: int) -> bool:
         return 0 not in self.matrices and super().keeps_samples(batch)
+
+    @property
+    def stacks(self) -> bool:
+        return 0 not in self.matrices and super().stacks
 
     def fan_in(self) -> int:
         return prod(int((m != 0).sum(1).max()) for m in self.matrices.values())
@@ -726,11 +773,12 @@ class BatchedMatrix(Link):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, _, inputs = self.weight.shape
+        count = len(x) if self._is_stack(x) else 1
         if self.columns == 1:
-            y = x.reshape(batch, self._rows(), inputs) @ self.weight.mT
+            y = x.reshape(count, batch, self._rows(), inputs) @ self.weight.mT
         else:
-            y = self.weight[:, None] @ x.reshape(batch, self._rows(), inputs, self.columns)
-        return y.reshape(self.out_shape)
+            y = self.weight[:, None] @ x.reshape(count, batch, self._rows(), inputs, self.columns)
+        return y.reshape(self._shape(x))
 
     def edges(self, nodes: Tensor) -> Edges:
         batch, outputs, inputs = self.weight.shape
@@ -794,6 +842,8 @@ class Sparse(Link):
         dtype = torch.promote_types(x.dtype, entries.dtype)
         if dtype in {torch.half, torch.bfloat16}:  # no sparse product in half precision
             dtype = torch.float32
+        if self._is_stack(x):
+            return self._one_by_one(x)
         columns = x.reshape(images, self.channels, inputs).movedim(1, 2).to(dtype)
         columns = columns.reshape(images * inputs, self.channels)
         y: Tensor = torch.sparse.mm(entries.to(dtype), columns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -111,6 +112,14 @@ class Walked:
     share: dict[Value, Tensor]
     trail: Trail | None = None
 
+    def of(self, i: int) -> Walked:
+        """That of sample i alone, with no trail."""
+        strength, share = (
+            {value: item[i : i + 1] for value, item in items.items()}
+            for items in (self.strength, self.share)
+        )
+        return Walked(strength, share)
+
     @staticmethod
     def relative(evidence: dict[Value, Tensor], total: Tensor, trail: Trail | None) -> Walked:
         """From signed evidence, and the evidence [batch] that counts as 1; shares of none are 0."""
@@ -164,6 +173,11 @@ class Method(ABC):
     @abstractmethod
     def walk(self, plan: Plan, nodes: Tensor, trail: Trail | None = None) -> Walked:
         """Walk from `nodes` [batch], flat indices into `plan.start`, one a sample, to the inputs."""
+
+    def walk_each(self, plan: Plan, targets: Sequence[Tensor]) -> list[Walked]:
+        """A walk for each of several `targets`, the nodes [batch] of a walk, which share what they can."""
+        plan.shared = {} if len(targets) > 1 else None
+        return [self.walk(plan, nodes) for nodes in targets]
 
 
 def one_hot(plan: Plan, nodes: Tensor) -> Tensor:

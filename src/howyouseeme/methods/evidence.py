@@ -38,6 +38,9 @@ from .descent import descend
 
 __all__ = ["Evidence"]
 
+#: Elements of the largest activation of a stack of walks: more take no less time each.
+_STACK = 2**23
+
 #: Numbers further apart than this, at 1, are of half precision.
 _COARSE = 1e-5
 
@@ -73,10 +76,26 @@ class Evidence(Method):
         """More where only some of the pixels are reached: the dots of a halftone want a look from afar."""
         return super().surroundings if self.nodes is None else 3.0
 
-    @torch.no_grad()
     def walk(self, plan: Plan, nodes: Tensor, trail: Trail | None = None) -> Walked:
-        batch = len(nodes)
-        waiting = self._head(plan, nodes, trail)
+        return self._walk(plan, one_hot(plan, nodes), len(nodes), trail)
+
+    def walk_each(self, plan: Plan, targets: Sequence[Tensor]) -> list[Walked]:
+        if self.nodes is not None or not plan.stacks:
+            return super().walk_each(plan, targets)
+        size = max(_STACK // max(value.numel for value, _ in plan.steps), 1)
+        groups = [targets[i : i + size] for i in range(0, len(targets), size)]
+        plan.shared = {} if len(groups) > 1 else None
+        walks: list[Walked] = []
+        for group in groups:
+            seeds = torch.cat([one_hot(plan, nodes) for nodes in group])
+            walked = self._walk(plan, seeds, len(group))
+            walks += [walked.of(i) for i in range(len(group))]
+        return walks
+
+    @torch.no_grad()
+    def _walk(self, plan: Plan, alone: Tensor, batch: int, trail: Trail | None = None) -> Walked:
+        """From the class of each sample, 1 in `alone` and all else 0; `batch` may be that of a stack."""
+        waiting = self._head(plan, alone, trail)
         maps = {value: item.evidence for value, item in waiting.items() if value.call is not None}
         if self.nodes is None:
             found, lost = self._body(plan, waiting, batch, trail)
@@ -93,17 +112,16 @@ class Evidence(Method):
             trail.evidence.update(walked.strength)
         return walked
 
-    def _head(self, plan: Plan, nodes: Tensor, trail: Trail | None) -> dict[Value, _Arrived]:
+    def _head(self, plan: Plan, alone: Tensor, trail: Trail | None) -> dict[Value, _Arrived]:
         """Exact evidence at the last feature maps."""
         maps = _feature_maps(plan)
         reached = {}
-        seed = _against_rivals(plan, nodes) if self.contrast else one_hot(plan, nodes)
+        seed = _against_rivals(plan, alone) if self.contrast else alone
         for value, multiplier in multipliers(plan, seed, until=maps.__contains__):
             evidence = multiplier * value.data
             if value in maps or value.call is None:
                 reached[value] = _Arrived(evidence)
         if trail is not None:  # a path starts at the class, not at a rival that it speaks against
-            alone = one_hot(plan, nodes)
             for value, multiplier in multipliers(plan, alone, until=maps.__contains__):
                 trail.arrive(value, alone if value is plan.start else multiplier * value.data)
                 step = None if value in maps else plan.step(value)
@@ -139,7 +157,8 @@ def _places(plan: Plan, maps: dict[Value, Tensor], source: Value) -> Tensor:
     """
     if source.data.dim() < 3:
         return source.data.new_ones(())
-    weight, drawn = torch.zeros_like(source.data[:, :1]), False
+    count = max([len(source.data), *map(len, maps.values())]) if plan.stacks else len(source.data)
+    weight, drawn = source.data.new_zeros(count, 1, *source.shape[2:]), False
     known = layouts(plan, source)
     for value, evidence in maps.items():
         if len(evidence) != len(weight):  # views of an image, one after the other
@@ -183,24 +202,24 @@ def _positive(evidence: Tensor, batch: int) -> Tensor:
     return per_sample(evidence.clamp(min=0), batch).sum(1)
 
 
-def _against_rivals(plan: Plan, nodes: Tensor) -> Tensor:
-    """1 at the class, minus its rivals and the mean of all classes, which weigh 1 together.
+def _against_rivals(plan: Plan, alone: Tensor) -> Tensor:
+    """1 at the class, where `alone` has it, minus its rivals and the mean of all classes, which weigh 1 together.
 
     Rivals weigh in by their probability, and together half. They weigh less against a class that
     they beat, so that something is left to see of it: half of its lead over the mean at least.
     """
-    scores, seed = plan.start.data, one_hot(plan, nodes)
-    if scores.dim() == 1 and len(nodes) == 1:  # without the batch
+    scores, seed = plan.start.data, alone
+    if scores.dim() == 1 and int((seed > 0).sum()) == 1:  # without the batch
         scores, seed = scores[None], seed[None]
     table = scores.dim() > 1 and scores.numel() == scores.shape[0] * scores.shape[1]
     if not plan.exclusive or not table or scores.shape[1] < 2:
-        return seed.reshape(plan.start.shape)
+        return alone
     rivals = scores.masked_fill(seed > 0, -torch.inf).softmax(1)
     mean = scores.mean(1, keepdim=True)
     lead, best = ((scores * one).sum(1, keepdim=True) - mean for one in (seed, rivals))
     weight = torch.where(best > 0, (lead / best).clamp(0, 1), 1) / 2
     contrast = seed - weight * rivals - (1 - weight) / scores.shape[1]
-    return contrast.reshape(plan.start.shape)
+    return contrast.reshape(alone.shape)
 
 
 def _feature_maps(plan: Plan) -> set[Value]:
@@ -277,9 +296,9 @@ def _hand_on(
             assert link.weight is not None
             cut = link.weight == 0  # nothing passes here: the output is the bias
             if not at_hand(cut) or bool(cut.any()):
-                whole = arrived.evidence.reshape(link.in_shape)
+                whole = link.back(arrived.evidence)
                 ended = whole * cut
-                arrived = replace(arrived, evidence=(whole - ended).reshape(link.out_shape))
+                arrived = replace(arrived, evidence=whole - ended)
         return [(source, _move(value, link, arrived, step.bias is not None))], ended
     return _excite(value, step, arrived, most, trail, shared)
 
@@ -317,11 +336,12 @@ def _move(value: Value, link: Link, arrived: _Arrived, shifted: bool = False) ->
     if orientation is None and (shifted or not link.plain):
         orientation = arrived.asked(value)
     if isinstance(orientation, Tensor) and link.in_shape != link.out_shape:
-        orientation = orientation.expand(value.shape).reshape(link.in_shape)
+        shape = torch.broadcast_shapes(orientation.shape, value.shape)
+        orientation = link.back(orientation.expand(shape))
     if orientation is not None and not link.rising:
         assert link.weight is not None
         orientation = orientation * signs(link.weight)
-    return _Arrived(arrived.evidence.reshape(link.in_shape), orientation)
+    return _Arrived(link.back(arrived.evidence), orientation)
 
 
 def _excite(
@@ -380,10 +400,16 @@ def _excite(
         for source, link in step.links:
             trail.cross(source, Crossing(value, link, flow, _each(orientation, value)))
     sent = [
-        (source, _Arrived(torch.zeros_like(source.data) if share is None else share, above=only))
+        (source, _Arrived(_nothing(source, evidence) if share is None else share, above=only))
         for (source, _), share, only in zip(step.links, shares, above, strict=True)
     ]
     return sent, ended
+
+
+def _nothing(source: Value, evidence: Tensor) -> Tensor:
+    """No evidence at a source, for as many samples as there are."""
+    count = max(len(source.data), len(evidence)) if source.shape else 1
+    return source.data.new_zeros((count, *source.shape[1:]) if source.shape else ())
 
 
 def _by_sign(evidence: Tensor, orientation: Tensor | float) -> Iterator[tuple[float, Tensor]]:
