@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import howyouseeme as hysm
+from howyouseeme.errors import InputError
 
 METHODS = {"evidence": {}, "seed": {"outliers": False}}
 both_methods = pytest.mark.parametrize("method", METHODS)
@@ -126,15 +127,46 @@ def test_each_image_gets_what_it_gets_alone_to_the_bit(name: str, method: str) -
         assert together[i].probability == alone.probability
 
 
+@pytest.mark.parametrize("size", [True, 3])
 @both_types
 @both_methods
 @pytest.mark.parametrize("name", ["small", "efficientnet"])
-def test_images_that_go_together(name: str, method: str, dtype: torch.dtype) -> None:
+def test_images_that_go_together(
+    name: str, method: str, dtype: torch.dtype, size: int | bool
+) -> None:
     batch = images(name, dtype)
-    explainer = hysm.Explainer(network(name, dtype), method, together=True, **METHODS[method])
+    explainer = hysm.Explainer(network(name, dtype), method, together=size, **METHODS[method])
     together = explainer(batch)
     for i in range(8):
         assert_same_points(together[i], explainer(batch[i : i + 1]))
+
+
+@pytest.mark.parametrize(
+    ("together", "passes"),
+    [
+        (None, [1] * 8),
+        (False, [1] * 8),
+        (1, [1] * 8),
+        (3, [3, 3, 2]),
+        (8, [8]),
+        (99, [8]),
+        (True, [8]),
+    ],
+)
+def test_so_many_images_share_a_pass(together: int | bool | None, passes: list[int]) -> None:
+    sizes = []
+    net = small().double()
+    net.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])))
+    targets = [0, 1, 2, 3, 4, 0, 1, 2]
+    found = hysm.explain(net, images("small", torch.float64), targets, together=together)
+    assert sizes == passes
+    assert found.target == tuple(targets)
+
+
+@pytest.mark.parametrize("together", [-1, 2.5, "all"])
+def test_no_number_of_images(together: object) -> None:
+    with pytest.raises(InputError, match=r"is no number of images .* give 1 or more"):
+        hysm.Explainer(small(), together=together)  # type: ignore[arg-type]
 
 
 @both_types
@@ -167,19 +199,20 @@ def test_one_target_for_each_image(method: str) -> None:
         assert_same_points(together[i], explainer(batch[i : i + 1], target))
 
 
+@pytest.mark.parametrize("together", [True, 2])
 @pytest.mark.parametrize("size", [8, 3])
 @pytest.mark.parametrize(
     ("method", "parameters"), [*METHODS.items(), ("evidence", {"nodes": 40})], ids=str
 )
 def test_a_model_that_moves_the_batch_to_another_axis(
-    method: str, parameters: dict[str, object], size: int
+    method: str, parameters: dict[str, object], size: int, together: bool | int
 ) -> None:
     """Its samples can't be told apart on the way, and still each gets its own points.
 
     With eight images there are as many of them as channels.
     """
     batch = images("small", torch.float64)[:size]
-    parameters = {"method": method, "together": True, **parameters}
+    parameters = {"method": method, "together": together, **parameters}
     plain = hysm.explain(small().double(), batch, **parameters)
     crossed = hysm.explain(small(Crossed).double(), batch, **parameters)
     for i in range(size):

@@ -461,8 +461,9 @@ def test_an_answer_that_depends_on_the_rest_of_the_batch_is_refused(images: Tens
             return self.net(x - x.mean(0))
 
     net = Mixing().eval()
-    with pytest.raises(InputError, match="depends on the others in its batch"):
-        Explainer(net, together=True)(images)
+    for together in (True, 2):
+        with pytest.raises(InputError, match="depends on the others in its batch"):
+            Explainer(net, together=together)(images)
     alone = Explainer(net)(images)  # each is told what it would be alone
     assert alone.target == tuple(Explainer(net)(image[None]).target[0] for image in images)
 

@@ -62,11 +62,12 @@ class _Batch:
     def __len__(self) -> int:
         return len(self.samples[0])
 
-    def one(self, i: int) -> _Batch:
-        """Image i alone, in memory of its own: kernels may round by how it is aligned."""
+    def part(self, first: int, size: int = 1) -> _Batch:
+        """Some of the images, in memory of their own: kernels may round by how it is aligned."""
+        here = slice(first, first + size)
         return _Batch(
-            tuple(tensor[i : i + 1].clone() for tensor in self.tensors),
-            tuple(samples[i : i + 1] for samples in self.samples),
+            tuple(tensor[here].clone() for tensor in self.tensors),
+            tuple(samples[here] for samples in self.samples),
             self.whole or self,
         )
 
@@ -133,10 +134,11 @@ class Explainer:
             for evaluation, if `Preprocess.like` can tell what it does.
         classes: names of the classes, one for each score; those of the `Network` by default.
         device: where to run, the model being moved there; where the model is by default.
-        together: whether the images of a batch share a pass. PyTorch's kernels round by the size of the
-            batch, so that points of nearly the same strength may then change places; alone, each image
-            gets to the bit what it gets without the others. None: alone on a CPU, together elsewhere,
-            where many passes cost far more than one.
+        together: whether the images of a batch share a pass, or how many of them: on a CPU together=8
+            takes half the time for many networks. PyTorch's kernels round by the size of the batch, so
+            that points of nearly the same strength may then change places; alone, each image gets to
+            the bit what it gets without the others. None: alone on a CPU, all together elsewhere, where
+            many passes cost far more than one.
         parameters: of the method, such as `k` of the seed method.
 
     The model is left as it was: its mode, gradients, hooks and buffers.
@@ -154,9 +156,14 @@ class Explainer:
         preprocess: Preprocess | Callable[[PIL.Image.Image], Tensor] | None = None,
         classes: Sequence[str] | None = None,
         device: str | torch.device | None = None,
-        together: bool | None = None,
+        together: bool | int | None = None,
         **parameters: Any,
     ) -> None:
+        if together is not None and (not isinstance(together, int) or together < 0):
+            raise InputError(
+                f"together={together!r} is no number of images that share a pass: give 1 or more, True "
+                "for all, or None."
+            )
         self.together = together
         self.method: Method = get_method(method, **parameters)
         if preprocess is not None and not isinstance(preprocess, Preprocess):
@@ -246,9 +253,10 @@ class Explainer:
         batch = self._prepare(images)
         targets = [_one_each(target, len(batch)) for target in targets]
         listed = any(isinstance(target, list) and any(map(callable, target)) for target in targets)
-        if listed or not self._goes_together(targets):
+        size = 1 if listed else self._at_once(targets, len(batch))
+        if listed or size < len(batch):
             try:
-                return self._explain_alone(batch, targets)
+                return self._explain_parts(batch, targets, size)
             except _CannotRunError:
                 if listed or len(batch) == 1:
                     raise  # else it may take so many at once and no other number, as an exported program does
@@ -257,7 +265,7 @@ class Explainer:
         if explanations is not None:
             return explanations
         # Samples share an axis with something else: one pass for each keeps them apart.
-        return self._explain_alone(batch, targets, tape)
+        return self._explain_parts(batch, targets, 1, tape)
 
     # -- in ---------------------------------------------------------------------------------------
 
@@ -381,30 +389,38 @@ class Explainer:
         _check_finite(tape, module)
         return tape
 
-    def _goes_together(self, targets: Sequence[Target | _Rank]) -> bool:
-        """Whether one pass serves the whole batch."""
+    def _at_once(self, targets: Sequence[Target | _Rank], count: int) -> int:
+        """How many images of a batch share a pass."""
         if any(callable(target) and not isinstance(target, NamedTarget) for target in targets):
-            return True  # functions may have something to say about each sample
-        return self._like().device.type != "cpu" if self.together is None else self.together
+            return count  # functions may have something to say about each sample
+        together = self.together
+        if together is None:
+            together = self._like().device.type != "cpu"
+        return count if together is True else max(together, 1)
 
-    def _explain_alone(
-        self, batch: _Batch, targets: Sequence[Target | _Rank], together: Tape | None = None
+    def _explain_parts(
+        self,
+        batch: _Batch,
+        targets: Sequence[Target | _Rank],
+        size: int,
+        together: Tape | None = None,
     ) -> list[Explanation]:
-        """Each sample in a pass of its own, if that gives the answer that it had among the others."""
-        alone = []
-        for i in range(len(batch)):
-            one = batch.one(i)
-            own = [_of_one(target, i) for target in targets]
-            tape = self._record(one, own)
-            if together is not None and not _agree(together.output, i, tape.output):
+        """So many samples in a pass; if all went `together` before, each must have the answer it had then."""
+        parts = []
+        for first in range(0, len(batch), size):
+            part = batch.part(first, size)
+            own = [_of_part(target, first, size) for target in targets]
+            tape = self._record(part, own)
+            if together is not None and not _agree(together.output, first, tape.output):
                 raise InputError(
                     "The model's answer to an image depends on the others in its batch: explain one "
                     "image at a time."
                 )
-            explanations = self._explain_all(tape, one, own)
-            assert explanations is not None  # one sample can't mix
-            alone.append(explanations)
-        return [Explanation.join(parts) for parts in zip(*alone, strict=True)]
+            explanations = self._explain_all(tape, part, own)
+            if explanations is None:  # one sample can't mix
+                explanations = self._explain_parts(part, own, 1, tape)
+            parts.append(explanations)
+        return [Explanation.join(each) for each in zip(*parts, strict=True)]
 
     def _explain_all(
         self, tape: Tape, batch: _Batch, targets: Sequence[Target | _Rank]
@@ -466,7 +482,7 @@ class Explainer:
             walk_again=tuple(
                 partial(self._walk_again, batch, i, target, j)
                 if c is None  # a function may give each sample of the batch its own element
-                else partial(self._walk_again, batch.one(i), 0, c, j)
+                else partial(self._walk_again, batch.part(i), 0, c, j)
                 for i, c in enumerate(asked.classes)
             ),
             alike=likeness(way, given),
@@ -604,11 +620,11 @@ def _one_each(target: Any, batch: int) -> Any:
     return list(target)
 
 
-def _of_one(target: Any, i: int) -> Any:
-    """The target of image i, for a batch of it alone."""
+def _of_part(target: Any, first: int, size: int) -> Any:
+    """The target of some of the images, for a batch of them."""
     if not isinstance(target, list):
         return target
-    return target[i] if callable(target[i]) else [target[i]]
+    return target[first] if callable(target[first]) else target[first : first + size]
 
 
 def _outline(output: Any) -> str:
