@@ -56,6 +56,9 @@ class Scale:
     most: int = 45
     seconds: float = 10
     batch: int = 16
+    together: int = (
+        8  # images of a batch that share a pass on a CPU, where by default each has its own
+    )
     ten: int = 10
     nodes: int = 2000  # of the walk of few nodes
     size: int | None = None  # of all inputs; None: of each network its own
@@ -103,6 +106,7 @@ QUICK = Scale(
     pairs=2,
     most=2,
     batch=2,
+    together=2,
     ten=2,
     size=64,
     steps=2,
@@ -511,6 +515,9 @@ def measure_networks(rows: Rows) -> Table:
             ),
             "recording": rows.timed(f"{name}, recording", name, recording),
         }
+        if rows.device == "cpu":
+            work = functools.partial(whole, together=scale.together)
+            line["together"] = rows.timed(f"{name}, together", name, work, scale.batch)
         for column in scale.memories:
             batch = 1 if column == "memory" else scale.batch
             ask = functools.partial(memory, name, scale.size, batch, rows.device)
@@ -688,6 +695,10 @@ def target_lines(networks: Table, peers: Table, scale: Scale) -> list[list[str]]
     add("median over them", ONE_MEDIAN, others, few, True)
     add(f"each network, batch of {scale.batch}", BATCH, list(networks), batch, False)
     add("median over them", BATCH_MEDIAN, list(networks), batch, True)
+    if any("together" in line for line in networks.values()):
+        some = f"the same, together={scale.together}"
+        add(some, BATCH, list(networks), ("together",), False)
+        add("median over them", BATCH_MEDIAN, list(networks), ("together",), True)
     add(f"{scale.ten} classes of one image, from one tape", TEN, list(networks), ("ten",), False)
     add(f"the seed method, {scale.flagship}, k = 20", SEED, [scale.flagship], ("seed",), False)
     add("peak memory, in kept activations", MEMORY, list(networks), scale.memories, False)
@@ -706,16 +717,23 @@ def target_lines(networks: Table, peers: Table, scale: Scale) -> list[list[str]]
 
 def network_part(networks: Table, scale: Scale, picture: str) -> list[str]:
     notes: list[str] = []
-    columns = ("one", "few", "batch", "ten", "recording", "memory", "memory-batch")
+    heads = {
+        "one": "one image",
+        "few": f"{scale.nodes:,} nodes",
+        "batch": f"batch of {scale.batch}",
+        "together": f"batch of {scale.batch}, together={scale.together}",
+        "ten": f"{scale.ten} classes",
+        "recording": "recording alone",
+        "memory": "memory",
+        "memory-batch": f"memory, batch of {scale.batch}",
+    }
+    columns = [column for column in heads if any(column in line for line in networks.values())]
     lines = []
     for name, line in networks.items():
-        kept = line["memory"]
+        kept = line.get("memory")
         size = f"{kept['kept'] / 1e6:.0f} MB" if kept is not None and "kept" in kept else ""
         lines.append([name, *(cell(line.get(c), scale.pairs, notes) for c in columns), size])
-    head = [
-        "", "one image", f"{scale.nodes:,} nodes", f"batch of {scale.batch}", f"{scale.ten} classes", "recording alone",
-        "memory", f"memory, batch of {scale.batch}", "kept activations, one image",
-    ]  # fmt: skip
+    head = ["", *(heads[column] for column in columns), "kept activations, one image"]
     flagship = cell(networks[scale.flagship].get("seed"), scale.pairs, notes)
     return [
         "## Network by network",
@@ -833,6 +851,7 @@ COLOURS = {
     "one": "#c1272d",
     "few": "#2b8a3e",
     "batch": "#1f4e79",
+    "together": "#5b9bd5",
     "ten": "#e08e0b",
     "recording": "#999999",
 }
@@ -867,6 +886,7 @@ def plot_networks(networks: Table, scale: Scale, path: Path) -> None:
         "one": "one image",
         "few": f"{scale.nodes:,} nodes",
         "batch": f"batch of {scale.batch}",
+        "together": f"the same, together={scale.together}",
         "ten": f"{scale.ten} classes of one image",
         "recording": "recording alone",
     }
@@ -874,8 +894,8 @@ def plot_networks(networks: Table, scale: Scale, path: Path) -> None:
     axis = figure.subplots()
     shown: set[str] = set()
     for y, line in enumerate(networks.values()):
-        for shift, column in zip((-0.28, -0.14, 0, 0.14, 0.28), labels, strict=True):
-            row = line[column]
+        for shift, column in zip((-0.3, -0.18, -0.06, 0.06, 0.18, 0.3), labels, strict=True):
+            row = line.get(column)
             if row is not None and "error" not in row:
                 label = None if column in shown else labels[column]
                 shown.add(column)
@@ -888,7 +908,7 @@ def plot_networks(networks: Table, scale: Scale, path: Path) -> None:
         "bare forward passes (median, quartiles); dotted: what it may be at most", fontsize=9
     )
     if shown:
-        figure.legend(loc="upper center", ncols=5, fontsize=8, frameon=False)
+        figure.legend(loc="upper center", ncols=6, fontsize=8, frameon=False)
     figure.tight_layout(rect=(0, 0, 1, 0.94))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
@@ -982,6 +1002,8 @@ the median over at least {pairs} pairs, its quartiles below. *n* stands where th
   its bare pass; in kept activations. These are all that the layers make, each piece of memory counted once (layers
   that work in place add nothing). Measured in a process of its own which gives memory back as it is freed
   (`VmHWM` of Linux; on a GPU, what torch allocated).
+- *together*: on a CPU each image of a batch has a pass of its own, and gets to the bit what it gets alone; with
+  `together` so many share one.
 - *recording alone*: `howyouseeme.tape.record`, no walk.
 """
 
