@@ -145,6 +145,7 @@ def test_images_that_go_together(
     ("together", "passes"),
     [
         (None, [1] * 8),
+        (np.int64(3), [3, 3, 2]),
         (False, [1] * 8),
         (1, [1] * 8),
         (3, [3, 3, 2]),
@@ -163,7 +164,7 @@ def test_so_many_images_share_a_pass(together: int | bool | None, passes: list[i
     assert found.target == tuple(targets)
 
 
-@pytest.mark.parametrize("together", [-1, 2.5, "all"])
+@pytest.mark.parametrize("together", [0, -1, 2.5, "all"])
 def test_no_number_of_images(together: object) -> None:
     with pytest.raises(InputError, match=r"is no number of images .* give 1 or more"):
         hysm.Explainer(small(), together=together)  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from torchvision import transforms
 
 import howyouseeme as hysm
 from howyouseeme import Explainer, InputError, ModelError, Network, Preprocess
+from howyouseeme.tape import record
 
 CLASSES = ("red fox", "grey fox", "hen", "cock")
 
@@ -297,6 +298,7 @@ def test_classes_that_share_what_excites_their_nodes_get_what_each_gets_alone(
     ).eval()  # fmt: skip
     with torch.no_grad():
         net[1].weight.copy_(torch.tensor([1.0, -1, 2, -2, 0.5, -0.5]))  # turns some filters around
+    monkeypatch.setattr(hysm.methods.evidence, "_STACK", 1)  # one by one
     explainer = Explainer(net)
     alone = [explainer(images[:1], target=k) for k in range(5)]
     made = []
@@ -306,8 +308,8 @@ def test_classes_that_share_what_excites_their_nodes_get_what_each_gets_alone(
     )
     together = explainer.many(images[:1], list(range(5)))
     for one, other in zip(together, alone, strict=True):
-        torch.testing.assert_close(one.evidence, other.evidence, rtol=1e-5, atol=1e-7)
-        assert one.coverage == pytest.approx(other.coverage, rel=1e-5)
+        assert torch.equal(one.evidence, other.evidence)
+        assert one.coverage == other.coverage
     once = len(made)
     explainer(images[:1], target=0)
     assert once == len(made) - once  # five classes took as many as one
@@ -319,47 +321,128 @@ def test_several_classes_in_low_precision(net: nn.Module, images: Tensor) -> Non
     assert not torch.equal(one.evidence, other.evidence)
 
 
-def test_elements_of_functions_share_nothing_that_is_kept(
-    net: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shared = []
-    walk = hysm.methods.base.Method.walk_each
-    monkeypatch.setattr(hysm.methods.evidence.Evidence, "walk_each", walk)  # one by one
-    once = hysm.methods.evidence.Evidence.walk
-    monkeypatch.setattr(
-        hysm.methods.evidence.Evidence,
-        "walk",
-        lambda self, way, *given: shared.append(way.shared) or once(self, way, *given),
-    )
-    Explainer(net).many(images[:1], [lambda out: out[:, 0] * 1, lambda out: out[:, 1] * 1])
-    assert shared == [None, None]
-    Explainer(net).many(images[:1], [0, 1])
-    assert shared[2] is shared[3] is not None
+def test_a_strong_class_leaves_a_weak_one_its_evidence_in_half_precision() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.fill_(1.0 if parameter.dim() > 1 else 0.0)
+        net[-1].weight[0] = 400
+    pictures = torch.linspace(0.3, 0.6, 32, dtype=torch.half).reshape(2, 1, 4, 4)
+    explainer = Explainer(net.half(), contrast=False, together=True)
+    weak = explainer(pictures[:1], 1)
+    assert weak.coverage[0] == pytest.approx(1, abs=0.01)
+    beside_a_class = explainer.many(pictures[:1], [0, 1])[1]
+    beside_an_image = explainer(pictures, [1, 0])[0]
+    for found in (beside_a_class, beside_an_image):
+        torch.testing.assert_close(found.evidence, weak.evidence)
+        assert found.coverage[0] == pytest.approx(weak.coverage[0])
 
 
-@pytest.mark.parametrize("most", [1, 2**23])
-def test_classes_walk_as_a_stack(
-    net: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch, most: int
-) -> None:
-    walks = []
+def walks_of(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, object]]:
+    """How many classes go back at once, and what they share, of each walk from now on."""
+    walks: list[tuple[int, object]] = []
     walk = hysm.methods.evidence.Evidence._walk
-    monkeypatch.setattr(hysm.methods.evidence, "_STACK", most)
     monkeypatch.setattr(
         hysm.methods.evidence.Evidence,
         "_walk",
         lambda self, way, alone, count, *rest: (
-            walks.append(count) or walk(self, way, alone, count, *rest)
+            walks.append((count, way.shared)) or walk(self, way, alone, count, *rest)
         ),
     )
-    explainer = Explainer(net.double())
-    picture = images[:1].double()
+    return walks
+
+
+def test_elements_of_functions_share_nothing_that_is_kept(
+    net: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walks = walks_of(monkeypatch)
+    Explainer(net).many(images[:1], [lambda out: out[:, 0] * 1, lambda out: out[:, 1] * 1])
+    assert walks == [(1, None), (1, None)]
+
+
+@pytest.mark.parametrize(
+    ("largest", "counts"), [(0, [1, 1, 1, 1]), (2, [2, 2]), (3, [3, 1]), (99, [4])]
+)
+def test_classes_walk_as_a_stack(
+    net: nn.Module,
+    images: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    largest: int,
+    counts: list[int],
+) -> None:
+    explainer, picture = Explainer(net.double()), images[:1].double()
+    tape = record(net, [picture])
+    most = max(value.numel for call in tape.calls for value in call.outputs if value is not None)
+    monkeypatch.setattr(hysm.methods.evidence, "_STACK", largest * most)
+    walks = walks_of(monkeypatch)
     stacked = explainer.many(picture, [0, 1, None, 2])
-    assert walks == ([1, 1, 1, 1] if most == 1 else [4])
+    assert [count for count, _ in walks] == counts
+    shared = [kept for _, kept in walks]
+    assert all(kept is shared[0] for kept in shared)
+    assert (shared[0] is None) == (len(counts) == 1)
     for one, target in zip(stacked, [0, 1, None, 2], strict=True):
         alone = explainer(picture, target)
         assert one.target == alone.target
         torch.testing.assert_close(one.evidence, alone.evidence, rtol=1e-10, atol=1e-13)
         assert one.coverage == pytest.approx(alone.coverage)
+
+
+def test_several_classes_of_several_inputs() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Conv2d(3, 4, 3), nn.Linear(6, 3)
+
+        def forward(self, picture: Tensor, facts: Tensor) -> Tensor:
+            seen = self.body(picture).relu().mean((2, 3))
+            return self.head(torch.cat([seen, facts], 1))
+
+    torch.manual_seed(1)
+    explainer, given = Explainer(Two().double().eval()), (
+        torch.randn(1, 3, 8, 8).double(), torch.randn(1, 2).double()
+    )  # fmt: skip
+    for target, found in enumerate(explainer.many(given, [0, 1, 2])):
+        alone = explainer(given, target)
+        for mine, theirs in zip(found.inputs, alone.inputs, strict=True):
+            torch.testing.assert_close(mine.evidence, theirs.evidence, rtol=1e-10, atol=1e-13)
+            assert mine.evidence.untyped_storage().nbytes() == mine.evidence.nbytes
+
+
+class Quartered(nn.Module):
+    """Moves places to the first axis and back; nothing excites what is asked of the mean's nodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.then, self.head = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 1),
+            nn.Linear(8, 3),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        parts = torch.cat([x[..., i : i + 4, j : j + 4] for i in (0, 4) for j in (0, 4)])
+        return self.head(self.then((5 - parts.mean(0))[None]).relu().mean((2, 3)))
+
+
+def test_places_on_the_first_axis_are_no_stack() -> None:
+    torch.manual_seed(0)
+    net, picture = Quartered().double().eval(), torch.rand(1, 3, 8, 8).double()
+    explainer = Explainer(net)
+    alone = [explainer(picture, target) for target in range(3)]
+    for found, expected in zip(explainer.many(picture, [0, 1, 2]), alone, strict=True):
+        assert found.evidence.shape == expected.evidence.shape == (1, 8, 8)
+        assert torch.equal(found.evidence, expected.evidence)
+
+
+def test_classes_of_a_model_that_does_nothing() -> None:
+    for net in (nn.Softmax(1), nn.Identity()):
+        one, other = Explainer(net.eval()).many(torch.tensor([[0.5, 0.2, 0.9]]), [0, 2])
+        assert one.evidence.shape == other.evidence.shape == (1, 3)
+        assert int(one.evidence.argmax()) == 0
+        assert int(other.evidence.argmax()) == 2
 
 
 def test_many_of_nothing_is_nothing(explainer: Explainer, images: Tensor) -> None:

@@ -53,10 +53,8 @@ class Plan:
 
         Evidence has then as many samples as there are walks, and activations one.
         """
-        values = [self.start, *(source for _, step in self.steps for source, _ in step.links)]
-        return all(value.shape[:1] == (1,) for value in values) and all(
-            link.stacks for _, step in self.steps for _, link in step.links
-        )
+        links = (link for _, step in self.steps for _, link in step.links)
+        return self.start.shape[:1] == (1,) and all(link.stacks for link in links)
 
     def step(self, value: Value) -> Step | None:
         """The step that leads back from a value; None for an input of the model."""

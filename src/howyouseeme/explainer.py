@@ -57,7 +57,7 @@ class _Batch:
 
     tensors: tuple[Tensor, ...]
     samples: tuple[tuple[Sample, ...], ...]  # by input, then by image
-    whole: _Batch | None = None  # the batch that this one is an image of
+    whole: _Batch | None = None  # the batch that this one is a part of
 
     def __len__(self) -> int:
         return len(self.samples[0])
@@ -159,7 +159,9 @@ class Explainer:
         together: bool | int | None = None,
         **parameters: Any,
     ) -> None:
-        if together is not None and (not isinstance(together, int) or together < 0):
+        together = _plain(together)
+        number = isinstance(together, int) and (together is False or together > 0)
+        if together is not None and not number:
             raise InputError(
                 f"together={together!r} is no number of images that share a pass: give 1 or more, True "
                 "for all, or None."
@@ -244,8 +246,8 @@ class Explainer:
 
         >>> cat, dog = explainer.many("photo.jpg", ["tabby", "golden retriever"])
 
-        Each of the `targets` is what a call takes; returned is one explanation for each. Errors are
-        those of a call.
+        Each of the `targets` is what a call takes; returned is one explanation for each, what a call
+        gives up to rounding. Errors are those of a call.
 
         Each image gets a pass of its own unless they go together (see `Explainer`), and also then where
         the network mixes the samples of a batch. A function of the output always gets that of the batch.
@@ -255,11 +257,12 @@ class Explainer:
         listed = any(isinstance(target, list) and any(map(callable, target)) for target in targets)
         size = 1 if listed else self._at_once(targets, len(batch))
         if listed or size < len(batch):
-            try:
-                return self._explain_parts(batch, targets, size)
-            except _CannotRunError:
-                if listed or len(batch) == 1:
-                    raise  # else it may take so many at once and no other number, as an exported program does
+            for some in dict.fromkeys((size, 1)):
+                try:
+                    return self._explain_parts(batch, targets, some)
+                except _CannotRunError:
+                    if listed or len(batch) == 1:
+                        raise  # else it may take so many at once and no other number, as an exported program does
         tape = self._record(batch, targets)
         explanations = self._explain_all(tape, batch, targets)
         if explanations is not None:
@@ -405,7 +408,7 @@ class Explainer:
         size: int,
         together: Tape | None = None,
     ) -> list[Explanation]:
-        """So many samples in a pass; if all went `together` before, each must have the answer it had then."""
+        """So many samples in a pass; one, if all went `together` before, with the answer that it had then."""
         parts = []
         for first in range(0, len(batch), size):
             part = batch.part(first, size)
@@ -417,7 +420,7 @@ class Explainer:
                     "image at a time."
                 )
             explanations = self._explain_all(tape, part, own)
-            if explanations is None:  # one sample can't mix
+            if explanations is None:  # they mix, which one can't
                 explanations = self._explain_parts(part, own, 1, tape)
             parts.append(explanations)
         return [Explanation.join(each) for each in zip(*parts, strict=True)]
@@ -438,13 +441,13 @@ class Explainer:
                 if not way.separable(len(batch)):
                     return None
                 walks = self.method.walk_each(way, [every[i].nodes for i in members])
-            for i, walked in zip(members, walks, strict=True):
-                found = [
-                    self._explanation(batch, j, given, way, walked, every[i], targets[i])
-                    for j, given in zip(batch.floats, tape.inputs, strict=False)
-                ]
-                main = found[batch.floats.index(batch.main)]
-                explanations[i] = main if len(found) == 1 else replace(main, inputs=tuple(found))
+                for i, walked in zip(members, walks, strict=True):
+                    found = [
+                        self._explanation(batch, j, given, way, walked, every[i], targets[i])
+                        for j, given in zip(batch.floats, tape.inputs, strict=True)
+                    ]
+                    main = found[batch.floats.index(batch.main)]
+                    explanations[i] = replace(main, inputs=tuple(found)) if found[1:] else main
         return [explanations[i] for i in range(len(targets))]
 
     def _explanation(

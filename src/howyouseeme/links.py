@@ -108,8 +108,8 @@ class Link(ABC):
     def _is_stack(self, x: Tensor) -> bool:
         return self.stacks and len(x) > 1
 
-    def _shape(self, x: Tensor) -> torch.Size:
-        """The shape of J x."""
+    def shape_of(self, x: Tensor) -> torch.Size:
+        """The shape of J x, which has as many samples as x."""
         return torch.Size((len(x), *self.out_shape[1:])) if self._is_stack(x) else self.out_shape
 
     def _one_by_one(self, stack: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ class Diagonal(Link):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight
-        return (x if weight is None else x * weight).reshape(self._shape(x))
+        return (x if weight is None else x * weight).reshape(self.shape_of(x))
 
     def edges(self, nodes: Tensor) -> Edges:
         weight = self.weight
@@ -180,7 +180,7 @@ class Diagonal(Link):
 
     def back(self, y: Tensor) -> Tensor:
         """y in the shape of the input, if it isn't yet, with no weight."""
-        return y.reshape(Diagonal(self.out_shape, self.in_shape)._shape(y))
+        return y.reshape(Diagonal(self.out_shape, self.in_shape).shape_of(y))
 
     def transposed(self) -> Diagonal:
         if self._weight is None:
@@ -459,7 +459,7 @@ class Matrix(Link):
         self.weight = weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x @ self.weight.T).reshape(self._shape(x))
+        return (x @ self.weight.T).reshape(self.shape_of(x))
 
     def edges(self, nodes: Tensor) -> Edges:
         outputs, inputs = self.weight.shape
@@ -560,8 +560,8 @@ class Convolution(Link):
         taken = (slice(None), slice(None), *(slice(0, (n - 1) * by + 1, by) for n, by in steps))
         matrix = self.weight.flatten(1)
         if not self.back:
-            return (matrix @ x[taken].flatten(2)).reshape(self._shape(x))
-        made, shape = matrix.T @ x.flatten(2), self._shape(x)
+            return (matrix @ x[taken].flatten(2)).reshape(self.shape_of(x))
+        made, shape = matrix.T @ x.flatten(2), self.shape_of(x)
         if made.numel() == prod(shape):
             return made.reshape(shape)
         y = x.new_zeros(shape)
@@ -705,7 +705,7 @@ class Separable(Link):
         y = x.reshape(len(x), *shape[1:]) if self._is_stack(x) else x.reshape(shape)
         for axis, matrix in self.matrices.items():
             y = torch.tensordot(y, matrix, dims=([axis], [1])).movedim(-1, axis)
-        return y.reshape(self._shape(x))
+        return y.reshape(self.shape_of(x))
 
     def edges(self, nodes: Tensor) -> Edges:
         place = torch.unravel_index(nodes, self._kept_shape)
@@ -774,11 +774,14 @@ class BatchedMatrix(Link):
     def forward(self, x: Tensor) -> Tensor:
         batch, _, inputs = self.weight.shape
         count = len(x) if self._is_stack(x) else 1
-        if self.columns == 1:
-            y = x.reshape(count, batch, self._rows(), inputs) @ self.weight.mT
-        else:
-            y = self.weight[:, None] @ x.reshape(count, batch, self._rows(), inputs, self.columns)
-        return y.reshape(self._shape(x))
+        # The samples of a stack go beside the rows, for else each would get a copy of the weight.
+        rows = x.reshape(count, batch, self._rows(), inputs, self.columns).transpose(0, 1)
+        rows = rows.flatten(1, 2)
+        y: Tensor = (
+            rows[..., 0] @ self.weight.mT if self.columns == 1 else self.weight[:, None] @ rows
+        )
+        y = y.unflatten(1, (count, self._rows())).transpose(0, 1)
+        return y.reshape(self.shape_of(x))
 
     def edges(self, nodes: Tensor) -> Edges:
         batch, outputs, inputs = self.weight.shape
@@ -838,12 +841,12 @@ class Sparse(Link):
 
     def forward(self, x: Tensor) -> Tensor:
         (images, regions), (inputs, outputs) = self.parts, self.places
+        if self._is_stack(x):
+            return self._one_by_one(x)
         entries = self.entries
         dtype = torch.promote_types(x.dtype, entries.dtype)
         if dtype in {torch.half, torch.bfloat16}:  # no sparse product in half precision
             dtype = torch.float32
-        if self._is_stack(x):
-            return self._one_by_one(x)
         columns = x.reshape(images, self.channels, inputs).movedim(1, 2).to(dtype)
         columns = columns.reshape(images * inputs, self.channels)
         y: Tensor = torch.sparse.mm(entries.to(dtype), columns)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -115,7 +115,7 @@ class Walked:
     def of(self, i: int) -> Walked:
         """That of sample i alone, with no trail."""
         strength, share = (
-            {value: item[i : i + 1] for value, item in items.items()}
+            {value: item[i : i + 1].clone() for value, item in items.items()}
             for items in (self.strength, self.share)
         )
         return Walked(strength, share)
@@ -174,10 +174,11 @@ class Method(ABC):
     def walk(self, plan: Plan, nodes: Tensor, trail: Trail | None = None) -> Walked:
         """Walk from `nodes` [batch], flat indices into `plan.start`, one a sample, to the inputs."""
 
-    def walk_each(self, plan: Plan, targets: Sequence[Tensor]) -> list[Walked]:
+    def walk_each(self, plan: Plan, targets: Sequence[Tensor]) -> Iterator[Walked]:
         """A walk for each of several `targets`, the nodes [batch] of a walk, which share what they can."""
         plan.shared = {} if len(targets) > 1 else None
-        return [self.walk(plan, nodes) for nodes in targets]
+        for nodes in targets:
+            yield self.walk(plan, nodes)
 
 
 def one_hot(plan: Plan, nodes: Tensor) -> Tensor:

@@ -79,18 +79,18 @@ class Evidence(Method):
     def walk(self, plan: Plan, nodes: Tensor, trail: Trail | None = None) -> Walked:
         return self._walk(plan, one_hot(plan, nodes), len(nodes), trail)
 
-    def walk_each(self, plan: Plan, targets: Sequence[Tensor]) -> list[Walked]:
+    def walk_each(self, plan: Plan, targets: Sequence[Tensor]) -> Iterator[Walked]:
         if self.nodes is not None or not plan.stacks:
-            return super().walk_each(plan, targets)
-        size = max(_STACK // max(value.numel for value, _ in plan.steps), 1)
+            yield from super().walk_each(plan, targets)
+            return
+        values = [*plan.inputs, *(value for value, _ in plan.steps)]
+        size = max(_STACK // max(value.numel for value in values), 1)
         groups = [targets[i : i + size] for i in range(0, len(targets), size)]
         plan.shared = {} if len(groups) > 1 else None
-        walks: list[Walked] = []
         for group in groups:
             seeds = torch.cat([one_hot(plan, nodes) for nodes in group])
             walked = self._walk(plan, seeds, len(group))
-            walks += [walked.of(i) for i in range(len(group))]
-        return walks
+            yield from (walked.of(i) for i in range(len(group)))
 
     @torch.no_grad()
     def _walk(self, plan: Plan, alone: Tensor, batch: int, trail: Trail | None = None) -> Walked:
@@ -400,16 +400,15 @@ def _excite(
         for source, link in step.links:
             trail.cross(source, Crossing(value, link, flow, _each(orientation, value)))
     sent = [
-        (source, _Arrived(_nothing(source, evidence) if share is None else share, above=only))
-        for (source, _), share, only in zip(step.links, shares, above, strict=True)
+        (source, _Arrived(_nothing(link, evidence) if share is None else share, above=only))
+        for (source, link), share, only in zip(step.links, shares, above, strict=True)
     ]
     return sent, ended
 
 
-def _nothing(source: Value, evidence: Tensor) -> Tensor:
-    """No evidence at a source, for as many samples as there are."""
-    count = max(len(source.data), len(evidence)) if source.shape else 1
-    return source.data.new_zeros((count, *source.shape[1:]) if source.shape else ())
+def _nothing(link: Link, evidence: Tensor) -> Tensor:
+    """No evidence at the input of a link, for as many samples as there are at its output."""
+    return evidence.new_zeros(link.transposed().shape_of(evidence))
 
 
 def _by_sign(evidence: Tensor, orientation: Tensor | float) -> Iterator[tuple[float, Tensor]]:
@@ -533,10 +532,13 @@ def _lowest(evidence: Tensor, most: float) -> float | Tensor:
     """Below this z is rounding, and evidence, of no more than `most` a node, divided by it would overflow."""
     limits = torch.finfo(evidence.dtype)
     least = limits.tiny / limits.eps
-    if most / (limits.max / 1024) <= least:
+    if most / (limits.max / 1024) <= least or not evidence.dim() or not evidence.numel():
         return least
-    ends = evidence.aminmax()
-    return (torch.maximum(-ends.min, ends.max) / (limits.max / 1024)).clamp(min=least)
+    highest = evidence.abs().flatten(1).amax(1) if evidence.dim() > 1 else evidence.abs()
+    highest = highest.reshape(
+        -1, *[1] * (evidence.dim() - 1)
+    )  # of each sample, whatever others have
+    return (highest / (limits.max / 1024)).clamp(min=least)
 
 
 def _rates(evidence: Tensor, z: Tensor, least: Tensor | float) -> tuple[Tensor, Tensor | None]:
