@@ -135,10 +135,10 @@ class Explainer:
         classes: names of the classes, one for each score; those of the `Network` by default.
         device: where to run, the model being moved there; where the model is by default.
         together: whether the images of a batch share a pass, or how many of them: on a CPU together=8
-            takes half the time for many networks. PyTorch's kernels round by the size of the batch, so
-            that points of nearly the same strength may then change places; alone, each image gets to
-            the bit what it gets without the others. None: alone on a CPU, all together elsewhere, where
-            many passes cost far more than one.
+            takes half the time for small networks, and no less for large ones. PyTorch's kernels round
+            by the size of the batch, so that points of nearly the same strength may then change places;
+            alone, each image gets to the bit what it gets without the others. None: alone on a CPU, all
+            together elsewhere, where many passes cost far more than one.
         parameters: of the method, such as `k` of the seed method.
 
     The model is left as it was: its mode, gradients, hooks and buffers.
