@@ -56,9 +56,7 @@ class Scale:
     most: int = 45
     seconds: float = 10
     batch: int = 16
-    together: int = (
-        8  # images of a batch that share a pass on a CPU, where by default each has its own
-    )
+    together: int = 8  # images of a batch that share a pass, in one of its columns
     ten: int = 10
     nodes: int = 2000  # of the walk of few nodes
     size: int | None = None  # of all inputs; None: of each network its own

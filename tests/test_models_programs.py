@@ -89,6 +89,14 @@ def test_a_program_in_memory(image: Tensor) -> None:
         hysm.explain(torch.export.export(small().train(), (image,)), image)
 
 
+def test_a_program_for_one_image(image: Tensor) -> None:
+    """Which can't run on two, as images that go together do otherwise."""
+    images = torch.cat([image, image.flip(3), image.flip(2)])
+    program = torch.export.export(small(), (image,))
+    found = hysm.explain(program, images, together=2)
+    assert same(found, hysm.explain(small(), images))
+
+
 def test_a_program_for_batches_of_two(image: Tensor) -> None:
     """Which can't run on one, as images of a batch do otherwise."""
     images = torch.cat([image, image.flip(3)])

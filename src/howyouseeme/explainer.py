@@ -21,7 +21,7 @@ from .backtrack import Plan, plan
 from .errors import HowYouSeeMeError, InputError, ModelError
 from .explanation import Explanation, Sample
 from .images import Geometry, Preprocess, Source, load_image
-from .likeness import likeness
+from .likeness import Likeness, likeness
 from .methods import Method, get_method
 from .methods.base import Trail, Walked
 from .models import Network, load_model
@@ -135,10 +135,10 @@ class Explainer:
         classes: names of the classes, one for each score; those of the `Network` by default.
         device: where to run, the model being moved there; where the model is by default.
         together: whether the images of a batch share a pass, or how many of them: on a CPU together=8
-            takes half the time for small networks, and no less for large ones. PyTorch's kernels round
-            by the size of the batch, so that points of nearly the same strength may then change places;
-            alone, each image gets to the bit what it gets without the others. None: alone on a CPU, all
-            together elsewhere, where many passes cost far more than one.
+            takes less time for most networks, half for some. PyTorch's kernels round by the size of the
+            batch, so that points of nearly the same strength may then change places; alone, each image
+            gets to the bit what it gets without the others. None: alone on a CPU, all together
+            elsewhere, where many passes cost far more than one.
         parameters: of the method, such as `k` of the seed method.
 
     The model is left as it was: its mode, gradients, hooks and buffers.
@@ -440,11 +440,15 @@ class Explainer:
                 way = plan(tape, *start)
                 if not way.separable(len(batch)):
                     return None
+                inputs = [
+                    (j, given, likeness(way, given))
+                    for j, given in zip(batch.floats, tape.inputs, strict=True)
+                ]
                 walks = self.method.walk_each(way, [every[i].nodes for i in members])
                 for i, walked in zip(members, walks, strict=True):
                     found = [
-                        self._explanation(batch, j, given, way, walked, every[i], targets[i])
-                        for j, given in zip(batch.floats, tape.inputs, strict=True)
+                        self._explanation(batch, *each, walked, every[i], targets[i])
+                        for each in inputs
                     ]
                     main = found[batch.floats.index(batch.main)]
                     explanations[i] = replace(main, inputs=tuple(found)) if found[1:] else main
@@ -455,7 +459,7 @@ class Explainer:
         batch: _Batch,
         j: int,
         given: Value,
-        way: Plan,
+        alike: tuple[Likeness | None, ...],
         walked: Walked,
         asked: _Asked,
         target: Any,
@@ -488,7 +492,7 @@ class Explainer:
                 else partial(self._walk_again, batch.part(i), 0, c, j)
                 for i, c in enumerate(asked.classes)
             ),
-            alike=likeness(way, given),
+            alike=alike,
         )
 
     def _label(self, index: int | None) -> str:

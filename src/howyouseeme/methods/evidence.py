@@ -106,7 +106,7 @@ class Evidence(Method):
         walked = Walked.relative(found, total, trail)
         if self.focus:
             walked.strength = {
-                value: item * _places(plan, maps, value) for value, item in found.items()
+                value: item * _places(plan, maps, value, batch) for value, item in found.items()
             }
         if trail is not None:
             trail.evidence.update(walked.strength)
@@ -150,14 +150,14 @@ class Evidence(Method):
         return {value: arrived.evidence for value, arrived in waiting.items()}, lost
 
 
-def _places(plan: Plan, maps: dict[Value, Tensor], source: Value) -> Tensor:
+def _places(plan: Plan, maps: dict[Value, Tensor], source: Value, batch: int) -> Tensor:
     """[batch, 1, ...], 0..1: the evidence of each place of the feature maps, drawn over an input.
 
     Where they lie is told by `layouts`; ones if there is none whose places are known.
     """
     if source.data.dim() < 3:
         return source.data.new_ones(())
-    count = max([len(source.data), *map(len, maps.values())]) if plan.stacks else len(source.data)
+    count = batch if plan.stacks else len(source.data)
     weight, drawn = source.data.new_zeros(count, 1, *source.shape[2:]), False
     known = layouts(plan, source)
     for value, evidence in maps.items():
@@ -532,12 +532,11 @@ def _lowest(evidence: Tensor, most: float) -> float | Tensor:
     """Below this z is rounding, and evidence, of no more than `most` a node, divided by it would overflow."""
     limits = torch.finfo(evidence.dtype)
     least = limits.tiny / limits.eps
-    if most / (limits.max / 1024) <= least or not evidence.dim() or not evidence.numel():
+    if most / (limits.max / 1024) <= least or not evidence.numel():
         return least
-    highest = evidence.abs().flatten(1).amax(1) if evidence.dim() > 1 else evidence.abs()
-    highest = highest.reshape(
-        -1, *[1] * (evidence.dim() - 1)
-    )  # of each sample, whatever others have
+    highest = evidence.abs()
+    if evidence.dim() > 1:  # of each sample, whatever others have
+        highest = highest.amax(tuple(range(1, evidence.dim())), keepdim=True)
     return (highest / (limits.max / 1024)).clamp(min=least)
 
 
