@@ -8,9 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
 
-__all__ = ["MOST", "run"]
+import torch
+
+__all__ = ["MOST", "run", "shares", "threads"]
 
 T = TypeVar("T")
+
+#: So many edges are worth a thread.
+_WORTH = 200_000
 
 #: More than these have nothing to do.
 MOST = 8
@@ -24,6 +29,22 @@ def run(function: Callable[[int, int], T], pieces: Sequence[tuple[int, int]]) ->
     """
     others = [_pool().submit(function, *piece) for piece in pieces[1:]]
     return [function(*pieces[0]), *(other.result() for other in others)]
+
+
+def threads(edges: int) -> int:
+    """How many threads so many edges are worth."""
+    return min(torch.get_num_threads(), max(edges // _WORTH, 1), MOST)
+
+
+def shares(count: int, edges: int) -> list[tuple[int, int]]:
+    """The first and last of the nodes [count] that each thread takes, having so many edges each.
+
+    >>> shares(1000, edges=576)          # of two threads
+    [(0, 500), (500, 1000)]
+    """
+    most = min(threads(count * edges), count) or 1
+    cuts = [count * i // most for i in range(most + 1)]
+    return list(zip(cuts, cuts[1:], strict=False))
 
 
 @cache

@@ -508,13 +508,9 @@ def _convolve(
     return torch.from_numpy(rates)
 
 
-#: So many edges are worth a thread.
-_WORTH = 200_000
-
-
 def _shared_out(index: np.ndarray, link: Convolution) -> list[tuple[int, int]]:
     """First and last of the dots [n] that each thread takes; those of one place and group stay together."""
-    threads = min(torch.get_num_threads(), max(len(index) * link.fan_in() // _WORTH, 1), crew.MOST)
+    threads = crew.threads(len(index) * link.fan_in())
     plane, group = prod(link.out_shape[2:]), link.out_shape[1] // link.groups
 
     def key(n: int) -> tuple[int, int, int]:

@@ -20,10 +20,14 @@ __all__ = [
     "draw",
     "look",
     "meet",
+    "most_exciting",
     "strongest",
     "totals",
     "turn",
 ]
+
+#: So many products are made in one go.
+_BLOCK = 256
 
 # Sums in an order that vector units like. NaN and infinity keep their meaning.
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
@@ -232,7 +236,8 @@ def strongest(  # type: ignore[no-untyped-def]
     taps = window[0] * window[1]
     size = group_in * taps
     zero = sign.dtype.type(0)
-    where, patch = np.zeros(taps, np.int64), np.zeros(size, sign.dtype)
+    where = np.zeros(taps, np.int64)
+    patch, terms = np.zeros(size, sign.dtype), np.zeros(size, sign.dtype)
     here = -1
     for n in range(len(index)):
         row, rest = divmod(index[n], channels_out * per_plane)
@@ -244,19 +249,29 @@ def strongest(  # type: ignore[no-untyped-def]
             y, x = divmod(s, out_width)
             look(activation, strides, in_shape, window, row, first, y, x, where, patch)
         filter_ = weight[out * size : (out + 1) * size]
-        channel, most, speaks = 0, zero, zero
+        speaks, asked_for = zero, sign[n]
+        for k in range(size):  # one loop for vector units, which windows are too small for
+            term = asked_for * filter_[k] * patch[k]
+            terms[k] = term
+            speaks += max(term, zero)
+        channel, most = 0, zero
         for c in range(group_in):
-            whole = zero
-            for k in range(c * taps, (c + 1) * taps):
-                term = sign[n] * filter_[k] * patch[k]
-                whole += term
-                speaks += max(term, zero)
+            k = c * taps
+            whole = terms[k]
+            if taps == 9:
+                whole += (
+                    terms[k + 1] + terms[k + 2] + terms[k + 3] + terms[k + 4]
+                    + terms[k + 5] + terms[k + 6] + terms[k + 7] + terms[k + 8]
+                )
+            else:
+                for t in range(1, taps):
+                    whole += terms[k + t]
             if c == 0 or whole > most:
                 channel, most = c, whole
         best, strength = -1, zero
         for t in range(taps):
             k = channel * taps + t
-            asked = patch[k] if by_activation else sign[n] * filter_[k] * patch[k]
+            asked = patch[k] if by_activation else terms[k]
             if where[t] >= 0 and (best < 0 or asked > strength):
                 best, strength = t, asked
         total[n] = speaks
@@ -264,8 +279,43 @@ def strongest(  # type: ignore[no-untyped-def]
         if best >= 0:
             k = channel * taps + best
             chosen[n] = (row * channels_in + first + channel) * plane_in + where[best]
-            found[n] = sign[n] * filter_[k] * patch[k]
+            found[n] = terms[k]
             turns[n] = -1 if filter_[k] < zero else 1
+
+
+@_compiled
+def most_exciting(activation, weight, index, sign, chosen, found, total) -> None:  # type: ignore[no-untyped-def]
+    """For nodes [n] of a fully connected layer's output the inputs that excite them most (How You See Me).
+
+    `activation` [rows, inputs] is multiplied by `weight` [outputs, inputs]. `chosen` [n, k] becomes the k inputs
+    with the highest contributions, sign · weight · activation, above zero, the highest first and the lowest index
+    of equals, -1 where there are fewer; `found` [n, k] these contributions, and `total` [n] all above zero.
+    """  # fmt: skip
+    outputs, inputs = weight.shape
+    k, zero = chosen.shape[1], sign.dtype.type(0)
+    offered = np.zeros(_BLOCK, sign.dtype)
+    for n in range(len(index)):
+        row, out = divmod(index[n], outputs)
+        seen, filter_ = activation[row], weight[out]
+        kept, least, speaks = 0, zero, zero
+        for block in range(0, inputs, _BLOCK):
+            size = min(_BLOCK, inputs - block)
+            for j in range(size):
+                offered[j] = sign[n] * filter_[block + j] * seen[block + j]
+                speaks += max(offered[j], zero)
+            for j in range(size):
+                term = offered[j]
+                if not term > least:
+                    continue
+                at = kept if kept < k else k - 1
+                while at > 0 and found[n, at - 1] < term:
+                    found[n, at], chosen[n, at] = found[n, at - 1], chosen[n, at - 1]
+                    at -= 1
+                found[n, at], chosen[n, at] = term, block + j
+                kept = min(kept + 1, k)
+                if kept == k:
+                    least = found[n, k - 1]
+        total[n] = speaks
 
 
 @_compiled

@@ -123,17 +123,27 @@ def inliers(evidence: Tensor, radius: float = 0.1, share: float = 0.05) -> Tenso
     """
     there = (evidence > 0).double()
     reach = radius * float(sum(size**2 for size in evidence.shape)) ** 0.5
-    offsets = [torch.arange(-(size - 1), size, device=evidence.device) for size in evidence.shape]
+    ends = [min(size - 1, int(reach)) for size in evidence.shape]
+    offsets = [torch.arange(-end, end + 1, device=evidence.device) for end in ends]
     grid = torch.meshgrid(*offsets, indexing="ij")
     disk = (sum(axis.double() ** 2 for axis in grid) <= reach**2).double()  # type: ignore[union-attr]
     # The number of neighbours is a convolution with the disk; by FFT, rounded to the exact integer.
-    size = [2 * n - 1 + n - 1 for n in evidence.shape]
+    size = [_quick(n + 2 * end) for n, end in zip(evidence.shape, ends, strict=True)]
     axes = list(range(evidence.dim()))
     product = torch.fft.rfftn(there, size, axes) * torch.fft.rfftn(disk, size, axes)
     counts = torch.fft.irfftn(product, size, axes)
-    centre = tuple(slice(n - 1, 2 * n - 1) for n in evidence.shape)
+    centre = tuple(slice(end, end + n) for n, end in zip(evidence.shape, ends, strict=True))
     near = counts[centre].round()
     return evidence.masked_fill(near <= share * there.sum(), 0)
+
+
+def _quick(size: int) -> int:
+    """The next size with no prime factor above 5, which FFT is quick with."""
+    rest = size
+    for factor in (2, 3, 5):
+        while rest % factor == 0:
+            rest //= factor
+    return size if rest == 1 else _quick(size + 1)
 
 
 def gaussian_blur(evidence: Tensor, sigma: float, first: int = 0) -> Tensor:

@@ -11,10 +11,11 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from .. import crew
 from ..backtrack import Plan, signs
 from ..errors import InputError
 from ..halftone import as_convolution, by_place, seen_by
-from ..links import Convolution, Link
+from ..links import Convolution, Diagonal, Link, Matrix
 from ..maps import inliers
 from ..nodes import Nodes
 from ..rules import Step
@@ -96,6 +97,10 @@ class Seed(Method):
 
     def _send(self, step: Step, here: Nodes) -> list[tuple[Value, _Sent]]:
         """Choose the inputs that each node goes back to."""
+        source, link = step.links[0] if len(step.links) == 1 else (None, None)
+        if source is not None and isinstance(link, Diagonal) and link.rising:  # stays in place
+            child = torch.arange(len(here), device=here.index.device)
+            return [(source, _Sent(child, torch.zeros_like(here.count), here))]
         options = [self._choose(source, link, here) for source, link in step.links]
         if len(options) > 1:  # branches: each offers one place at most, the strongest is taken
             options = _strongest_branch(options, len(here))
@@ -106,10 +111,12 @@ class Seed(Method):
         ]
 
     def _choose(self, source: Value, link: Link, here: Nodes) -> _Sent:
-        on_cpu = at_hand(source.data)
-        convolution = as_convolution(link) if on_cpu and isinstance(link, Convolution) else None
-        if convolution is not None and len(here):
-            return self._choose_compiled(source, convolution, here)
+        if len(here) and at_hand(source.data):
+            if isinstance(link, Matrix) and link.weight.dtype in {torch.float32, torch.float64}:
+                return self._choose_inputs(source, link, here)
+            convolution = as_convolution(link) if isinstance(link, Convolution) else None
+            if convolution is not None:
+                return self._choose_node(source, convolution, here)
         rows = max(_CHUNK // link.fan_in(), 1)
         return _Sent.join(
             [
@@ -121,7 +128,7 @@ class Seed(Method):
             ]
         )
 
-    def _choose_compiled(self, source: Value, link: Convolution, here: Nodes) -> _Sent:
+    def _choose_node(self, source: Value, link: Convolution, here: Nodes) -> _Sent:
         """The same for a convolution, by a kernel."""
         from .. import kernels  # noqa: PLC0415 - takes a while
 
@@ -130,15 +137,42 @@ class Seed(Method):
         index, sign = here.index[order], here.sign[order].to(dtype)
         chosen = torch.empty_like(index)
         found, total, turns = (torch.zeros_like(sign) for _ in range(3))
-        kernels.strongest(
-            *(*seen_by(link, source, dtype), self.position == "activation"),
-            *(item.numpy() for item in (index, sign, chosen, found, total, turns)),
+        seen = (*seen_by(link, source, dtype), self.position == "activation")
+        made = [item.numpy() for item in (index, sign, chosen, found, total, turns)]
+        crew.run(
+            lambda first, last: kernels.strongest(*seen, *(item[first:last] for item in made)),
+            crew.shares(len(index), link.fan_in()),
         )
         kept = chosen >= 0
         child, chosen = order[kept], chosen[kept]
         contribution, all_, turn = (item[kept].double() for item in (found, total, turns))
         part = torch.where(all_ > 0, contribution.clamp(min=0) / all_, 0)
         nodes = Nodes(chosen, here.count[child], here.sign[child] * turn, here.share[child] * part)
+        return _Sent(child, contribution, nodes)
+
+    def _choose_inputs(self, source: Value, link: Matrix, here: Nodes) -> _Sent:
+        """The same for a fully connected layer, by a kernel."""
+        from .. import kernels  # noqa: PLC0415
+
+        outputs, inputs = link.weight.shape
+        sign, wide = here.sign.to(link.weight.dtype), (len(here), min(self.k, inputs))
+        chosen, found, total = torch.full(wide, -1), sign.new_zeros(wide), torch.zeros_like(sign)
+        seen = (source.flat.reshape(-1, inputs).numpy(), link.weight.detach().numpy())
+        made = [item.numpy() for item in (here.index, sign, chosen, found, total)]
+        crew.run(
+            lambda first, last: kernels.most_exciting(*seen, *(item[first:last] for item in made)),
+            crew.shares(len(here), inputs),
+        )
+        child, rank = (chosen >= 0).nonzero(as_tuple=True)
+        column, contribution = chosen[child, rank], found[child, rank].double()
+        output = here.index[child]
+        row = torch.div(output, outputs, rounding_mode="floor")
+        nodes = Nodes(
+            row * inputs + column,
+            here.count[child],
+            here.sign[child] * signs(link.weight[output % outputs, column]).double(),
+            here.share[child] * contribution / total.double()[child],
+        )
         return _Sent(child, contribution, nodes)
 
     def _choose_some(self, source: Value, link: Link, here: Nodes, some: Tensor) -> _Sent:
