@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import threading
 
+import torch
+
 from howyouseeme import crew
 
 
@@ -30,3 +32,17 @@ def test_a_forked_process_gets_threads_of_its_own() -> None:
 
 def _in_child() -> None:
     assert crew.run(lambda first, last: last, [(0, 1), (1, 2)]) == [1, 2]
+
+
+def test_every_node_is_in_one_share_and_few_edges_are_not_shared_out() -> None:
+    assert crew.shares(10, edges=3) == [(0, 10)]
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        found = crew.shares(100, edges=1_000_000)
+        assert crew.shares(0, edges=1_000_000) == [(0, 0)]
+        assert crew.shares(2, edges=1_000_000) == [(0, 1), (1, 2)]
+    finally:
+        torch.set_num_threads(before)
+    assert len(found) == 3
+    assert [n for first, last in found for n in range(first, last)] == list(range(100))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from howyouseeme import halftone
+from howyouseeme import crew, halftone
 from howyouseeme.halftone import Arrivals, Dots, Heap, ended, excite, move
 from howyouseeme.links import Convolution, Diagonal, Link, Matrix, Pad
 from howyouseeme.tape import Value
@@ -154,14 +154,14 @@ def arrived(source: Value, link: Link, dots: Dots, most: int | None = None, seed
     arrivals.bring(child, dots)
     steps = arrivals.steps()
     arrivals.take(child, steps)
-    excite(child, [(source, link)], dots, arrivals, steps, seed)
+    excite([(source, link)], dots, arrivals, steps, seed)
     return arrivals.take(source, steps, seed)
 
 
 def check(source: Value, link: Link) -> None:
     child = Value(torch.zeros(link.out_shape, dtype=torch.float64), 1)
     dots, arrivals = some_dots(child.numel, 2), Arrivals(2)
-    rates = excite(child, [(source, link)], dots, arrivals, ALL)
+    rates = excite([(source, link)], dots, arrivals, ALL)
     expected, gone = by_edges(source, link, dots)
     found = arrivals.dense(source)
     torch.testing.assert_close(found.flatten(), expected, rtol=1e-10, atol=1e-12)
@@ -170,7 +170,7 @@ def check(source: Value, link: Link) -> None:
     assert rates.shape == dots.evidence.shape
     for row in range(0, len(dots), 7):  # each dot has its own rate, in the order of the dots
         one = dots.pick(slice(row, row + 1))
-        alone = excite(child, [(source, link)], one, Arrivals(2), ALL)
+        alone = excite([(source, link)], one, Arrivals(2), ALL)
         torch.testing.assert_close(rates[row : row + 1], alone, rtol=1e-10, atol=1e-12)
 
 
@@ -292,7 +292,7 @@ def test_threads_change_nothing(options: tuple, monkeypatch: pytest.MonkeyPatch)
     source, link = convolution(options)
     dots = some_dots(prod(link.out_shape), 2)
     alone = arrived(source, link, dots, 25)
-    monkeypatch.setattr(halftone, "_WORTH", 1)
+    monkeypatch.setattr(crew, "_WORTH", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
     ordered = dots.index.numpy()
     assert len(halftone._shared_out(ordered, link)) == 5
@@ -352,7 +352,7 @@ def test_what_comes_by_several_calls_adds_up(shape: tuple[int, ...]) -> None:
         for link in links[::first]:
             child = Value(torch.zeros(link.out_shape, dtype=torch.float64), 1)
             dots = some_dots(child.numel, 2)
-            excite(child, [(source, link)], dots, arrivals, ALL)
+            excite([(source, link)], dots, arrivals, ALL)
             expected += by_edges(source, link, dots)[0]
         found = arrivals.dense(source)
         torch.testing.assert_close(found.flatten(), expected, rtol=1e-10, atol=1e-12)
@@ -375,8 +375,8 @@ def test_nothing_is_handed_on_where_nothing_arrived() -> None:
             source.shape, (2, 4, 4, 4), weight if back else weight.transpose(0, 1).contiguous(),
             (1, 1), (1, 1), (1, 1), 1, back,
         )  # fmt: skip
-        child, arrivals = Value(torch.zeros(link.out_shape, dtype=torch.float64), 1), Arrivals(2)
-        assert len(excite(child, [(source, link)], none, arrivals, ALL)) == 0
+        arrivals = Arrivals(2)
+        assert len(excite([(source, link)], none, arrivals, ALL)) == 0
         assert len(arrivals.take(source, ALL)) == 0
 
 
@@ -390,7 +390,7 @@ def test_a_sum_of_two(factor: float) -> None:
         (b, Diagonal(b.shape, b.shape, torch.tensor(factor, dtype=torch.float64))),
     ]
     dots, found, expected = some_dots(child.numel, 3), Arrivals(2), Arrivals(2)
-    rates = excite(child, links, dots, found, ALL)
+    rates = excite(links, dots, found, ALL)
     torch.testing.assert_close(rates, halftone._excite(links, dots, expected), rtol=1e-12, atol=0)
     for source in (a, b):
         there = found.take(source, ALL)
@@ -405,7 +405,6 @@ def test_evidence_that_would_overflow_ends() -> None:
     link = Convolution(
         (1, 1, 1, 1), (1, 1, 1, 1), torch.full((1, 1, 1, 1), 1e-6), (1, 1), (0, 0), (1, 1), 1
     )
-    child = Value(torch.ones(1, 1, 1, 1), 1)
     one = torch.ones(1)
     dots = Dots(torch.zeros(1, dtype=torch.long), one, one)
-    assert excite(child, [(source, link)], dots, Arrivals(1), ALL[:1]).tolist() == [0]
+    assert excite([(source, link)], dots, Arrivals(1), ALL[:1]).tolist() == [0]

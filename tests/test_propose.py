@@ -18,11 +18,13 @@ from howyouseeme.propose import (
     Region,
     _agreement,
     _held,
+    _in_turn,
     _largest,
     _salience,
+    _things,
     _windows,
 )
-from howyouseeme.regions import overlaps
+from howyouseeme.regions import merged, overlaps
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +120,59 @@ def test_a_window_is_salient_that_holds_more_than_its_surroundings() -> None:
     assert float(tight) == pytest.approx(1 / 4, rel=1e-5)  # all of it, over the root of 16
     assert float(even) == pytest.approx(0, abs=1e-6)
     assert _salience(torch.ones(28, 28), _windows()).abs().max() < 0.05
+
+
+def naive_merged(features: np.ndarray) -> list[tuple[int, int, int, int]]:
+    """By the definition: of all pairs of parts that touch, the union with the least growth of variance."""
+    parts = [{(y, x)} for y in range(features.shape[1]) for x in range(features.shape[2])]
+
+    def spread(part: set[tuple[int, int]]) -> float:
+        values = np.array([features[:, y, x] for y, x in part])
+        return float(((values - values.mean(0)) ** 2).sum())
+
+    def touch(one: set[tuple[int, int]], other: set[tuple[int, int]]) -> bool:
+        return any(abs(y - v) + abs(x - u) == 1 for y, x in one for v, u in other)
+
+    found = []
+    while len(parts) > 1:
+        pairs = [(a, b) for i, a in enumerate(parts) for b in parts[:i] if touch(a, b)]
+        first, second = min(
+            pairs, key=lambda pair: spread(pair[0] | pair[1]) - spread(pair[0]) - spread(pair[1])
+        )
+        union = first | second
+        parts = [part for part in parts if part is not first and part is not second] + [union]
+        ys, xs = zip(*union, strict=True)
+        found.append((min(xs), min(ys), max(xs) + 1, max(ys) + 1))
+    return found[::-1]
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 5), (1, 6), (5, 3)])
+def test_those_parts_are_merged_whose_variance_grows_least(height: int, width: int) -> None:
+    features = torch.randn(3, height, width, generator=torch.Generator().manual_seed(height))
+    found = merged(features)
+    assert found.shape == (height * width - 1, 4)
+    assert [tuple(map(int, box)) for box in found.tolist()] == naive_merged(features.numpy())
+
+
+def test_one_place_has_nothing_to_be_merged_with() -> None:
+    assert merged(torch.ones(3, 1, 1)).shape == (0, 4)
+
+
+def test_things_are_what_the_network_describes_alike() -> None:
+    """Two squares on a ground: both are proposed, the salient one first."""
+    features, heat = torch.zeros(2, 28, 28), torch.zeros(28, 28)
+    features[0, 4:12, 4:10] = 1.0
+    features[1, 15:25, 12:22] = 1.2
+    heat[15:25, 12:22] = 1.0
+    things = _things(features, heat).tolist()
+    assert things[:2] == [[0, 0, 28, 28], [12, 15, 22, 25]]  # all of it holds more than nothing
+    assert [4, 4, 10, 12] in things[2:]
+
+
+def test_two_lists_take_turns_until_one_is_done() -> None:
+    long, short = torch.arange(12.0).reshape(3, 4), torch.full((1, 4), -1.0)
+    assert torch.equal(_in_turn(long, short), torch.stack([long[0], short[0], long[1], long[2]]))
+    assert torch.equal(_in_turn(short, long), torch.stack([short[0], *long]))
 
 
 def test_windows_have_all_sizes_and_places() -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import howyouseeme as hysm
+from howyouseeme import kernels
 from howyouseeme.backtrack import plan
 from howyouseeme.maps import inliers
 from howyouseeme.methods import Seed, get_method
@@ -117,6 +118,28 @@ def test_a_fully_connected_layer_takes_only_what_excites_the_node() -> None:
     model[1].weight.data[:] = torch.tensor([[2.0, -1.0, 0.0, 1.0]])
     image = torch.ones(1, 1, 2, 2, dtype=torch.float64)
     assert reached(model, image, 0, k=4) == {(0, 0, 0): 1, (0, 1, 1): 1}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("inputs", "k"), [(5, 8), (40, 1), (700, 20)])
+def test_the_kernel_takes_the_most_exciting_inputs(inputs: int, k: int, dtype: torch.dtype) -> None:
+    """Against sorting all contributions: both signs, many ties, more inputs than a block has, or fewer than k."""
+    generator = torch.Generator().manual_seed(inputs)
+    activation = torch.randint(-2, 4, (3, inputs), generator=generator).to(dtype)
+    weight = torch.randint(-3, 4, (4, inputs), generator=generator).to(dtype)
+    index, sign = torch.arange(12), torch.tensor([1, -1, 1]).repeat(4).to(dtype)
+    most = min(k, inputs)
+    chosen, found = torch.full((12, most), -1), torch.zeros(12, most, dtype=dtype)
+    total = torch.zeros(12, dtype=dtype)
+    arrays = (activation, weight, index, sign, chosen, found, total)
+    kernels.most_exciting(*(item.numpy() for item in arrays))
+    for n in range(12):
+        contribution = (sign[n] * weight[n % 4] * activation[n // 4]).tolist()
+        order = sorted(range(inputs), key=lambda i: (-contribution[i], i))
+        expected = [i for i in order[:most] if contribution[i] > 0]
+        assert chosen[n].tolist() == expected + [-1] * (most - len(expected))
+        assert found[n, : len(expected)].tolist() == [contribution[i] for i in expected]
+        assert total[n] == sum(c for c in contribution if c > 0)
 
 
 def test_the_channel_is_decided_by_the_sum_and_the_position_by_the_rule() -> None:

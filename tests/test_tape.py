@@ -433,6 +433,97 @@ def test_in_place_is_the_same_as_its_twin(program: str) -> None:
     torch.testing.assert_close(bias, twin_bias, rtol=1e-12, atol=1e-11)
 
 
+def overwritten(kind: str) -> tuple[nn.Module, Callable[[nn.Module, Tensor], Tensor]]:
+    """A network that overwrites what its last call but one made, and what that was."""
+    conv, norm = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+    with torch.no_grad():
+        norm.running_mean += 0.1  # type: ignore[operator]
+        norm.bias += 0.2
+    relu = nn.ReLU(inplace=True)
+    if kind == "convolution":
+        return nn.Sequential(conv, relu), lambda m, x: m[0](x)
+    if kind == "batch norm":
+        return nn.Sequential(conv, norm, relu), lambda m, x: m[1](m[0](x))
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = conv, norm
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(self.conv(x))
+            y += x[..., 1:-1, 1:-1]
+            return F.relu_(y)
+
+    return Residual(), lambda m, x: m.norm(m.conv(x)) + x[..., 1:-1, 1:-1]
+
+
+@pytest.mark.parametrize("kind", ["convolution", "batch norm", "sum"])
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_what_a_network_overwrites_is_made_again_when_asked_for(
+    kind: str, form: torch.memory_format
+) -> None:
+    torch.manual_seed(0)
+    model, before = overwritten(kind)
+    model.eval()
+    x = torch.randn(2, 4, 6, 6).to(memory_format=form)
+    tape = record(model, [x])
+    last = tape.calls[-1]
+    (value,) = last.inputs
+    assert value._data is None  # no memory is kept for it
+    assert value.shape == last.output.shape
+    assert value.dtype == torch.float32
+    assert value._data is None
+    with torch.no_grad():
+        expected = before(model, x)
+    torch.testing.assert_close(value.data, expected, rtol=0, atol=0)
+    assert value.data.stride() == expected.stride()
+    assert (value.data < 0).any()  # which the output isn't
+
+
+def test_what_is_made_again_is_made_of_the_weights_that_there_were() -> None:
+    """Weights, and the call's own input, are overwritten after it."""
+    conv = nn.Conv2d(4, 4, 3).double()
+
+    def forward(model: Made, x: Tensor) -> Tensor:
+        first = model.conv(x)
+        second = model.conv(first)
+        first.mul_(2)
+        second.relu_()
+        model.conv.weight.mul_(3)
+        return second + first.sum()
+
+    model = made(lambda x: x)
+    model.function, model.conv = forward, conv.eval()
+    x = picture(1, 4, 7, 7)
+    with torch.no_grad():
+        expected = conv(conv(x))
+    tape = record(model, [x])
+    second = tape.calls[1].output
+    assert second._data is None
+    torch.testing.assert_close(second.data, expected, rtol=0, atol=0)
+
+
+def test_what_a_view_still_shows_is_kept() -> None:
+    """An overwritten tensor that something else shares memory with is kept as it was."""
+    conv = nn.Conv2d(4, 4, 3).double()
+
+    def forward(model: Made, x: Tensor) -> Tensor:
+        y = model.conv(x)
+        flat = y.view(-1)
+        y.relu_()
+        return flat * 2
+
+    model = made(lambda x: x)
+    model.function, model.conv = forward, conv.eval()
+    x = picture(1, 4, 7, 7)
+    tape = record(model, [x])
+    with torch.no_grad():
+        expected = conv(x)
+    torch.testing.assert_close(tape.calls[0].output.data, expected, rtol=0, atol=0)
+    torch.testing.assert_close(tape.output.data, 2 * expected.relu().view(-1), rtol=0, atol=0)
+
+
 def test_an_in_place_call_has_its_value_before_and_after() -> None:
     x = picture()
     tape = record(made(lambda x: x.mul(2).relu_().add_(1)), [x])

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -44,7 +45,7 @@ def shares(count: int, edges: int) -> list[tuple[int, int]]:
     """
     most = min(threads(count * edges), count) or 1
     cuts = [count * i // most for i in range(most + 1)]
-    return list(zip(cuts, cuts[1:], strict=False))
+    return list(pairwise(cuts))
 
 
 @cache

@@ -68,7 +68,7 @@ class Dots:
 
 def precision(value: Value) -> torch.dtype:
     """Evidence is float64 where activations are, and float32 elsewhere: half precision loses it."""
-    return torch.float64 if value.data.dtype == torch.float64 else torch.float32
+    return torch.float64 if value.dtype == torch.float64 else torch.float32
 
 
 class Heap:
@@ -326,7 +326,6 @@ def _turn(link: Diagonal, dots: Dots) -> Dots | None:
 
 
 def excite(
-    value: Value,
     links: Sequence[tuple[Value, Link]],
     dots: Dots,
     arrivals: Arrivals,
@@ -343,7 +342,7 @@ def excite(
         for source, _ in links:
             arrivals.bring(source, dots)
         return dots.evidence
-    if at_hand(value.data):
+    if at_hand(dots.index):
         convolution = as_convolution(links[0][1]) if len(links) == 1 else None
         if convolution is not None:
             return _convolve(links[0][0], convolution, dots, arrivals, steps, seed)

@@ -260,8 +260,14 @@ def strongest(  # type: ignore[no-untyped-def]
             whole = terms[k]
             if taps == 9:
                 whole += (
-                    terms[k + 1] + terms[k + 2] + terms[k + 3] + terms[k + 4]
-                    + terms[k + 5] + terms[k + 6] + terms[k + 7] + terms[k + 8]
+                    terms[k + 1]
+                    + terms[k + 2]
+                    + terms[k + 3]
+                    + terms[k + 4]
+                    + terms[k + 5]
+                    + terms[k + 6]
+                    + terms[k + 7]
+                    + terms[k + 8]
                 )
             else:
                 for t in range(1, taps):

@@ -104,7 +104,7 @@ def _stage(way: Plan, given: Value) -> tuple[Value, Layout] | None:
             made.add(value)
     strides: dict[Value, float] = {}
     for value, _ in way.steps:  # the last call first
-        apart = channels.get(value) == 1 and value.data.dim() == 4 and min(value.shape[2:]) > 1
+        apart = channels.get(value) == 1 and len(value.shape) == 4 and min(value.shape[2:]) > 1
         if apart and value in made:
             line = known.get(value, {}).get(2)
             one_each = given.shape[0] in {1, value.shape[0]}  # of several views the first

@@ -58,8 +58,8 @@ def spatial(plan: Plan) -> dict[Value, int]:
     found = {}
     for source in plan.inputs:
         for value, layout in layouts(plan, source).items():
-            axes = set(range(1, value.data.dim())) - set(layout)
-            if len(layout) == source.data.dim() - 2 > 0 and len(axes) == 1 and 0 not in layout:
+            axes = set(range(1, len(value.shape))) - set(layout)
+            if len(layout) == len(source.shape) - 2 > 0 and len(axes) == 1 and 0 not in layout:
                 found[value] = axes.pop()
     return found
 

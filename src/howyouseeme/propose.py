@@ -3,8 +3,9 @@
 The network runs once, recorded, and the walks back from its likeliest classes are united, each
 weighted by its probability. Their evidence at the last feature map tells coarsely where something
 is, that at the stage of stride 8 finely what is there: saliency is their product. The first regions
-are the windows that fit it best as a whole, the next ones those that hold more of it than their
-surroundings do, large ones and small ones in turn.
+are the windows that fit it best as a whole. After them come in turn things, what the network
+describes alike at that stage, and windows that hold more saliency than their surroundings do, large
+ones and small ones.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from .methods.base import Trail
 from .methods.evidence import Evidence
 from .models import Network, load_model
 from .places import spatial
-from .regions import Box, components, edges, overlaps, suppress
+from .regions import Box, components, edges, merged, overlaps, suppress
 from .tape import Value, record
 
 __all__ = ["Proposals", "Proposer", "Region"]
@@ -40,6 +41,8 @@ _LEVELS = (0.15, 0.25, 0.35, 0.45, 0.55)  # for windows that fit a map as a whol
 _OBJECTS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35)  # the same for the map of objects
 _FIRST = 2  # so many regions are such windows; then all sizes have their turn
 _FRAMED = (0.1, 0.1, 0.9, 0.9)  # people put what they take a picture of in its middle
+_PARTS = 100  # of all that were merged, so many of the last may go first
+_THIN = 2  # cells: what is thinner is an edge
 _SIZES = ((0.02, 22), (0.05, 26), (0.12, 20), (0.3, 14), (0.6, 8), (1.0, 4))  # up to a share: turns
 
 
@@ -97,6 +100,21 @@ class Proposals:
         }
 
 
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What a network sees in a picture, in cells: three maps [cells, cells] in 0..1, and its features.
+
+    - `where`: where something is; `fine`: what is there; `objects`: how far it reaches;
+    - `features` [channel, cells, cells]: how each place is described at the stage of stride 8.
+    """
+
+    where: Tensor
+    fine: Tensor
+    objects: Tensor
+    features: Tensor
+    geometry: Geometry
+
+
 class Proposer:
     """Proposes what to look at.
 
@@ -134,9 +152,9 @@ class Proposer:
         """
         if count < 1:
             raise InputError(f"{count} regions are none: give 1 or more.")
-        where, fine, objects, geometry = self._evidence(image, None)
-        heat = (where * fine).sqrt()
-        boxes = _ranked(where, heat, objects, count)
+        seen = self._seen(image, None)
+        heat, geometry = (seen.where * seen.fine).sqrt(), seen.geometry
+        boxes = _ranked(seen, heat, count)
         shares = _held(heat / heat.sum().clamp(min=1e-12), boxes)
         regions = tuple(
             Region(_on_picture(box, geometry), min(1.0, float(share)))
@@ -153,21 +171,16 @@ class Proposer:
 
         Raises `InputError` when there is no such class, or nothing in the picture speaks for it.
         """
-        where, _, _, geometry = self._evidence(image, self.network.class_index(target))
-        box = _largest(where)
+        seen = self._seen(image, self.network.class_index(target))
+        box = _largest(seen.where)
         if box is None:
             raise InputError(
                 f"Nothing in the picture speaks for {target!r}; name another class, or give a box."
             )
-        return _on_picture(box, geometry)
+        return _on_picture(box, seen.geometry)
 
-    def _evidence(
-        self, image: Source, target: int | None
-    ) -> tuple[Tensor, Tensor, Tensor, Geometry]:
-        """Where something is, what is there, and how far objects reach, [cells, cells] in 0..1 each.
-
-        All from one recorded pass.
-        """
+    def _seen(self, image: Source, target: int | None) -> _Seen:
+        """What the network sees in a picture, or of a class in it, all from one recorded pass."""
         assert self.network.preprocess is not None
         tensor, geometry = self.network.preprocess(load_image(image))
         like = next(self.network.module.parameters(), torch.empty(0))
@@ -196,7 +209,13 @@ class Proposer:
             heat = _over((place * detail).sqrt(), geometry)
             reach = object_map(levels(heat.double()), alike)
             objects += chance * F.adaptive_avg_pool2d(reach[None], _CELLS)[0].float()
-        return scale_to_one(where), scale_to_one(fine), scale_to_one(objects), geometry
+        return _Seen(
+            where=scale_to_one(where),
+            fine=scale_to_one(fine),
+            objects=scale_to_one(objects),
+            features=_resized(middle.data[0]),
+            geometry=geometry,
+        )
 
     def _stages(self, way: Plan) -> tuple[Value, Value]:
         """The last feature map, and the last one of the stage of stride 8."""
@@ -211,11 +230,11 @@ class Proposer:
         return maps[min(maps)], maps[min(maps, key=lambda size: abs(size - width / 8))]
 
 
-def _resized(heat: Tensor) -> Tensor:
-    """A map of any size at _CELLS a side."""
-    size = (_CELLS, _CELLS)
-    resized = F.interpolate(heat[None, None].float().cpu(), size=size, mode="bilinear")
-    return resized[0, 0]
+def _resized(maps: Tensor) -> Tensor:
+    """A map, or several [channel, y, x], of any size at _CELLS a side."""
+    flat = maps.reshape(1, -1, *maps.shape[-2:]).float().cpu()
+    resized = F.interpolate(flat, size=(_CELLS, _CELLS), mode="bilinear")
+    return resized.reshape(*maps.shape[:-2], _CELLS, _CELLS)
 
 
 def _over(heat: Tensor, geometry: Geometry) -> Tensor:
@@ -237,10 +256,10 @@ def _on_picture(box: Any, geometry: Geometry) -> Box:
 # Regions. Boxes are in cells.
 
 
-def _ranked(where: Tensor, heat: Tensor, objects: Tensor, count: int) -> Tensor:
-    """The most promising windows [at most count, 4], best first."""
+def _ranked(seen: _Seen, heat: Tensor, count: int) -> Tensor:
+    """The most promising boxes [at most count, 4], best first."""
     windows = _windows()
-    maps = ((where, _LEVELS), (heat, _LEVELS), (objects, _OBJECTS))
+    maps = ((seen.where, _LEVELS), (heat, _LEVELS), (seen.objects, _OBJECTS))
     fit = overlaps(windows, torch.tensor(_FRAMED) * _CELLS) / 4
     for map, at in maps:
         fits = [_agreement(map > level * map.max(), windows) for level in at]
@@ -257,7 +276,36 @@ def _ranked(where: Tensor, heat: Tensor, objects: Tensor, count: int) -> Tensor:
         turns += [(rank / often, window) for rank, window in enumerate(windows[kept])]
         low = high
     turns.sort(key=lambda turn: turn[0])
-    boxes = torch.cat([whole, torch.stack([window for _, window in turns])])
+    boxes = torch.cat(
+        [
+            whole,
+            _in_turn(_things(seen.features, heat), torch.stack([window for _, window in turns])),
+        ]
+    )
+    return _apart(boxes, count)
+
+
+def _things(features: Tensor, heat: Tensor) -> Tensor:
+    """The boxes of what is described alike, the largest unlikeness between two parts first: [n, 4]
+
+    Those that hold more of the map than their surroundings do go before the others.
+    """
+    boxes = merged(features)
+    boxes = boxes[(boxes[:, 2:] - boxes[:, :2]).amin(1) >= _THIN]
+    stands_out = _salience(heat, boxes) > 0
+    stands_out[_PARTS:] = False
+    return _apart(torch.cat([boxes[stands_out], boxes[~stands_out]]), 2 * _PARTS)
+
+
+def _in_turn(first: Tensor, second: Tensor) -> Tensor:
+    """One of each list [n, 4] in turn; what is left of the longer one at the end."""
+    both = min(len(first), len(second))
+    pairs = torch.stack([first[:both], second[:both]], 1).flatten(0, 1)
+    return torch.cat([pairs, first[both:], second[both:]])
+
+
+def _apart(boxes: Tensor, count: int) -> Tensor:
+    """The first of some boxes [n, 4] of which no two overlap by more than half: [at most count, 4]"""
     return boxes[suppress(boxes, -torch.arange(len(boxes)).float(), 0.5, count)]
 
 

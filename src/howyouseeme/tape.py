@@ -33,19 +33,61 @@ def at_hand(tensor: Tensor) -> bool:
 class Value:
     """One tensor of the forward pass, with the contents that it had when it was made.
 
-    Rules treat it as a flat array in row-major order, whatever its strides are.
+    Rules treat it as a flat array in row-major order, whatever its strides are. Where the network wrote
+    over the contents, they may be made again when `data` is asked for; `shape` and `dtype` never need them.
     """
 
-    __slots__ = ("_flat", "_signed", "call", "data", "index", "output", "seen_writes")
+    __slots__ = (
+        *("_data", "_flat", "_signed", "_strides"),
+        *("call", "dtype", "index", "output", "seen_writes", "shape"),
+    )
 
     def __init__(self, data: Tensor, index: int, call: Call | None = None, output: int = 0) -> None:
-        self.data = data
+        self._data: Tensor | None = data
+        self._strides: tuple[int, ...] = ()
+        self.shape, self.dtype = data.shape, data.dtype
         self.index = index
         self.call = call  # None for an input of the model
         self.output = output
         self.seen_writes = 0  # how many writes to its storage it has seen
         self._flat: Tensor | None = None
         self._signed: bool | None = None
+
+    @property
+    def data(self) -> Tensor:
+        """The contents."""
+        if self._data is None:
+            self._data = self._made_again()
+        return self._data
+
+    @data.setter
+    def data(self, data: Tensor) -> None:
+        self._data, self.shape, self.dtype = data, data.shape, data.dtype
+
+    def forget(self) -> bool:
+        """Let go of the contents, if the same call can make them again; return whether it can."""
+        call = self.call
+        if call is None or call.name not in _AGAIN:
+            return False
+        if call.name == "aten.native_batch_norm" and call.args[5]:  # which notes statistics
+            return False
+        self._strides = self.data.stride()
+        self._data = None
+        return True
+
+    @torch.no_grad()
+    def _made_again(self) -> Tensor:
+        call = self.call
+        assert call is not None
+        args, kwargs = pytree.tree_map(
+            lambda leaf: leaf.data if isinstance(leaf, Value) else leaf, (call.args, call.kwargs)
+        )
+        made = call.op(*args, **kwargs)
+        data: Tensor = made[self.output] if isinstance(made, (list, tuple)) else made
+        if data.stride() == self._strides:
+            return data
+        same = torch.empty_strided(self.shape, self._strides, dtype=self.dtype, device=data.device)
+        return same.copy_(data)
 
     @property
     def signed(self) -> bool:
@@ -58,7 +100,7 @@ class Value:
     @property
     def pending(self) -> Tensor | None:
         """What `signed` has not looked at yet, and must."""
-        looks = self._signed is None and self.numel and self.data.is_floating_point()
+        looks = self._signed is None and self.numel and self.dtype.is_floating_point
         return self.data.amin() < 0 if looks and not _never_below_zero(self.call) else None
 
     def settle(self, found: bool) -> None:
@@ -76,12 +118,8 @@ class Value:
         return self.data.clamp(max=0)
 
     @property
-    def shape(self) -> torch.Size:
-        return self.data.shape
-
-    @property
     def numel(self) -> int:
-        return self.data.numel()
+        return self.shape.numel()
 
     @property
     def flat(self) -> Tensor:
@@ -92,6 +130,10 @@ class Value:
 
     def __repr__(self) -> str:
         return f"Value({self.index}, shape={tuple(self.shape)})"
+
+
+#: Calls that make the same of the same, and so may be made again: those whose outputs networks overwrite.
+_AGAIN = {"aten.convolution", "aten.native_batch_norm", "aten.add"}
 
 
 def _never_below_zero(call: Call | None) -> bool:
@@ -482,6 +524,10 @@ class _Recorder(TorchDispatchMode):
             return
         key = _storage(tensor)
         if key is None:
+            return
+        sharing = self._sharing.get(key, ())
+        if len(sharing) == 1 and not self._holders.get(key) and sharing[0].forget():
+            del self._sharing[key]  # made by a call, so neither the model's nor the caller's
             return
         memory = tensor.untyped_storage()
         if key not in self._restore and self._is_theirs(key):

@@ -58,9 +58,7 @@ def descend(
             )
     # Half precision is kept till here.
     found = {
-        value: arrivals.dense(value).to(value.data.dtype)
-        for value in plan.inputs
-        if value in arrivals
+        value: arrivals.dense(value).to(value.dtype) for value in plan.inputs if value in arrivals
     }
     return found, lost
 
@@ -102,7 +100,7 @@ def _excite(
     layer: int,
 ) -> Tensor | float:
     """Hand evidence on to several inputs each; returned is what ended [batch], as nothing speaks for it."""
-    rates = excite(value, step.links, dots, arrivals, steps, layer)
+    rates = excite(step.links, dots, arrivals, steps, layer)
     if trail is not None:
         rate = _dense(value, dots.index, rates)
         sign = dots.sign.new_zeros(value.numel).index_copy_(0, dots.index, dots.sign)

@@ -133,7 +133,7 @@ class Evidence(Method):
         self, plan: Plan, waiting: dict[Value, _Arrived], batch: int, trail: Trail | None
     ) -> tuple[dict[Value, Tensor], Tensor]:
         """From the feature maps to the inputs; and the positive evidence [batch] lost on the way."""
-        lost = torch.zeros(batch, dtype=plan.start.data.dtype, device=plan.start.data.device)
+        lost = torch.zeros(batch, dtype=plan.start.dtype, device=plan.start.data.device)
         most = sum(float(item.evidence.abs().sum()) for item in waiting.values())
         for value, step in plan.steps:
             arrived = waiting.pop(value, None)
@@ -145,7 +145,7 @@ class Evidence(Method):
             if ended is not None:
                 lost += _positive(ended, batch)
             for source, part in sent:
-                part.evidence = part.evidence.to(source.data.dtype)
+                part.evidence = part.evidence.to(source.dtype)
                 waiting[source] = waiting[source].plus(part) if source in waiting else part
         return {value: arrived.evidence for value, arrived in waiting.items()}, lost
 
@@ -155,7 +155,7 @@ def _places(plan: Plan, maps: dict[Value, Tensor], source: Value, batch: int) ->
 
     Where they lie is told by `layouts`; ones if there is none whose places are known.
     """
-    if source.data.dim() < 3:
+    if len(source.shape) < 3:
         return source.data.new_ones(())
     count = batch if plan.stacks else len(source.data)
     weight, drawn = source.data.new_zeros(count, 1, *source.shape[2:]), False
@@ -356,7 +356,7 @@ def _excite(
     evidence = arrived.evidence
     orientation = asking = arrived.asked(value)
     # One sign a channel, as batch norm leaves it.
-    one_each = (1, *value.shape[1:2], *[1] * (value.data.dim() - 2))
+    one_each = (1, *value.shape[1:2], *[1] * (len(value.shape) - 2))
     by_channel = isinstance(asking, Tensor) and asking.shape == one_each
     mixed = _mixed(step, both=isinstance(asking, Tensor) and asking.numel() > 1 and not by_channel)
     if mixed is not None:
@@ -442,7 +442,7 @@ def _mixed(step: Step, both: bool) -> Convolution | Matrix | None:
     source, link = step.links[0]
     if not isinstance(link, Convolution | Matrix) or not (source.signed or both):
         return None
-    coarse = torch.finfo(source.data.dtype).eps > _COARSE
+    coarse = torch.finfo(source.dtype).eps > _COARSE
     return None if coarse or _rounded(link, source.data) is None else link
 
 

@@ -111,7 +111,7 @@ class Seed(Method):
         ]
 
     def _choose(self, source: Value, link: Link, here: Nodes) -> _Sent:
-        if len(here) and at_hand(source.data):
+        if len(here) and at_hand(here.index):
             if isinstance(link, Matrix) and link.weight.dtype in {torch.float32, torch.float64}:
                 return self._choose_inputs(source, link, here)
             convolution = as_convolution(link) if isinstance(link, Convolution) else None
@@ -132,7 +132,7 @@ class Seed(Method):
         """The same for a convolution, by a kernel."""
         from .. import kernels  # noqa: PLC0415 - takes a while
 
-        dtype = torch.float64 if source.data.dtype == torch.float64 else torch.float32
+        dtype = torch.float64 if source.dtype == torch.float64 else torch.float32
         order = torch.from_numpy(by_place(link, here.index.numpy()))
         index, sign = here.index[order], here.sign[order].to(dtype)
         chosen = torch.empty_like(index)

@@ -6,6 +6,7 @@ x. Its slope has the sign that turns *most* into *least* where f falls.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..links import Diagonal
@@ -29,6 +30,8 @@ def secant(call: Call, output: Value, at_zero: Tensor | None = None) -> Step:
     zero = None if at_zero is None else at_zero.nan_to_num(0.0, 0.0, 0.0)
 
     def slope() -> Tensor:
+        if call.name == "aten.relu":  # without what it overwrote, perhaps
+            return output.data.sign()
         risen = output.data if zero is None else output.data - zero
         return (risen / x.data).masked_fill(x.data == 0, 0)
 
@@ -39,7 +42,7 @@ def _at_zero(call: Call, x: Value, output: Value) -> Tensor | None:
     """f(0); None where it is 0 whatever else the call is given."""
     if call.name in _THROUGH_ZERO:
         return None
-    nought = x.data.new_zeros(())
+    nought = torch.zeros((), dtype=x.dtype, device=output.data.device)
     made = call.op(*(nought if a is x else a for a in call.args), **call.kwargs)
     at_zero: Tensor = made[output.output] if isinstance(made, tuple) else made
     return at_zero
@@ -107,7 +110,7 @@ def _per_channel(item: Tensor | None, x: Value, default: float) -> Tensor:
     """A vector over axis 1, ready to broadcast against x."""
     if item is None:
         item = x.data.new_full((x.shape[1],), default)
-    return item.reshape(1, -1, *[1] * (x.data.dim() - 2))
+    return item.reshape(1, -1, *[1] * (len(x.shape) - 2))
 
 
 @rule(
@@ -180,7 +183,7 @@ def group_norm(call: Call, output: Value) -> Step:
     mean, rstd = (
         item.data.reshape(samples, groups, 1)
         .expand(samples, groups, channels // groups)
-        .reshape(samples, channels, *[1] * (x.data.dim() - 2))
+        .reshape(samples, channels, *[1] * (len(x.shape) - 2))
         for item in call.outputs[1:3]
         if item is not None
     )
