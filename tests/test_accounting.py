@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from howyouseeme.backtrack import Plan, multipliers, plan
+from howyouseeme.methods import get_method
 from howyouseeme.tape import Call, Tape, Value, record
 
 SIDE = 12
@@ -463,3 +464,19 @@ def test_every_single_path_through_a_tiny_network(place: int) -> None:
     evidence, shares = account(tape, walk, seed_at(tape.output, place))
     torch.testing.assert_close(evidence.reshape(-1), pixels, rtol=1e-9, atol=1e-12)
     assert float(sum(s.sum() for s in shares.values())) == pytest.approx(sum(biases), rel=1e-9)
+
+
+@pytest.mark.parametrize("method", ["evidence", "seed", "exact"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_walk_leaves_what_was_recorded_as_it_was(name: str, method: str) -> None:
+    """Walks reuse memory, and none that the tape holds: activations, weights, or the answer."""
+    tape = record(network(NETWORKS[name]), [images(1)])
+    held = [value.data for value in tape.values]
+    held += [leaf for call in tape.calls for leaf in call.args if isinstance(leaf, Tensor)]
+    before = [item.clone() for item in held]
+    walk = plan(tape, tape.output)
+    for rank in (0, -1):  # what the network sees, and what it does not, where signs turn
+        target = tape.output.data.argsort(descending=True)[0, rank : rank + 1 or None]
+        get_method(method).walk(walk, target)
+    for item, was in zip(held, before, strict=True):
+        assert torch.equal(item, was)

@@ -41,6 +41,9 @@ __all__ = ["Evidence"]
 #: Elements of the largest activation of a stack of walks: more take no less time each.
 _STACK = 2**23
 
+#: Links that add up: what they give is in memory of its own.
+_SUMS = Convolution | Matrix
+
 #: Numbers further apart than this, at 1, are of half precision.
 _COARSE = 1e-5
 
@@ -385,13 +388,17 @@ def _excite(
         if z is None:  # nothing can excite it
             ended = asked if ended is None else ended + asked
             continue
-        rate, gone = _rates(asked, z if sign > 0 else -z, _lowest(asked, most))
+        # What other links give may be what they got.
+        made = all(isinstance(link, _SUMS) for _, link in links)
+        z, spare = (z, made and shared is None) if sign > 0 else (-z, True)
+        rate, gone = _rates(asked, z, _lowest(asked, most), spare)
         rates = rate if rates is None else rates + rate
         if gone is not None:
             ended = gone if ended is None else ended + gone
         for i, pairs in enumerate(parts):
             for part, half, is_above in pairs:
-                share = part.transposed().forward(rate if sign > 0 else -rate) * half
+                share = part.transposed().forward(rate if sign > 0 else -rate)
+                share = share.mul_(half) if made else share * half
                 above[i] &= is_above
                 before = shares[i]
                 shares[i] = share if before is None else before + share
@@ -440,7 +447,7 @@ def _mixed(step: Step, both: bool) -> Convolution | Matrix | None:
     if len(step.links) > 1 or callable(step.bias):
         return None
     source, link = step.links[0]
-    if not isinstance(link, Convolution | Matrix) or not (source.signed or both):
+    if not isinstance(link, _SUMS) or not (source.signed or both):
         return None
     coarse = torch.finfo(source.dtype).eps > _COARSE
     return None if coarse or _rounded(link, source.data) is None else link
@@ -502,7 +509,8 @@ def _excite_mixed(
     if shared is not None and key in shared:
         magnitude, size, plain, whole, least = shared[key]
     else:
-        magnitude, size, plain = link.magnitude(), source.data.abs(), value.data
+        magnitude, plain = link.magnitude(), value.data
+        size = source.data.abs() if source.signed else source.data
         whole = magnitude.forward(size)
         # Below these, twice z is rounding.
         limits = torch.finfo(whole.dtype)
@@ -518,10 +526,11 @@ def _excite_mixed(
         if shared is not None:
             shared[key] = magnitude, size, plain, whole, least
     if isinstance(orientation, Tensor):
-        rates, ended = _rates(evidence, torch.addcmul(whole, orientation, plain), least)
+        z = torch.addcmul(whole, orientation, plain)
+        rates, ended = _rates(evidence, z, least, spare=True)
         turned = orientation * rates
     else:
-        rates, ended = _rates(evidence, whole + plain, least)
+        rates, ended = _rates(evidence, whole + plain, least, spare=True)
         turned = rates
     share = link.transposed().forward(turned).mul_(source.data)
     share.addcmul_(magnitude.transposed().forward(rates), size)
@@ -540,18 +549,25 @@ def _lowest(evidence: Tensor, most: float) -> float | Tensor:
     return (highest / (limits.max / 1024)).clamp(min=least)
 
 
-def _rates(evidence: Tensor, z: Tensor, least: Tensor | float) -> tuple[Tensor, Tensor | None]:
-    """e / z, or 0 where z is not above the least; and the evidence of these nodes, if there are any."""
+def _rates(
+    evidence: Tensor, z: Tensor, least: Tensor | float, spare: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """e / z, or 0 where z is not above the least; and the evidence of these nodes, if there are any.
+
+    The memory of z is used for them if it is to `spare`: fresh memory takes longer to get than to fill.
+    """
     if not z.numel():
         return evidence / z, None
-    if at_hand(z):  # masks are slow on a CPU: first see whether they are needed
-        above = (z - least).amin() > 0 if isinstance(least, Tensor) else z.amin() > least
-        if bool(above):
-            return evidence / z, None
-    floor = least if isinstance(least, Tensor) else z.new_full((), least)
-    alive = (z - floor).sign_().clamp_(min=0)  # 1 and 0, in half the time of a mask
+    above = z - least if isinstance(least, Tensor) or not at_hand(z) else None
+    # Masks cost time on a CPU: first see whether one is needed.
+    if at_hand(z) and bool(z.amin() > least if above is None else above.amin() > 0):
+        spare = spare and (z.shape, z.dtype) == (evidence.shape, evidence.dtype)
+        return torch.div(evidence, z, out=z) if spare else evidence / z, None
+    alive = (z - least if above is None else above).sign_().clamp_(min=0)  # 1 and 0
     kept = evidence * alive
-    return kept / torch.maximum(z, floor), evidence - kept
+    ended = evidence - kept
+    floor = least if isinstance(least, Tensor) else z.new_full((), least)
+    return kept.div_(torch.maximum(z, floor, out=alive)), ended
 
 
 def _excitation(
