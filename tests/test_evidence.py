@@ -442,3 +442,40 @@ def test_contrast_asks_another_question() -> None:
 def test_wrong_parameters_are_named(parameters: dict[str, object], named: str) -> None:
     with pytest.raises(hysm.InputError, match=named):
         get_method("evidence", **parameters)
+
+
+@pytest.mark.parametrize("spare", [False, True])
+@pytest.mark.parametrize("kind", ["float", "tensor"])
+@pytest.mark.parametrize(
+    ("dtype", "of_z"),
+    [
+        *(
+            (dtype, dtype)
+            for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+        ),
+        *((torch.float64, torch.float32), (torch.float32, torch.float16)),
+    ],
+    ids=str,
+)
+def test_rates_are_e_by_z_above_the_least(
+    dtype: torch.dtype, of_z: torch.dtype, kind: str, spare: bool
+) -> None:
+    z = torch.tensor([[1.0, 0.0, 2.0, 0.5, -3.0, 0.25]]).to(of_z)
+    given = torch.tensor([[3.0, 1.0, -4.0, 2.0, 5.0, 0.0], [0.0, -2.0, 8.0, 1.0, 1.0, 1.0]]).to(
+        dtype
+    )
+    least: float | Tensor = torch.finfo(dtype).tiny / torch.finfo(dtype).eps
+    if kind == "tensor":
+        least = (
+            torch.full((1, 6), float(least), dtype=dtype)
+            if dtype == of_z
+            else z.new_tensor([[0.1]])
+        )
+    for asked in (given[:1], given):
+        for made in (z, z.clamp(min=0.5)):  # some nodes that nothing excites, and none
+            dead = made <= least
+            expected = (asked / made.masked_fill(dead, torch.inf)).masked_fill(dead, 0)
+            rates, ended = evidence._rates(asked.clone(), made.clone(), least, spare)
+            torch.testing.assert_close(rates, expected, rtol=1e-6, atol=0, check_dtype=False)
+            lost = torch.zeros_like(asked) if ended is None else ended
+            torch.testing.assert_close(lost, asked * dead, rtol=0, atol=0)

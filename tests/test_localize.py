@@ -182,11 +182,12 @@ def test_the_network_s_own_size_is_the_scale_1(explainer: Explainer) -> None:
 
 def test_scales_that_cannot_be_had_are_said(explainer: Explainer) -> None:
     photo = pasted((60, 20, 330, 280))
-    with pytest.raises(InputError, match="scales are none"):
-        detect(explainer, photo, scales=())
-    for scale in (0, -1, float("nan"), float("inf")):
-        with pytest.raises(InputError, match="makes no input: give a number above 0"):
-            detect(explainer, photo, scales=(1, scale))
+    for scales in ((), 1.5, "1,1.5"):
+        with pytest.raises(InputError, match="are no scales: give one or more"):
+            detect(explainer, photo, scales=scales)  # type: ignore[arg-type]
+    for scale in (0, -1, 0.001, float("nan"), float("inf"), "big"):
+        with pytest.raises(InputError, match=r"makes no input: give a number such as 1\.5"):
+            detect(explainer, photo, scales=(1, scale))  # type: ignore[arg-type]
     torch.manual_seed(0)
     fixed = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3600, 2)).eval()
     network = Network("fixed", fixed, Preprocess((32, 32)), ("cat", "dog"))

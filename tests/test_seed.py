@@ -16,8 +16,10 @@ from torch import Tensor, nn
 import howyouseeme as hysm
 from howyouseeme import kernels
 from howyouseeme.backtrack import plan
+from howyouseeme.links import Diagonal
 from howyouseeme.maps import inliers
 from howyouseeme.methods import Seed, get_method
+from howyouseeme.nodes import Nodes
 from howyouseeme.tape import Tape, record
 
 Counts = dict[tuple[int, ...], int]
@@ -222,3 +224,29 @@ def test_wrong_parameters_are_named(parameters: dict[str, object], named: str) -
         get_method("seed", **parameters)
     with pytest.raises(hysm.InputError, match=named):
         hysm.Explainer(nn.Identity().eval(), "seed", **parameters)
+
+
+def test_what_rises_with_its_input_is_passed_in_place() -> None:
+    """The shortcut for such calls chooses what looking at their weights would."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(4)
+    norm.weight.data.uniform_(0.5, 2)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.Flatten(1)).eval()
+    tape = record(model, [torch.randn(1, 3, 6, 6)])
+    method = Seed()
+    passed = 0
+    for value, step in plan(tape, tape.output).steps:
+        source, link = step.links[0]
+        if not isinstance(link, Diagonal):
+            continue
+        index = torch.arange(0, value.numel, 3)
+        ones = torch.ones(len(index), dtype=torch.float64)
+        sign = torch.where(index % 2 == 0, 1.0, -1.0).double()
+        here = Nodes(index, 2 * ones, sign, ones / len(index))
+        ((_, sent),) = method._send(step, here)
+        looked_at = method._choose_some(source, link, here, torch.arange(len(index)))
+        assert torch.equal(sent.child, looked_at.child)
+        for name in ("index", "count", "sign", "share"):
+            assert torch.equal(getattr(sent.nodes, name), getattr(looked_at.nodes, name)), name
+        passed += 1
+    assert passed == 3

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
+from howyouseeme import backtrack
 from howyouseeme.backtrack import multipliers, plan
 from howyouseeme.errors import ModelError
 from howyouseeme.tape import Tape, Value, record
@@ -150,6 +151,35 @@ def _in_place_view(x: Tensor) -> Tensor:
     y = x * 1
     y[0].mul_(3)
     return y
+
+
+def _twice_on_a_view(part: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """What is written to a part of a tensor is overwritten there."""
+
+    def program(x: Tensor) -> Tensor:
+        y = x * 2
+        view = part(y)
+        view.add_(part(x))
+        view.add_(part(x) * part(x))
+        return y * 3
+
+    return program
+
+
+def _twice_twin(part: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def twin(x: Tensor) -> Tensor:
+        inside = part(torch.arange(x.numel()).reshape(x.shape))
+        there = torch.isin(torch.arange(x.numel()), inside.reshape(-1)).reshape(x.shape).to(x)
+        return (x * 2 + there * x + there * (x * x)) * 3
+
+    return twin
+
+
+PARTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "the latter channels": lambda x: x[:, 2:],
+    "a window": lambda x: x[:, :, 1:, 1:2],
+    "all": lambda x: x[:],
+}
 
 
 def _slice_assignment(x: Tensor) -> Tensor:
@@ -324,6 +354,10 @@ PROGRAMS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]
     "hardtanh_": (lambda x: F.hardtanh_(_conv(x)), lambda x: F.hardtanh(_conv(x))),
     "two in a row": (lambda x: _conv(x).relu_().mul_(2), lambda x: _conv(x).relu() * 2),
     "on a view": (_in_place_view, lambda x: torch.cat([x[:1] * 3, x[1:]])),
+    **{
+        f"twice on {name}": (_twice_on_a_view(part), _twice_twin(part))
+        for name, part in PARTS.items()
+    },
     "slice assignment": (_slice_assignment, lambda x: torch.cat([x[:, 1:2] * 2, x[:, 1:]], 1)),
     "zeros": (_piecewise(lambda x: torch.zeros(2, 4, 3, 3).to(x)), _pieces),
     "zeros_like": (_piecewise(torch.zeros_like), _pieces),
@@ -470,10 +504,10 @@ def test_what_a_network_overwrites_is_made_again_when_asked_for(
     tape = record(model, [x])
     last = tape.calls[-1]
     (value,) = last.inputs
-    assert value._data is None  # no memory is kept for it
+    assert value.forgotten  # no memory is kept for it
     assert value.shape == last.output.shape
     assert value.dtype == torch.float32
-    assert value._data is None
+    assert value.forgotten
     with torch.no_grad():
         expected = before(model, x)
     torch.testing.assert_close(value.data, expected, rtol=0, atol=0)
@@ -500,8 +534,55 @@ def test_what_is_made_again_is_made_of_the_weights_that_there_were() -> None:
         expected = conv(conv(x))
     tape = record(model, [x])
     second = tape.calls[1].output
-    assert second._data is None
+    assert second.forgotten
     torch.testing.assert_close(second.data, expected, rtol=0, atol=0)
+
+
+def test_a_long_row_of_overwritten_sums_is_made_again() -> None:
+    """Each of them needs the one before."""
+
+    def forward(x: Tensor) -> Tensor:
+        y = x + 1
+        for _ in range(2000):
+            y += x
+        return y
+
+    x = picture(1, 2)
+    last = record(made(forward), [x]).calls[-1]
+    assert last.inputs[0].forgotten
+    torch.testing.assert_close(last.inputs[0].data, 2000 * x + 1)
+
+
+def test_what_is_made_again_has_the_type_that_it_had() -> None:
+    def mixed(x: Tensor) -> Tensor:
+        y = x.half() + 1
+        y.add_(x)  # summed in float32, kept in half precision
+        return y.relu_()
+
+    def wide(x: Tensor) -> Tensor:
+        y = torch.empty(x.shape, dtype=torch.float64)
+        torch.add(x, 1, out=y)
+        return y.relu_()
+
+    x = picture(2, 3).float()
+    for forward, expected in ((mixed, (x.half() + 1).add_(x)), (wide, (x + 1).double())):
+        (value,) = record(made(forward), [x]).calls[-1].inputs
+        assert value.forgotten
+        assert value.dtype == expected.dtype
+        assert value.data.dtype == expected.dtype
+        torch.testing.assert_close(value.data, expected, rtol=0, atol=0)
+
+
+def test_a_plan_makes_nothing_again_for_its_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device signs are looked at ahead, but for those of what was overwritten."""
+    monkeypatch.setattr(backtrack, "at_hand", lambda tensor: False)
+    model = nn.Sequential(
+        *(nn.Conv2d(4, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3), nn.ReLU(inplace=True))
+    ).eval()
+    tape = record(model, [torch.randn(1, 4, 8, 8)])
+    plan(tape, tape.output)
+    overwritten = [call.output for call in tape.calls if call.name == "aten.convolution"]
+    assert all(value.forgotten for value in overwritten)
 
 
 def test_what_a_view_still_shows_is_kept() -> None:

@@ -114,8 +114,9 @@ def _look_at_once(steps: list[tuple[Value, Step]]) -> None:
         items: list[Value | Diagonal] = [
             link for _, link in step.links if isinstance(link, Diagonal)
         ]
-        if not step.moves:
-            items += [value, *(source for source, _ in step.links)]
+        if not step.moves:  # where a value was overwritten, what did that tells its sign
+            items += [source for source, _ in step.links]
+            items += [] if value.forgotten else [value]
         for item in items:
             if item not in asked and (pending := item.pending) is not None:
                 asked[item] = pending
@@ -173,7 +174,7 @@ def multipliers(
         if until(value):
             continue
         for source, link in step.links:
-            back = link.transposed().forward(multiplier).to(source.data.dtype)
+            back = link.transposed().forward(multiplier).to(source.dtype)
             waiting[source] = waiting[source] + back if source in waiting else back
         if on_bias is not None and step.bias is not None:
             assert value.call is not None

@@ -473,9 +473,9 @@ class Explainer:
                 "small for their type; try it in float64, model.double()."
             )
         share = share.clamp(min=0)
-        if given.data.dim() > 2:  # places, and channels in each
+        if len(given.shape) > 2:  # places, and channels in each
             strength, share = self.method.clean(strength.sum(1)), share.sum(1)
-        elif given.data.dim() == 1:  # a single number for each sample
+        elif len(given.shape) == 1:  # a single number for each sample
             strength, share = strength[:, None], share[:, None]
         return Explanation(
             samples=batch.samples[j],
@@ -535,7 +535,7 @@ class Explainer:
         if callable(target):
             read = next(reads)
             if not _is_whole(read):
-                start, nodes = read, torch.arange(batch, device=read.data.device)
+                start, nodes = read, torch.arange(batch, device=read.device)
                 label, exclusive = "", True
                 certainty: tuple[float | None, ...] = (None,) * batch
                 if isinstance(target, NamedTarget):
@@ -549,7 +549,7 @@ class Explainer:
         # Some networks leave the last convolution's axes of one place: [batch, classes, 1, 1].
         places = tuple(scores.shape[2:])
         # Others squeeze away the batch of a single picture.
-        alone = batch == 1 and scores.data.dim() == 1 and tape.inputs[0].data.dim() > 3
+        alone = batch == 1 and len(scores.shape) == 1 and tape.inputs[0].data.dim() > 3
         if not alone and (tuple(scores.shape[:1]) != (batch,) or places not in ((), (1, 1))):
             raise InputError(
                 f"The model's output has the shape {tuple(scores.shape)} for {batch} image(s), not "
@@ -759,7 +759,7 @@ def _before_squashing(scores: Value, nodes: Tensor) -> tuple[Value, Tensor, str]
         value, nodes = found
         if call.name in _SQUASHING:
             squashed: Value = call.args[0]
-            dims = squashed.data.dim()
+            dims = len(squashed.shape)
             if call.name != "aten.sigmoid" and call.args[1] % dims != dims - 1:
                 break  # over something else than classes
             start, chosen, squashed_by = squashed, nodes, squashed_by or call.name
@@ -794,7 +794,7 @@ def _moved_from(value: Value, nodes: Tensor) -> tuple[Value, Tensor] | None:
 
 def _logits(scores: Value) -> tuple[Value, str]:
     """The table of scores [batch, classes] before a softmax or sigmoid at the end, and its call."""
-    nodes = torch.arange(scores.numel, device=scores.data.device)
+    nodes = torch.arange(scores.numel, device=scores.device)
     start, found, squashed_by = _before_squashing(scores, nodes)
     same = start.numel == scores.numel and torch.equal(found, nodes)
     return (start, squashed_by) if same else (scores, "")

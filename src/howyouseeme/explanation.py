@@ -489,7 +489,7 @@ class Explanation:
         last: dict[str, Value] = {}
         places = spatial(way)
         for value, _ in reversed(way.steps):
-            there = value in trail.evidence and places.get(value) == 1 and value.data.dim() > 2
+            there = value in trail.evidence and places.get(value) == 1 and len(value.shape) > 2
             if there and value.call is not None:
                 last.pop(value.call.module, None)
                 last[value.call.module] = value

@@ -93,9 +93,7 @@ class Heap:
             self.touched = np.empty(value.numel, np.int64)
             self.count = np.zeros(1, np.int64)
         else:
-            self.evidence = torch.zeros(
-                value.numel, dtype=precision(value), device=value.data.device
-            )
+            self.evidence = torch.zeros(value.numel, dtype=precision(value), device=value.device)
 
     def add(self, index: Tensor, evidence: Tensor) -> None:
         """Add evidence [n] to the nodes at flat indices [n]."""

@@ -65,7 +65,7 @@ def likeness(way: Plan, given: Value) -> tuple[Likeness | None, ...]:
     where the network has none, or the input is no picture.
     """
     batch = given.shape[0] if given.shape else 1
-    stage = _stage(way, given) if given.data.dim() == 4 else None
+    stage = _stage(way, given) if len(given.shape) == 4 else None
     if stage is None:
         return (None,) * batch
     value, layout = stage

@@ -89,14 +89,12 @@ def detect(
     Raises `InputError` for scales that make no input, or one that the network can't take; other errors
     are those of the explainer.
     """
+    if not isinstance(scales, Sequence) or isinstance(scales, str) or not scales:
+        raise InputError(f"scales={scales!r} are no scales: give one or more, such as (1, 1.5).")
     looks = [_enlarged(explainer, scale) for scale in scales]
-    if not looks:
-        raise InputError(
-            "scales are none to look at a photo at: give one or more, such as (1, 1.5)."
-        )
     explanations = looks[0].many(image, list(targets)) if targets else looks[0].top(image, k=top)
-    classes = [explanation.target[0] for explanation in explanations]
-    every = [explanations, *(look.many(image, classes) for look in looks[1:])]
+    again: Sequence[Any] = targets or [explanation.target[0] for explanation in explanations]
+    every = [explanations, *(look.many(image, list(again)) for look in looks[1:])]
     found = [
         one
         for seen in zip(*every, strict=True)
@@ -121,16 +119,15 @@ def _enlarged(explainer: Explainer, scale: float) -> Explainer:
     """One that gives the same network a larger input, or a smaller one."""
     if scale == 1:
         return explainer
-    if not 0 < scale < float("inf"):
-        raise InputError(
-            f"A scale of {scale:g} makes no input: give a number above 0, such as 1.5."
-        )
     preprocess = explainer.network.preprocess
     if preprocess is None:
         raise InputError(
             "Looking at a photo at other scales needs to know how the model wants its input: give the "
             "explainer preprocess=Preprocess(...)."
         )
+    number = isinstance(scale, (int, float)) and 0 < scale < float("inf")
+    if not number or min(preprocess.size) * scale < 1:
+        raise InputError(f"A scale of {scale!r} makes no input: give a number such as 1.5.")
     larger = copy(explainer)
     larger.network = replace(explainer.network, preprocess=preprocess.enlarged(scale))
     return larger

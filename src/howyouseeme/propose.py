@@ -185,7 +185,7 @@ class Proposer:
         tensor, geometry = self.network.preprocess(load_image(image))
         like = next(self.network.module.parameters(), torch.empty(0))
         tape = record(self.network.module, [tensor[None].to(like)])
-        if not isinstance(tape.output, Value) or tape.output.data.dim() != 2:
+        if not isinstance(tape.output, Value) or len(tape.output.shape) != 2:
             raise ModelError(
                 f"{self.network.name} gives no scores [batch, classes], as proposals need."
             )

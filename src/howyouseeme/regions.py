@@ -67,7 +67,7 @@ def merged(features: Tensor) -> Tensor:
     by features of a network in place of colours). There are height · width - 1 boxes.
     """
     width = features.shape[2]
-    flat = features.double().flatten(1)
+    flat = features.detach().cpu().double().flatten(1)
     mean = dict(enumerate((flat - flat.mean(1, keepdim=True)).T.numpy()))
     size = dict.fromkeys(mean, 1)
     low = {i: np.array([i % width, i // width]) for i in mean}

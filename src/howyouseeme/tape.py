@@ -34,18 +34,19 @@ class Value:
     """One tensor of the forward pass, with the contents that it had when it was made.
 
     Rules treat it as a flat array in row-major order, whatever its strides are. Where the network wrote
-    over the contents, they may be made again when `data` is asked for; `shape` and `dtype` never need them.
+    over the contents, they are made again when `data` is asked for; `shape`, `dtype` and `device` tell
+    without.
     """
 
     __slots__ = (
         *("_data", "_flat", "_signed", "_strides"),
-        *("call", "dtype", "index", "output", "seen_writes", "shape"),
+        *("call", "device", "dtype", "index", "output", "seen_writes", "shape"),
     )
 
     def __init__(self, data: Tensor, index: int, call: Call | None = None, output: int = 0) -> None:
         self._data: Tensor | None = data
         self._strides: tuple[int, ...] = ()
-        self.shape, self.dtype = data.shape, data.dtype
+        self.shape, self.dtype, self.device = data.shape, data.dtype, data.device
         self.index = index
         self.call = call  # None for an input of the model
         self.output = output
@@ -57,25 +58,46 @@ class Value:
     def data(self) -> Tensor:
         """The contents."""
         if self._data is None:
-            self._data = self._made_again()
+            self._make_again()
+            assert self._data is not None
         return self._data
 
     @data.setter
     def data(self, data: Tensor) -> None:
-        self._data, self.shape, self.dtype = data, data.shape, data.dtype
+        self._data, self.shape, self.dtype, self.device = data, data.shape, data.dtype, data.device
+
+    @property
+    def forgotten(self) -> bool:
+        """Whether the contents have to be made again before they can be looked at."""
+        return self._data is None
 
     def forget(self) -> bool:
         """Let go of the contents, if the same call can make them again; return whether it can."""
-        call = self.call
+        call, data = self.call, self.data
         if call is None or call.name not in _AGAIN:
             return False
         if call.name == "aten.native_batch_norm" and call.args[5]:  # which notes statistics
             return False
-        self._strides = self.data.stride()
+        if data.numel() * data.element_size() != data.untyped_storage().nbytes():
+            return False  # a part of something larger, in which it has its place
+        self._strides = data.stride()
         self._data = None
         return True
 
-    @torch.no_grad()
+    def _make_again(self) -> None:
+        """Run the calls again that made the contents, those first that made their inputs."""
+        waiting = [self]
+        with torch.inference_mode(False), torch.no_grad():
+            while waiting:
+                value = waiting[-1]
+                assert value.call is not None
+                before = [item for item in value.call.inputs if item.forgotten]
+                if not before:
+                    waiting.pop()
+                    if value.forgotten:
+                        value._data = value._made_again()
+                waiting += before
+
     def _made_again(self) -> Tensor:
         call = self.call
         assert call is not None
@@ -84,6 +106,7 @@ class Value:
         )
         made = call.op(*args, **kwargs)
         data: Tensor = made[self.output] if isinstance(made, (list, tuple)) else made
+        data = data.to(self.dtype)  # a sum of two types went into the memory of the first
         if data.stride() == self._strides:
             return data
         same = torch.empty_strided(self.shape, self._strides, dtype=self.dtype, device=data.device)
@@ -680,6 +703,9 @@ def record(
     becomes an input of the tape. The model must be in eval mode. What each of the `readers` makes of
     the model's output (or, for a `Reader` with a module, of that module's) is recorded too, and
     returned in `Tape.reads`; it is None there if the module did not run.
+
+    Walk before weights or the input change: the tape holds them as they are, and makes some activations
+    again from them.
 
     Raises:
         ModelError: the model, or a part of it, is in training mode.

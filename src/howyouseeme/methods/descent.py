@@ -33,7 +33,7 @@ def descend(
     for value, evidence in maps.items():
         index = evidence.reshape(-1).nonzero()[:, 0]
         arrivals.add(value, index, evidence.reshape(-1)[index])
-    lost = torch.zeros(batch, dtype=precision(plan.start), device=plan.start.data.device)
+    lost = torch.zeros(batch, dtype=precision(plan.start), device=plan.start.device)
     spreading = _spreading(plan)
     all_of_them = np.zeros(batch)
     for layer, (value, step) in enumerate(plan.steps):

@@ -136,7 +136,7 @@ class Evidence(Method):
         self, plan: Plan, waiting: dict[Value, _Arrived], batch: int, trail: Trail | None
     ) -> tuple[dict[Value, Tensor], Tensor]:
         """From the feature maps to the inputs; and the positive evidence [batch] lost on the way."""
-        lost = torch.zeros(batch, dtype=plan.start.dtype, device=plan.start.data.device)
+        lost = torch.zeros(batch, dtype=plan.start.dtype, device=plan.start.device)
         most = sum(float(item.evidence.abs().sum()) for item in waiting.values())
         for value, step in plan.steps:
             arrived = waiting.pop(value, None)
@@ -566,8 +566,9 @@ def _rates(
     alive = (z - least if above is None else above).sign_().clamp_(min=0)  # 1 and 0
     kept = evidence * alive
     ended = evidence - kept
-    floor = least if isinstance(least, Tensor) else z.new_full((), least)
-    return kept.div_(torch.maximum(z, floor, out=alive)), ended
+    if isinstance(least, float):
+        least = z.new_full((), max(least, torch.finfo(z.dtype).tiny))
+    return kept.div_(torch.maximum(z, least, out=alive)), ended
 
 
 def _excitation(

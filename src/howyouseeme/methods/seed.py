@@ -112,7 +112,8 @@ class Seed(Method):
 
     def _choose(self, source: Value, link: Link, here: Nodes) -> _Sent:
         if len(here) and at_hand(here.index):
-            if isinstance(link, Matrix) and link.weight.dtype in {torch.float32, torch.float64}:
+            exact = {torch.float32, torch.float64}
+            if isinstance(link, Matrix) and link.weight.dtype in exact and at_hand(link.weight):
                 return self._choose_inputs(source, link, here)
             convolution = as_convolution(link) if isinstance(link, Convolution) else None
             if convolution is not None:

@@ -67,7 +67,7 @@ def attention(call: Call, output: Value) -> Step:
             scores = scores + mask
         weights = scores.softmax(-1).nan_to_num(0.0)  # a row that may look nowhere is 0
         length, seen = weights.shape[-2:]
-        frozen: Tensor = weights.reshape(-1, shared * length, seen).to(output.data.dtype)
+        frozen: Tensor = weights.reshape(-1, shared * length, seen).to(output.dtype)
         return frozen
 
     link = BatchedMatrix(value.shape, output.shape, weight, columns=value.shape[-1])

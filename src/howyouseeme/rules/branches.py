@@ -20,7 +20,7 @@ def broadcast(x: Value, shape: torch.Size, weight: Tensor | None = None) -> Link
         if weight is not None and weight.shape != shape:
             weight = weight.expand(shape)
         return Diagonal(shape, shape, weight)
-    index = torch.arange(x.numel, device=x.data.device).reshape(x.shape).expand(shape)
+    index = torch.arange(x.numel, device=x.device).reshape(x.shape).expand(shape)
     return Selection(x.shape, shape, index, None if weight is None else weight.expand(shape))
 
 
@@ -134,7 +134,7 @@ def glu(call: Call, output: Value) -> Step:
     """y = a · sigmoid(b), a and b being the halves of x: b is the gate"""
     x = call.args[0]
     axis = call.argument(1, "dim", -1)
-    place = torch.arange(x.numel, device=x.data.device).reshape(x.shape)
+    place = torch.arange(x.numel, device=x.device).reshape(x.shape)
     gate = x.data.chunk(2, axis)[1].sigmoid()
     return Step([(x, Selection(x.shape, output.shape, place.chunk(2, axis)[0], gate))])
 
@@ -149,7 +149,7 @@ def maximum(call: Call, output: Value) -> Step:
         chosen = (contents(term, output.data) == output.data) & ~taken
         taken |= chosen
         if isinstance(term, Value):
-            links.append((term, broadcast(term, output.shape, chosen.to(output.data.dtype))))
+            links.append((term, broadcast(term, output.shape, chosen.to(output.dtype))))
         else:
             bias = torch.where(chosen, output.data, bias)
     return Step(links, bias)

@@ -103,7 +103,7 @@ def axes_of(x: Value, dims: int | list[int] | None) -> list[int]:
     """The axes that a reduction goes over, counted from 0."""
     if isinstance(dims, int):
         dims = [dims]
-    return [d % x.data.dim() for d in dims] if dims else list(range(x.data.dim()))
+    return [d % len(x.shape) for d in dims] if dims else list(range(len(x.shape)))
 
 
 @rule("aten.mean")
@@ -113,7 +113,7 @@ def mean(call: Call, output: Value) -> Step:
     matrices = {}
     for axis in axes_of(x, call.argument(1, "dim")):
         size = x.shape[axis]
-        matrices[axis] = torch.full((1, size), 1 / size, dtype=x.data.dtype, device=x.data.device)
+        matrices[axis] = torch.full((1, size), 1 / size, dtype=x.dtype, device=x.device)
     return Step([(x, Separable(x.shape, output.shape, matrices))])
 
 
@@ -122,7 +122,7 @@ def sum_(call: Call, output: Value) -> Step:
     """y = sum of x over the axes"""
     x = call.args[0]
     matrices = {
-        axis: torch.ones(1, x.shape[axis], dtype=x.data.dtype, device=x.data.device)
+        axis: torch.ones(1, x.shape[axis], dtype=x.dtype, device=x.device)
         for axis in axes_of(x, call.argument(1, "dim"))
     }
     return Step([(x, Separable(x.shape, output.shape, matrices))])
@@ -132,7 +132,7 @@ def sum_(call: Call, output: Value) -> Step:
 def cumsum(call: Call, output: Value) -> Step:
     """y[i] = sum of x[j] for all j up to i, along an axis"""
     x = call.args[0]
-    axis = call.argument(1, "dim") % max(x.data.dim(), 1)
-    size = x.shape[axis] if x.data.dim() else 1
-    lower = torch.ones(size, size, dtype=output.data.dtype, device=x.data.device).tril()
+    axis = call.argument(1, "dim") % max(len(x.shape), 1)
+    size = x.shape[axis] if len(x.shape) else 1
+    lower = torch.ones(size, size, dtype=output.dtype, device=x.device).tril()
     return Step([(x, Separable(x.shape, output.shape, {axis: lower}))])

@@ -79,7 +79,7 @@ def movement(call: Call, output: Value) -> Step:
                 start = total
                 sources.append((item, total))
                 total += item.numel
-            count = torch.arange(item.numel, device=item.data.device, dtype=torch.float64)
+            count = torch.arange(item.numel, device=item.device, dtype=torch.float64)
             return (count + start).reshape(item.shape)
         if isinstance(item, Tensor):
             return torch.zeros_like(item, dtype=torch.float64)
@@ -103,7 +103,7 @@ def movement(call: Call, output: Value) -> Step:
 
 def _stretch(x: Value, output: Value, axis: int, first: int) -> tuple[Value, Link]:
     """The link of a stretch along an axis: x begins at `first` of the output, which may be below 0."""
-    margins = [0] * (2 * (x.data.dim() - axis % x.data.dim()))
+    margins = [0] * (2 * (len(x.shape) - axis % len(x.shape)))
     size, whole = x.shape[axis], output.shape[axis]
     margins[-2:] = first, whole - size - first
     return x, Pad(x.shape, output.shape, margins)
@@ -113,7 +113,7 @@ def _stretch(x: Value, output: Value, axis: int, first: int) -> tuple[Value, Lin
 def permute(call: Call, output: Value) -> Step:
     """y = x with its axes in another order"""
     x, axes = call.args[:2]
-    dims = x.data.dim()
+    dims = len(x.shape)
     return Step([(x, Permutation(x.shape, output.shape, [axis % dims for axis in axes]))])
 
 
@@ -121,7 +121,7 @@ def permute(call: Call, output: Value) -> Step:
 def transpose(call: Call, output: Value) -> Step:
     """As `permute`, two axes changing places"""
     x = call.args[0]
-    axes = list(range(x.data.dim()))
+    axes = list(range(len(x.shape)))
     if len(axes) > 1:
         one, other = call.argument(1, "dim0", 0), call.argument(2, "dim1", 1)
         axes[one], axes[other] = axes[other], axes[one]
@@ -132,7 +132,7 @@ def transpose(call: Call, output: Value) -> Step:
 def cat(call: Call, output: Value) -> Step:
     """y = several x, one behind the other along an axis"""
     parts, axis = call.args[0], call.argument(1, "dim", 0)
-    dims = output.data.dim()
+    dims = len(output.shape)
     if any(len(part.shape) != dims for part in parts):  # an empty vector counts as nothing
         return movement(call, output)
     links, first, constant = [], 0, []
@@ -200,7 +200,7 @@ def fold(call: Call, output: Value) -> Step:
     """y = sum of the windows of x, each at its place: the transpose of `im2col`"""
     x = call.args[0]
     window = call.args[2:]
-    places = torch.arange(1, prod(output.shape) + 1, device=x.data.device, dtype=torch.float64)
+    places = torch.arange(1, prod(output.shape) + 1, device=x.device, dtype=torch.float64)
     windows = torch.nn.functional.unfold(places.reshape(output.shape), *window)
     selection = Selection(output.shape, x.shape, windows.long() - 1)
     return Step([(x, selection.transposed())])
@@ -257,7 +257,7 @@ def as_strided(call: Call, output: Value) -> Step:
     table[here] = torch.arange(x.numel)
     if bool((table[there] < 0).any()):
         raise Refusal("only a view of the elements of its argument is supported")
-    return _selected(output, table[there].to(x.data.device), [(x, 0)])
+    return _selected(output, table[there].to(x.device), [(x, 0)])
 
 
 @rule("hysm.reread")
@@ -278,4 +278,4 @@ def reread(call: Call, output: Value) -> Step:
         sources.append((write, total))
         table[positions] = torch.arange(total, total + write.numel)
         total += write.numel
-    return _selected(output, table[here].to(output.data.device), sources)
+    return _selected(output, table[here].to(output.device), sources)

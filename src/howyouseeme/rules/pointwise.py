@@ -42,7 +42,7 @@ def _at_zero(call: Call, x: Value, output: Value) -> Tensor | None:
     """f(0); None where it is 0 whatever else the call is given."""
     if call.name in _THROUGH_ZERO:
         return None
-    nought = torch.zeros((), dtype=x.dtype, device=output.data.device)
+    nought = torch.zeros((), dtype=x.dtype, device=output.device)
     made = call.op(*(nought if a is x else a for a in call.args), **call.kwargs)
     at_zero: Tensor = made[output.output] if isinstance(made, tuple) else made
     return at_zero
@@ -77,7 +77,7 @@ def softmax(call: Call, output: Value) -> Step:
     """y = exp(x) / z, with z, the sum of exp over the classes, taken as a constant"""
     x = call.args[0]
     z = x.data.logsumexp(call.argument(1, "dim"), keepdim=True)
-    return secant(call, output, at_zero=(-z).exp().to(output.data.dtype).expand(output.shape))
+    return secant(call, output, at_zero=(-z).exp().to(output.dtype).expand(output.shape))
 
 
 @rule("aten._log_softmax")

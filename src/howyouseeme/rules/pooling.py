@@ -24,7 +24,7 @@ def _pooled(
     planes = torch.arange(x.numel // space, device=at.device).reshape(-1, 1) * space
     index = at.reshape(len(planes), -1) + planes
     centres = {axis: _centres(x, axis, dims, pool) for axis in range(-dims, 0)}
-    centres = {axis % x.data.dim(): centre for axis, centre in centres.items()}
+    centres = {axis % len(x.shape): centre for axis, centre in centres.items()}
     return Step([(x, Selection(x.shape, output.shape, index, centres=centres))])
 
 
@@ -72,10 +72,10 @@ def _extreme(call: Call, output: Value, sign: int) -> Step:
     """Where the maximum (or, with a sign of -1, the minimum) over the axes was; the first one."""
     x = call.args[0]
     axes = axes_of(x, call.argument(1, "dim"))
-    rest = [axis for axis in range(x.data.dim()) if axis not in axes]
+    rest = [axis for axis in range(len(x.shape)) if axis not in axes]
     order = [*rest, *axes]
     rows = prod(x.shape[axis] for axis in rest)
-    place = torch.arange(x.numel, device=x.data.device).reshape(x.shape)
+    place = torch.arange(x.numel, device=x.device).reshape(x.shape)
     place, data = (item.permute(order).reshape(rows, -1) for item in (place, sign * x.data))
     first = (data == data.amax(1, keepdim=True)).to(torch.int8).argmax(1, keepdim=True)
     return Step([(x, Selection(x.shape, output.shape, place.gather(1, first)))])
@@ -106,15 +106,15 @@ def chosen(call: Call, output: Value) -> Step:
         raise Refusal("only the form that tells positions, with an axis, is supported")
     at = call.outputs[1]
     assert at is not None
-    if x.data.dim() == 0:
+    if len(x.shape) == 0:
         return Step([(x, Diagonal(x.shape, output.shape))])
     names = [argument.name for argument in call.op._schema.arguments]
     given = dict(zip(names, call.args, strict=False)) | call.kwargs
     axis = given.get("dim", -1)
     index = at.data
-    if index.dim() < x.data.dim():  # keepdim=False
+    if index.dim() < len(x.shape):  # keepdim=False
         index = index.unsqueeze(axis)
-    place = torch.arange(x.numel, device=x.data.device).reshape(x.shape).gather(axis, index)
+    place = torch.arange(x.numel, device=x.device).reshape(x.shape).gather(axis, index)
     return Step([(x, Selection(x.shape, output.shape, place))])
 
 
@@ -124,19 +124,19 @@ def _matrices(call: Call, x: Value, dims: int) -> list[Tensor]:
     The call is run on pictures that vary along one axis only. Row i of the identity along an axis
     gives column i of that axis's matrix, times what the other axes make of ones.
     """
-    dtype = torch.float64 if x.data.device.type != "mps" else torch.float32
+    dtype = torch.float64 if x.device.type != "mps" else torch.float32
 
     def run(picture: Tensor) -> Tensor:
         result: Tensor = call.op(picture[None], *call.args[1:], **call.kwargs)[0]
         return result
 
     space = x.shape[-dims:]
-    ones = run(torch.ones(1, *space, dtype=dtype, device=x.data.device))[0]
+    ones = run(torch.ones(1, *space, dtype=dtype, device=x.device))[0]
     # A place where every axis's window lies inside the picture: its total is never 0.
     centre = torch.unravel_index(ones.argmax(), ones.shape)
     matrices = []
     for axis in range(dims):
-        eye = torch.eye(space[axis], dtype=dtype, device=x.data.device)
+        eye = torch.eye(space[axis], dtype=dtype, device=x.device)
         shape = [space[axis], *(space[a] if a == axis else 1 for a in range(dims))]
         result = run(eye.reshape(shape).expand(space[axis], *space))
         line: list[Any] = [slice(None), *centre]
@@ -149,10 +149,9 @@ def _matrices(call: Call, x: Value, dims: int) -> list[Tensor]:
 def _separable(call: Call, output: Value, dims: int) -> Step:
     """Any linear call without negative weights that treats the last `dims` axes one by one."""
     x = call.args[0]
-    first = x.data.dim() - dims
+    first = len(x.shape) - dims
     matrices = {
-        first + axis: matrix.to(x.data.dtype)
-        for axis, matrix in enumerate(_matrices(call, x, dims))
+        first + axis: matrix.to(x.dtype) for axis, matrix in enumerate(_matrices(call, x, dims))
     }
     return Step([(x, Separable(x.shape, output.shape, matrices))])
 
@@ -195,7 +194,7 @@ def bicubic(call: Call, output: Value) -> Step:
             (i[:, None] * x.shape[-1] + j).reshape(-1),
         ]
     )
-    weight = (rows.values()[:, None] * columns.values()).reshape(-1).to(x.data.dtype)
+    weight = (rows.values()[:, None] * columns.values()).reshape(-1).to(x.dtype)
     size = (height * width, prod(x.shape[-2:]))
     entries = sparse(index, weight, size)
     link = Sparse(x.shape, output.shape, entries, channels=prod(x.shape[:-2]))

@@ -14,8 +14,8 @@ from .linear import axes_of
 def _weighted(x: Value, output: Value, axes: list[int], weight: Tensor) -> Sparse:
     """The link of y = sum of weight · x over the axes."""
     kept = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
-    row = torch.arange(output.numel, device=x.data.device).reshape(kept).expand(x.shape)
-    index = torch.stack([row.reshape(-1), torch.arange(x.numel, device=x.data.device)])
+    row = torch.arange(output.numel, device=x.device).reshape(kept).expand(x.shape)
+    index = torch.stack([row.reshape(-1), torch.arange(x.numel, device=x.device)])
     entries = sparse(index, weight.reshape(-1), (output.numel, x.numel))
     return Sparse(x.shape, output.shape, entries)
 

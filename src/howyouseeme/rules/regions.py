@@ -50,7 +50,7 @@ def roi_align(call: Call, output: Value) -> Step:
     x, regions, scale, height, width, ratio, aligned = call.args
     if not isinstance(x, Value):
         raise Refusal("only regions of computed features are supported")
-    regions = contents(regions, x.data).to(torch.promote_types(x.data.dtype, torch.float32))
+    regions = contents(regions, x.data).to(torch.promote_types(x.dtype, torch.float32))
     image = regions[:, 0].long()
     left, top, right, bottom = (regions[:, 1:] * scale - (0.5 if aligned else 0.0)).unbind(1)
     matrices = []
@@ -69,7 +69,7 @@ def roi_align(call: Call, output: Value) -> Step:
     link = Sparse(
         x.shape,
         output.shape,
-        entries.to(x.data.dtype) if x.data.dtype.itemsize >= 4 else entries,
+        entries.to(x.dtype) if x.dtype.itemsize >= 4 else entries,
         channels=x.shape[1],
         parts=(x.shape[0], len(regions)),
     )
@@ -127,7 +127,7 @@ def grid_sampler(call: Call, output: Value) -> Step:
         raise Refusal("only sampling from computed features is supported")
     if mode == 2:
         raise Refusal("bicubic sampling is not supported")
-    grid = contents(grid, x.data).to(torch.promote_types(x.data.dtype, torch.float32))
+    grid = contents(grid, x.data).to(torch.promote_types(x.dtype, torch.float32))
     images, space = len(grid), x.shape[2:]
     axes = []
     for at, size in zip(grid.flatten(1, -2).flip(-1).unbind(-1), space, strict=True):
