@@ -156,8 +156,13 @@ def test_rows_are_dropped_with_the_source_of_the_package(
     speed: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changed: list[str] = []
-    read = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"#" * (path.name in changed))
+    added = "\nx = 1"
+    read = Path.read_text
+    monkeypatch.setattr(
+        Path,
+        "read_text",
+        lambda path, *args: read(path, *args) + added * (path.name in changed),
+    )
 
     def prints() -> tuple[str, str]:
         return tuple(speed.made_by(speed.FULL, "cpu", ours) for ours in (True, False))
@@ -166,6 +171,9 @@ def test_rows_are_dropped_with_the_source_of_the_package(
     changed[:] = ["backtrack.py"]
     assert prints() == (prints()[0], peers)
     assert prints()[0] != ours
+    added = "\n# a comment"
+    assert prints() == (ours, peers)
+    added = "\nx = 1"
     changed[:] = ["cli.py"]
     assert prints() == (ours, peers)
     changed[:] = ["quality.py"]
