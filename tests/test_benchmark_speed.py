@@ -161,7 +161,7 @@ def test_rows_are_dropped_with_the_source_of_the_package(
     monkeypatch.setattr(
         Path,
         "read_text",
-        lambda path, *args: read(path, *args) + added * (path.name in changed),
+        lambda path, **given: read(path, **given) + added * (path.name in changed),
     )
 
     def prints() -> tuple[str, str]:
