@@ -13,14 +13,11 @@ import harness
 import numpy as np
 import quality
 from harness import OURS, SIDES, Method, Row, Setup, share, table
-from torch import Tensor
 
 import howyouseeme as hysm
 from howyouseeme import evaluate, localize
 
 NETWORKS = ("efficientnet-lite0", "efficientnet-lite2", "squeezenet")
-SCALES = (1, 1.5)
-TWICE = f"{OURS}, scales {SCALES[0]} and {SCALES[1]}"
 PUBLISHED = "CNN Fixations as published, "
 #: The thresholds that ours is tried at, as many as the peers'.
 LEVELS = np.linspace(0.05, 0.95, len(evaluate.THRESHOLDS)).tolist()
@@ -67,13 +64,7 @@ class Subject:
         self.methods = {
             OURS: Method(
                 self.ours,
-                (Subject.ours, Subject.given, Subject.boxes, networks, str(LEVELS)),
-                ours=True,
-                aside=harness.VIDEO,
-            ),
-            TWICE: Method(
-                self.twice,
-                (Subject.twice, Subject.given, Subject.boxes, networks, str(LEVELS), str(SCALES)),
+                (Subject.ours, Subject.given, networks, str(LEVELS)),
                 ours=True,
                 aside=harness.VIDEO,
             ),
@@ -96,30 +87,19 @@ class Subject:
         explanation = self.explainer(given[None], target=target)
         default = explanation.boxes()[0]
         seconds = time.process_time() - start
+        heat = localize.object_of(explanation)
+        found = [localize.regions(heat, level) for level in LEVELS]
+        first = [regions[0][1] for regions in found if regions]
         width, height = sizes(self.data)[name]
         scale = np.array([width, height, width, height]) / self.tested.size
         return {
             "right": right,
-            "overlaps": self.boxes(localize.object_of(explanation), truth),
+            "overlaps": [
+                float(evaluate.intersection_over_union(box, truth).max()) for box in first
+            ],
             "box": (np.array(default[0].box) * scale).tolist() if default else None,
             "seconds": seconds,
         }
-
-    def twice(self, name: str) -> Row:
-        """Overlaps at all levels of the maps of two scales, averaged as `localize.detect` does it."""
-        _, target, truth = self.given(name)
-        photo = hysm.load_image(self.data / "images" / name)
-        preprocess = hysm.Preprocess.like(self.tested.prepare)
-        once = hysm.Explainer(self.tested.module, preprocess=preprocess)
-        looks = [localize._enlarged(once, scale) for scale in SCALES]
-        maps = [localize.object_of(look(photo, target=target)) for look in looks]
-        return {"overlaps": self.boxes(localize._mean(maps), truth)}
-
-    def boxes(self, heat: Tensor, truth: np.ndarray) -> list[float]:
-        """The overlap of the first box at each level."""
-        found = [localize.regions(heat, level) for level in LEVELS]
-        first = [regions[0][1] for regions in found if regions]
-        return [float(evaluate.intersection_over_union(box, truth).max()) for box in first]
 
     def peer(self, name: str, layer: str) -> Method:
         explain = quality.cam(self.tested, name, layer)
@@ -216,8 +196,7 @@ Images of the ILSVRC 2012 validation set; the class is given, right or wrong as 
 where the box has an IoU of .5 with a true box of that class. Means with their 95 % interval. Of every method the threshold (of the
 centred box the size) is chosen on one half of the images and scored on the other; the row of the default level has that of the
 package, which was chosen on every second image of the set. *Objects < 25 %*: the true boxes cover less than a
-quarter of the image. *Scales*: a second look at a larger input, `howyouseeme detect --scales 1,1.5`, in three times the time; the peers look
-once. *Top-1 localisation*: hit, and the network's answer is right. Grad-CAM at the last convolution, Layer-CAM at the last
+quarter of the image. *Top-1 localisation*: hit, and the network's answer is right. Grad-CAM at the last convolution, Layer-CAM at the last
 feature map, the box around the largest region above the threshold, as in `quality.md`. CNN Fixations' boxes are for the answers of
 other networks, and not chosen by us.
 

@@ -699,20 +699,3 @@ def test_every_weight_of_torchvision_is_measured_as_it_says() -> None:
             assert found.size == tuple(preset.crop_size * 2)
             assert found.crop_from == preset.resize_size[0]
             assert found.interpolation == preset.interpolation.value
-
-
-@pytest.mark.parametrize("resize", ["squash", "crop"])
-def test_enlarged_shows_the_same_of_the_picture(resize: str) -> None:
-    once = Preprocess((40, 60), resize, 80 if resize == "crop" else None)  # type: ignore[arg-type]
-    twice = once.enlarged(2)
-    assert (twice.size, twice.crop_from) == ((80, 120), 160 if resize == "crop" else None)
-    image = Image.new("RGB", (300, 200), RED)
-    (first, near), (second, far) = once(image), twice(image)
-    assert (first.shape, second.shape) == ((3, 40, 60), (3, 80, 120))
-    for corner in (0, 1):  # of what is seen, in pixels of the picture
-        here, there = (
-            [size[axis] * corner * g.scale[axis] + g.offset[axis] for axis in (0, 1)]
-            for g, size in ((near, once.size), (far, twice.size))
-        )
-        assert there == pytest.approx(here, abs=1e-6)
-    assert twice.enlarged(0.5) == once

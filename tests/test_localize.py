@@ -152,55 +152,6 @@ def test_of_likely_classes_that_share_a_place_the_best_stays(explainer: Explaine
     assert len({(one.label, one.box) for one in asked}) == len(asked)
 
 
-def test_maps_of_several_scales_are_averaged(explainer: Explainer) -> None:
-    photo = pasted((60, 20, 330, 280))
-    first = explainer(photo, target="tabby")
-    preprocess = first.model.preprocess
-    assert preprocess is not None
-    again = Explainer(first.model, preprocess=preprocess.enlarged(1.5))(photo, target="tabby")
-    larger = object_of(again)
-    assert larger.shape == (336, 336)
-    larger = nn.functional.interpolate(
-        larger[None, None], (224, 224), mode="bilinear", antialias=True
-    )[0, 0]
-    (_, (x0, y0, x1, y1)), *_ = regions((object_of(first) + larger) / 2)
-    found = detect(explainer, photo, ["tabby"], scales=(1, 1.5))
-    across, down = photo.width / 224, photo.height / 224
-    expected = (x0 * across, y0 * down, x1 * across, y1 * down)
-    assert found[0].box == pytest.approx(expected, abs=1e-3)
-    assert found[0].score == pytest.approx(first.probability[0])  # the answer is the first one's
-    assert found[0].box != detect(explainer, photo, ["tabby"])[0].box
-
-
-def test_the_network_s_own_size_is_the_scale_1(explainer: Explainer) -> None:
-    photo = pasted((60, 20, 330, 280))
-    once = detect(explainer, photo)
-    assert once == explainer(photo).boxes()[0]
-    twice = detect(explainer, photo, scales=(1.0, 1.0))
-    assert twice[0].box == pytest.approx(once[0].box, abs=1e-6)
-
-
-def test_scales_that_cannot_be_had_are_said(explainer: Explainer) -> None:
-    photo = pasted((60, 20, 330, 280))
-    for scales in ((), 1.5, "1,1.5"):
-        with pytest.raises(InputError, match="are no scales: give one or more"):
-            detect(explainer, photo, scales=scales)  # type: ignore[arg-type]
-    for scale in (0, -1, 0.001, float("nan"), float("inf"), "big"):
-        with pytest.raises(InputError, match=r"makes no input: give a number such as 1\.5"):
-            detect(explainer, photo, scales=(1, scale))  # type: ignore[arg-type]
-    torch.manual_seed(0)
-    fixed = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3600, 2)).eval()
-    network = Network("fixed", fixed, Preprocess((32, 32)), ("cat", "dog"))
-    assert detect(Explainer(network), photo, [0]) is not None
-    with pytest.raises(
-        InputError, match=r"fixed can't run on an input of the shape \(1, 3, 48, 48\)"
-    ):
-        detect(Explainer(network), photo, [0], scales=(1, 1.5))
-    unknown = Explainer(Network("unknown", fixed, None, None))
-    with pytest.raises(InputError, match="needs to know how the model wants its input"):
-        detect(unknown, torch.rand(1, 3, 32, 32), [0], scales=(1, 1.5))  # type: ignore[arg-type]
-
-
 def test_coco_has_every_image_box_and_class() -> None:
     made = to_coco({"a.jpg": FOUND, "b.jpg": ()}, {"a.jpg": (80, 100), "b.jpg": (4, 5)})
     assert json.loads(json.dumps(made)) == made
@@ -265,8 +216,7 @@ def test_the_command_writes_pictures_and_coco_and_goes_on(tmp_path: Path) -> Non
     photo, broken, out = tmp_path / "a.png", tmp_path / "b.png", tmp_path / "out"
     pasted((20, 30, 210, 170)).save(photo)
     broken.write_bytes(b"no picture")
-    words = ["detect", str(photo), str(broken), "--top", "2", "--scales", "1,1.5"]
-    words += ["--out", str(out)]
+    words = ["detect", str(photo), str(broken), "--top", "2", "--out", str(out)]
     done = CliRunner().invoke(cli.main, words)
     assert done.exit_code == 1
     assert "1 of 2 failed" in done.output
@@ -289,8 +239,6 @@ def test_the_command_writes_pictures_and_coco_and_goes_on(tmp_path: Path) -> Non
         (["--target", "top2"], "for the N likeliest ones give --top N"),
         (["--target", "zebra"], "zebra"),
         (["--threshold", "1"], "0<x<1"),
-        (["--scales", "1,big"], "no list of numbers above 0"),
-        (["--scales", "1,0"], "no list of numbers above 0"),
     ],
 )
 def test_the_command_refuses_in_one_sentence(words: list[str], told: str, tmp_path: Path) -> None:

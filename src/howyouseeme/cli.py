@@ -521,17 +521,6 @@ def propose(photos: tuple[Path, ...], count: int, model: str, out: Path, device:
         sys.exit(1)
 
 
-def _scales(context: click.Context, option: click.Parameter, text: str) -> tuple[float, ...]:
-    """The numbers of 1,1.5"""
-    try:
-        scales = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        scales = ()
-    if not scales or not all(0 < scale < float("inf") for scale in scales):
-        raise click.BadParameter(f"{text!r} is no list of numbers above 0, such as 1,1.5.")
-    return scales
-
-
 @main.command()
 @click.argument("photos", nargs=-1, type=click.Path(path_type=Path), metavar="PHOTO|FOLDER...")
 @click.option(
@@ -547,14 +536,6 @@ def _scales(context: click.Context, option: click.Parameter, text: str) -> tuple
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Level of its map at which an object ends, 0.22 if not given; more makes boxes smaller.",
 )
-@click.option(
-    "--scales",
-    default="1",
-    show_default=True,
-    callback=_scales,
-    metavar="N,N...",
-    help="Sizes of the input to look at, as multiples of the network's. With 1,1.5 boxes may fit better, for three times the time.",
-)
 @_model_option
 @_out_option
 @click.option("--device", default="cpu", show_default=True, help="Such as cpu, cuda or mps.")
@@ -564,7 +545,6 @@ def detect(
     targets: tuple[str, ...],
     top: int | None,
     threshold: float | None,
-    scales: tuple[float, ...],
     model: str,
     out: Path,
     device: str,
@@ -597,7 +577,7 @@ def detect(
             try:
                 image = load_image(file)
                 classes = [index for index in wanted if index is not None]
-                objects = localize.detect(explainer, image, classes, top or 1, level, scales)
+                objects = localize.detect(explainer, image, classes, top or 1, level)
                 picture = out / f"{name}.boxes.png"
                 texts = [(one.box, f"{one.label} {percent(one.score)}") for one in objects]
                 boxes_picture(image, texts).save(picture)

@@ -7,7 +7,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -456,17 +456,6 @@ class Preprocess:
             "RGB picture to [3, height, width], so that it isn't known where pixels come from: give it "
             "as howyouseeme.Preprocess(...), or give the tensors that it makes."
         )
-
-    def enlarged(self, scale: float) -> Preprocess:
-        """The same for an input of so many times the height and width, showing the same of the picture.
-
-            Preprocess((224, 224), "crop", crop_from=256).enlarged(1.5)    # 336 x 336, from 384
-
-        Raises `InputError` where nothing would be left.
-        """
-        height, width = (round(side * scale) for side in self.size)
-        crop_from = None if self.crop_from is None else round(self.crop_from * scale)
-        return replace(self, size=(height, width), crop_from=crop_from)
 
     def misfit(self, inputs: torch.Tensor) -> str | None:
         """What is wrong with the range of a model's input [..., channel, h, w]; None if it fits.

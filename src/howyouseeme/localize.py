@@ -7,8 +7,7 @@ that has it. Where both are, there is the object.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,7 +71,6 @@ def detect(
     targets: Sequence[int | str] = (),
     top: int = 1,
     threshold: float = THRESHOLD,
-    scales: Sequence[float] = (1.0,),
 ) -> tuple[Detection, ...]:
     """The objects in a photo, best first: of the classes asked for, or of the `top` likeliest ones.
 
@@ -80,26 +78,10 @@ def detect(
     ...     print(found.label, found.score, found.box)
 
     Of the likeliest classes several may mean one object: where their boxes overlap by more than half,
-    the best stays. `threshold` is that of `Explanation.boxes`.
-
-    `scales` are sizes of the input, as multiples of the network's own. The answer is that at the first;
-    the maps of the object are averaged over all. With (1, 1.5) boxes of some networks fit better, for
-    three times the time (docs/benchmarks/applications.md has the figures).
-
-    Raises `InputError` for scales that make no input, or one that the network can't take; other errors
-    are those of the explainer.
+    the best stays. `threshold` is that of `Explanation.boxes`. Errors are those of the explainer.
     """
-    if not isinstance(scales, Sequence) or isinstance(scales, str) or not scales:
-        raise InputError(f"scales={scales!r} are no scales: give one or more, such as (1, 1.5).")
-    looks = [_enlarged(explainer, scale) for scale in scales]
-    explanations = looks[0].many(image, list(targets)) if targets else looks[0].top(image, k=top)
-    again: Sequence[Any] = targets or [explanation.target[0] for explanation in explanations]
-    every = [explanations, *(look.many(image, list(again)) for look in looks[1:])]
-    found = [
-        one
-        for seen in zip(*every, strict=True)
-        for one in _objects(seen[0], 0, _mean([object_of(item) for item in seen]), threshold)
-    ]
+    explanations = explainer.many(image, list(targets)) if targets else explainer.top(image, k=top)
+    found = [one for explanation in explanations for one in explanation.boxes(threshold)[0]]
     if targets or not found:  # what was asked for by name is told, also where two share a place
         return tuple(sorted(found, key=lambda one: -one.score))
     boxes = torch.tensor([one.box for one in found], dtype=torch.float64)
@@ -112,41 +94,7 @@ def detect(
 
 def boxes(explanation: Explanation, i: int, threshold: float) -> tuple[Detection, ...]:
     """What `Explanation.boxes` finds in image i."""
-    return _objects(explanation, i, object_of(explanation, i), threshold)
-
-
-def _enlarged(explainer: Explainer, scale: float) -> Explainer:
-    """One that gives the same network a larger input, or a smaller one."""
-    if scale == 1:
-        return explainer
-    preprocess = explainer.network.preprocess
-    if preprocess is None:
-        raise InputError(
-            "Looking at a photo at other scales needs to know how the model wants its input: give the "
-            "explainer preprocess=Preprocess(...)."
-        )
-    number = isinstance(scale, (int, float)) and 0 < scale < float("inf")
-    if not number or min(preprocess.size) * scale < 1:
-        raise InputError(f"A scale of {scale!r} makes no input: give a number such as 1.5.")
-    larger = copy(explainer)
-    larger.network = replace(explainer.network, preprocess=preprocess.enlarged(scale))
-    return larger
-
-
-def _mean(maps: Sequence[Tensor]) -> Tensor:
-    """The mean of maps of one picture [height, width], each of its size, in the size of the first."""
-    first = maps[0]
-    resized = [
-        F.interpolate(item[None, None], first.shape, mode="bilinear", antialias=True)[0, 0]
-        for item in maps[1:]
-    ]
-    return torch.stack([first, *resized]).mean(0)
-
-
-def _objects(
-    explanation: Explanation, i: int, heat: Tensor, threshold: float
-) -> tuple[Detection, ...]:
-    """The objects of image i, given the map of them over the model's input."""
+    heat = object_of(explanation, i)
     geometry = explanation.samples[i].geometry
     assert geometry is not None  # or else there were no map
     chance = explanation.probability[i]
