@@ -258,7 +258,7 @@ def strongest(  # type: ignore[no-untyped-def]
         for c in range(group_in):
             k = c * taps
             whole = terms[k]
-            if taps == 9:
+            if taps == 9:  # written out, 3 x 3 takes half the time of a loop so short
                 whole += (
                     terms[k + 1]
                     + terms[k + 2]

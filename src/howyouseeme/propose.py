@@ -105,7 +105,8 @@ class _Seen:
     """What a network sees in a picture, in cells: three maps [cells, cells] in 0..1, and its features.
 
     - `where`: where something is; `fine`: what is there; `objects`: how far it reaches;
-    - `features` [channel, cells, cells]: how each place is described at the stage of stride 8.
+    - `features` [channel, cells, cells]: how each place is described at the stage of stride 8;
+    - `geometry`: where the network's input lies in the picture.
     """
 
     where: Tensor
@@ -276,17 +277,12 @@ def _ranked(seen: _Seen, heat: Tensor, count: int) -> Tensor:
         turns += [(rank / often, window) for rank, window in enumerate(windows[kept])]
         low = high
     turns.sort(key=lambda turn: turn[0])
-    boxes = torch.cat(
-        [
-            whole,
-            _in_turn(_things(seen.features, heat), torch.stack([window for _, window in turns])),
-        ]
-    )
-    return _apart(boxes, count)
+    standing_out = torch.stack([window for _, window in turns])
+    return _apart(torch.cat([whole, _in_turn(_things(seen.features, heat), standing_out)]), count)
 
 
 def _things(features: Tensor, heat: Tensor) -> Tensor:
-    """The boxes of what is described alike, the largest unlikeness between two parts first: [n, 4]
+    """The boxes of what is described alike, what was merged last first: [n, 4]
 
     Those that hold more of the map than their surroundings do go before the others.
     """
