@@ -584,6 +584,27 @@ def test_feature_maps_with_other_axes_than_the_input(images: Tensor) -> None:
     assert torch.isfinite(explanation.evidence).all()
 
 
+@pytest.mark.parametrize("method", ["evidence", "seed"])
+@pytest.mark.parametrize("reduce", [torch.mean, torch.sum])
+def test_a_reduction_may_add_up_in_another_type(
+    reduce: Callable[..., Tensor], method: str, net: nn.Module, images: Tensor
+) -> None:
+    class Precise(nn.Module):
+        def __init__(self, dtype: torch.dtype) -> None:
+            super().__init__()
+            self.net, self.dtype = net, dtype
+
+        def forward(self, x: Tensor) -> Tensor:
+            features = self.net[:6](x)
+            return self.net.head(reduce(features, (2, 3), dtype=self.dtype).float())
+
+    found, expected = (
+        Explainer(Precise(dtype).eval(), method=method)(images)
+        for dtype in (torch.float64, torch.float32)
+    )
+    same(found, expected)
+
+
 def test_a_dead_channel_makes_no_nan() -> None:
     net = nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1, groups=1, bias=False),

@@ -704,7 +704,7 @@ class Separable(Link):
         shape = self._expanded_shape
         y = x.reshape(len(x), *shape[1:]) if self._is_stack(x) else x.reshape(shape)
         for axis, matrix in self.matrices.items():
-            y = torch.tensordot(y, matrix, dims=([axis], [1])).movedim(-1, axis)
+            y = torch.tensordot(y, matrix.to(y.dtype), dims=([axis], [1])).movedim(-1, axis)
         return y.reshape(self.shape_of(x))
 
     def edges(self, nodes: Tensor) -> Edges:
