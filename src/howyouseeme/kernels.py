@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 #: So many products are made in one go.
-_BLOCK = 256
+_BLOCK = 64
 
 # Sums in an order that vector units like. NaN and infinity keep their meaning.
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
@@ -305,10 +305,13 @@ def most_exciting(activation, weight, index, sign, chosen, found, total) -> None
         seen, filter_ = activation[row], weight[out]
         kept, least, speaks = 0, zero, zero
         for block in range(0, inputs, _BLOCK):
-            size = min(_BLOCK, inputs - block)
+            size, most = min(_BLOCK, inputs - block), zero
             for j in range(size):
                 offered[j] = sign[n] * filter_[block + j] * seen[block + j]
                 speaks += max(offered[j], zero)
+                most = max(most, offered[j])
+            if not most > least:
+                continue
             for j in range(size):
                 term = offered[j]
                 if not term > least:
