@@ -426,7 +426,30 @@ def test_the_event_loop_answers_while_the_worker_works() -> None:
         assert working.result().status_code == 200
 
 
-# -- tokens, hosts
+# -- other sites, tokens, hosts
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),  # curl, say
+        ({"Origin": HOME, "Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Origin": HOME}, 200),  # a browser without Fetch Metadata
+        ({"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Origin": "http://127.0.0.1:9999", "Sec-Fetch-Site": "same-site"}, 403),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+    ],
+)
+def test_pages_of_other_sites_are_refused(
+    client: TestClient, headers: dict[str, str], status: int
+) -> None:
+    assert send(client, headers=headers).status_code == status
+    assert client.get("/v1/models", headers=headers).status_code == 200
+
+
+def test_a_token_is_not_shown() -> None:
+    assert TOKEN not in repr(Settings(token=TOKEN))
 
 
 @pytest.fixture

@@ -87,6 +87,15 @@ def test_frames_of_another_size_are_refused(tmp_path: Path) -> None:
         list(open_video(tmp_path))
 
 
+def test_frames_that_are_too_large_are_not_read(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "wide.mp4", rate=25) as out:
+        out.write(np.zeros((48, 64, 3), np.uint8))
+    with open_video(tmp_path / "wide.mp4", max_pixels=48 * 64) as video:
+        assert len(list(video)) == 1
+    with pytest.raises(InputError, match=r"frames of 64 x 48, more than 3,071 pixels"):
+        open_video(tmp_path / "wide.mp4", max_pixels=48 * 64 - 1)
+
+
 def test_bad_sources_are_named(tmp_path: Path) -> None:
     pytest.importorskip("av")
     with pytest.raises(InputError, match=r"There is no video .*none\.mp4"):

@@ -69,17 +69,18 @@ class Video(AbstractContextManager["Video"]):
         self.close()
 
 
-def open_video(source: str | Path, kind: str | None = None) -> Video:
+def open_video(source: str | Path, kind: str | None = None, max_pixels: int | None = None) -> Video:
     """A video file, a folder of frames (in the order of their names), or a webcam.
 
     >>> open_video("walk.mp4"), open_video("frames/"), open_video("webcam"), open_video("webcam:1")
 
     A webcam is named by its number; on Windows by its name, `webcam:Integrated Camera`. `kind` is the
     only format that a file may have, as FFmpeg calls it: for files from others, since some formats
-    are lists of other files.
+    are lists of other files. Frames of a file with more than `max_pixels` are not read (None: any).
 
     Raises:
-        InputError: there is no such file, folder or webcam, or it is no video or has no frames.
+        InputError: there is no such file, folder or webcam, or it is no video or has no frames, or
+            frames that are too large.
         MissingExtraError: PyAV is missing, which all but folders need.
     """
     name = str(source)
@@ -90,7 +91,7 @@ def open_video(source: str | Path, kind: str | None = None) -> Video:
         return _open_webcam(name)
     if not path.is_file():
         raise InputError(f"There is no video {name}; check its name and folder.")
-    return _open_stream(name, name, kind)
+    return _open_stream(name, name, kind, max_pixels=max_pixels)
 
 
 def _open_folder(folder: Path) -> Video:
@@ -114,8 +115,22 @@ def _open_webcam(name: str) -> Video:
     return _open_stream(name, file, system, webcam=True)
 
 
-def _open_stream(name: str, file: str, kind: str | None = None, webcam: bool = False) -> Video:
+def _open_stream(
+    name: str,
+    file: str,
+    kind: str | None = None,
+    webcam: bool = False,
+    max_pixels: int | None = None,
+) -> Video:
     av = _av()
+
+    def check(frame: Any) -> None:
+        if max_pixels is not None and frame.width * frame.height > max_pixels:
+            raise InputError(
+                f"{name} has frames of {frame.width} x {frame.height}, more than {max_pixels:,} "
+                "pixels; make them smaller."
+            )
+
     try:
         container = av.open(file, format=kind)
     except (av.FFmpegError, OSError, ValueError) as error:
@@ -128,6 +143,11 @@ def _open_stream(name: str, file: str, kind: str | None = None, webcam: bool = F
         container.close()
         raise InputError(f"{name} has no frames: there is sound in it, perhaps, but no picture.")
     stream = container.streams.video[0]
+    try:
+        check(stream)
+    except InputError:
+        container.close()
+        raise
     stream.thread_type = "AUTO"
     rate = stream.average_rate or stream.guessed_rate
 
@@ -135,6 +155,7 @@ def _open_stream(name: str, file: str, kind: str | None = None, webcam: bool = F
         number = 0
         try:
             for frame in container.decode(stream):
+                check(frame)  # the size may change on the way
                 upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
                 yield np.ascontiguousarray(upright)
                 number += 1

@@ -59,7 +59,7 @@ class Settings:
 
     host: str = "127.0.0.1"
     port: int = 8000
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     page: bool = True
     allowed: tuple[str, ...] = ()
     device: str = "cpu"

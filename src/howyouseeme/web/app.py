@@ -16,7 +16,7 @@ from .. import __version__
 from ..models import Network
 from . import Settings
 from .api import add_api
-from .guard import BodyLimit, OnlyThese, SafeHeaders, TokenNeeded
+from .guard import BodyLimit, OnlyThese, SafeHeaders, SameOrigin, TokenNeeded
 from .metrics import Metrics
 from .service import Service
 
@@ -105,7 +105,7 @@ def _middleware(settings: Settings, metrics: Metrics) -> list[Middleware]:
         # Or a page from elsewhere, whose name was made to mean this machine, could use the server.
         names = ["localhost", "127.0.0.1", "[::1]", settings.host]
         guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False))
-    guards.append(Middleware(BodyLimit, limits=settings.limits))
+    guards += [Middleware(SameOrigin), Middleware(BodyLimit, limits=settings.limits)]
     if settings.token is not None:
         guards.append(Middleware(TokenNeeded, token=settings.token))
     return [*guards, Middleware(OnlyThese, paths=paths)]

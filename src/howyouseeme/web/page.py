@@ -445,7 +445,7 @@ class Page:
 
     def _first_frame(self, clip: str) -> np.ndarray:
         with self._open(clip) as video:
-            return self._fitting(next(iter(video)))
+            return _fitting(next(iter(video)))
 
     def _open(self, clip: str) -> Video:
         with Path(clip).open("rb") as file:
@@ -453,17 +453,7 @@ class Page:
         kind = next((kind for at, mark, kind in _VIDEOS if head[at:].startswith(mark)), None)
         if kind is None:
             raise InputError("This is no video that can be read; give MP4, MOV, WebM, MKV or AVI.")
-        return open_video(clip, kind)
-
-    def _fitting(self, frame: np.ndarray) -> np.ndarray:
-        """A frame, made smaller where it is very large."""
-        if frame.shape[0] * frame.shape[1] > self.service.limits.pixels:
-            raise TooLargeError(f"The video has frames of {frame.shape[1]} x {frame.shape[0]}.")
-        if max(frame.shape[:2]) <= _FRAME:
-            return frame
-        picture = Image.fromarray(frame)
-        picture.thumbnail((_FRAME, _FRAME))
-        return np.asarray(picture)
+        return open_video(clip, kind, self.service.limits.pixels)
 
     async def _track(
         self, clip: Any, network: Any, name: Any, box: Any
@@ -495,7 +485,7 @@ class Page:
                     frame = next(frames, None)
                     if frame is None:
                         return None
-                    frame = self._fitting(frame)
+                    frame = _fitting(frame)
                     if tracker is None:
                         ready = self.service.ready(model)
                         where = first or ready.proposer.find(frame, wanted or "")
@@ -530,6 +520,15 @@ _QUIET: dict[str, Any] = {
 # Small things
 
 
+def _fitting(frame: np.ndarray) -> np.ndarray:
+    """A frame, made smaller where it is very large."""
+    if max(frame.shape[:2]) <= _FRAME:
+        return frame
+    picture = Image.fromarray(frame)
+    picture.thumbnail((_FRAME, _FRAME))
+    return np.asarray(picture)
+
+
 def _keep_to(blocks: Any, *folders: Path) -> None:
     """Let the page take files from these folders alone, and nothing by its address.
 
@@ -553,13 +552,14 @@ def _keep_to(blocks: Any, *folders: Path) -> None:
     for block in blocks.blocks.values():
         if isinstance(block, (gr.Image, gr.Video)):
             block.preprocess = preprocess  # type: ignore[method-assign]
-        take = getattr(block, "async_move_resource_to_block_cache", None)
-        if take is not None:
+        if isinstance(block, gr.components.Component):
+            # An error if Gradio has it no more: then this guard has to be written anew.
+            take = block.async_move_resource_to_block_cache
 
             async def take_checked(path: Any, take: Any = take) -> Any:
                 return await take(checked(path))
 
-            block.async_move_resource_to_block_cache = take_checked
+            block.async_move_resource_to_block_cache = take_checked  # type: ignore
 
 
 def _html(name: str, **more: Any) -> gr.HTML:
