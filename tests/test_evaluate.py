@@ -427,8 +427,24 @@ def test_results_are_saved(photos: Path, tmp_path: Path) -> None:
 )
 def test_arguments_that_cannot_be_used(change: dict[str, Any], message: str, photos: Path) -> None:
     given: dict[str, Any] = {"model": colours(), "images": files(photos), **change}
-    with pytest.raises(InputError, match=message):
+    with pytest.raises((InputError, ModelError), match=message):
         evaluate(**given)
+
+
+def test_a_module_is_measured_with_its_preprocessing_beside_it(photos: Path) -> None:
+    network = colours()
+    options: dict[str, Any] = {"limit": 2, "grids": 0, "settings": FAST}
+    found = evaluate(
+        network.module,
+        files(photos),
+        preprocess=network.preprocess,
+        classes=network.classes,
+        **options,
+    )
+    expected = evaluate(network, files(photos), **options)
+    assert found.labels == expected.labels
+    mine, theirs = found.values["evidence"], expected.values["evidence"]
+    assert {**mine, "time": {}} == {**theirs, "time": {}}
 
 
 def test_a_model_that_cannot_be_explained_ends_at_once(photos: Path) -> None:

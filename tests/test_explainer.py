@@ -140,6 +140,16 @@ def test_pictures_of_mixed_forms_and_sizes(
     assert [one.attention.shape[1:] for one in explanation] == [(24, 40), (9, 7), (24, 40)]
 
 
+@pytest.mark.parametrize(
+    "given", [np.zeros((2, 3, 16, 16), np.float32), [torch.full((3, 16, 16), -2.0)] * 2]
+)
+def test_a_batch_that_is_no_tensor_is_told_how_to_become_one(
+    explainer: Explainer, given: Any
+) -> None:
+    with pytest.raises(hysm.ImageError, match=r"torch\.stack\(tensors\), or torch\.from_numpy"):
+        explainer(given)
+
+
 def test_a_batch_goes_to_the_model_even_if_pictures_could(
     explainer: Explainer, net: nn.Module, images: Tensor
 ) -> None:
@@ -664,7 +674,7 @@ def test_wrappers_are_taken_off(net: nn.Module, images: Tensor) -> None:
         assert explainer.network.module is net
         assert explainer.network.name == "Sequential"
         same(explainer(images), expected)
-    inside = Explainer(Network("mine", nn.DataParallel(net), None, None))
+    inside = Explainer(Network("mine", nn.DataParallel(net)))
     assert inside.network.module is net
     assert inside.network.name == "mine"
 

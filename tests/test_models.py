@@ -47,7 +47,7 @@ def described() -> Network:
 
 
 def described_badly() -> Network:
-    return Network("mine", {}, None, None)
+    return Network("mine", {})
 
 
 def broken() -> nn.Module:
@@ -180,7 +180,7 @@ def test_indices_out_of_range(embedded: Network, index: int | str) -> None:
 
 
 def test_a_network_without_names() -> None:
-    network = Network("mine", nn.Identity(), None, None)
+    network = Network("mine", nn.Identity())
     assert network.class_index("7") == 7
     assert network.label(7) == "class 7"
     with pytest.raises(InputError, match="mine has no class names to look 'cat' up in"):

@@ -73,7 +73,7 @@ def test_files(keras: Any, tmp_path: Path, suffix: str) -> None:
     with torch.no_grad():
         expected = model(x.permute(0, 2, 3, 1), training=False)
     assert torch.equal(record(network.module, [x]).output.data, expected)
-    assert (network.name, network.preprocess, network.classes) == (path.name, None, None)
+    assert (network.name, network.preprocess, network.classes) == (path.name)
     points = hysm.explain(network, x).points[0].position
     assert points[:, 0].max() <= 11
     assert 11 < points[:, 1].max() <= 19
@@ -205,7 +205,7 @@ def test_several_inputs(keras: Any) -> None:
 @pytest.mark.parametrize("named", [False, True])
 def test_a_model_in_memory_needs_no_wrapping(keras: Any, named: bool) -> None:
     model, x = small(keras), image(keras, 1, 3, 12, 20)
-    given = hysm.Network("mine", model, None, None) if named else model
+    given = hysm.Network("mine", model) if named else model
     found, want = hysm.explain(given, x), hysm.explain(from_keras(model), x)
     assert np.array_equal(found.points[0].position, want.points[0].position)
 

@@ -187,6 +187,12 @@ def test_an_empty_map_has_no_largest_part() -> None:
     assert _largest(torch.zeros(28, 28)) is None
 
 
+def test_a_module_and_its_preprocessing_do(proposer: Proposer) -> None:
+    network = proposer.network
+    found = Proposer(network.module, preprocess=network.preprocess)(sample_photo(), 5)
+    assert found.regions == proposer(sample_photo(), 5).regions
+
+
 # What is refused
 
 
@@ -199,7 +205,7 @@ def test_what_cannot_be_proposed_is_said(proposer: Proposer) -> None:
         proposer.find(sample_photo(), "no such thing")
     plain = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).eval()
     with pytest.raises(ModelError, match="How a photo becomes the input of plain"):
-        Proposer(Network("plain", plain, None, None))
+        Proposer(Network("plain", plain))
     with pytest.raises(ModelError, match="plain has no feature maps"):
         Proposer(Network("plain", plain, Preprocess((2, 2)), None))(sample_photo())
 

@@ -543,7 +543,7 @@ def test_networks_of_one_name_or_without_preprocessing_are_refused() -> None:
     with pytest.raises(hysm.InputError, match="one network or more"):
         Service([])
     with pytest.raises(hysm.ModelError, match="is not known"):
-        Service([hysm.Network("bare", tiny().module, None, None)])
+        Service([hysm.Network("bare", tiny().module)])
 
 
 # -- the worker

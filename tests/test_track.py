@@ -231,10 +231,20 @@ def test_a_tracker_wants_a_target_and_frames_of_one_size(network: Network) -> No
         tracker(frame[:200])
 
 
+def test_a_module_and_its_preprocessing_do(network: Network) -> None:
+    frames = passing(2)[0]
+    box = (100, 80, 200, 170)
+    found = []
+    for tracker in (Tracker(network), Tracker(network.module, preprocess=network.preprocess)):
+        tracker.start(frames[0], box)
+        found.append(tracker(frames[1]))
+    assert found[0] == found[1]
+
+
 def test_networks_that_cannot_track_are_named() -> None:
     plain = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with pytest.raises(ModelError, match="How a photo becomes the input of plain"):
-        Tracker(Network("plain", plain, None, None))
+        Tracker(Network("plain", plain))
     with pytest.raises(ModelError, match="plain has no stage whose maps are about 56 cells wide"):
         Tracker(Network("plain", plain, Preprocess((32, 32)), None))
     fixed = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))

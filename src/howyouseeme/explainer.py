@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,15 +17,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .backtrack import Plan, plan
-from .errors import HowYouSeeMeError, InputError, ModelError
+from .errors import HowYouSeeMeError, ImageError, InputError, ModelError
 from .explanation import Explanation, Sample
-from .images import Geometry, Preprocess, Source, load_image
+from .images import Geometry, Source, load_image
 from .likeness import Likeness, likeness
 from .methods import Method, get_method
 from .methods.base import Trail, Walked
-from .models import Network, load_model
-from .models.keras import from_keras, is_keras
-from .models.programs import from_export
+from .models import Model, Prepare, as_network
 from .rules import Refusal, find_rule
 from .rules.movement import pick
 from .tape import Reader, Tape, Value, record
@@ -99,7 +96,7 @@ class _Rank:
 
 
 def explain(
-    model: nn.Module | Network | torch.export.ExportedProgram | str,
+    model: Model,
     images: Images,
     target: Target = None,
     method: str = "evidence",
@@ -150,10 +147,10 @@ class Explainer:
 
     def __init__(
         self,
-        model: nn.Module | Network | torch.export.ExportedProgram | str,
+        model: Model,
         method: str = "evidence",
         *,
-        preprocess: Preprocess | Callable[[PIL.Image.Image], Tensor] | None = None,
+        preprocess: Prepare | None = None,
         classes: Sequence[str] | None = None,
         device: str | torch.device | None = None,
         together: bool | int | None = None,
@@ -168,35 +165,10 @@ class Explainer:
             )
         self.together = together
         self.method: Method = get_method(method, **parameters)
-        if preprocess is not None and not isinstance(preprocess, Preprocess):
-            if not callable(preprocess):
-                raise InputError(
-                    "preprocess is a howyouseeme.Preprocess, or a function from a PIL image to a tensor "
-                    f"[channel, height, width], not a {type(preprocess).__name__}."
-                )
-            preprocess = Preprocess.like(preprocess)
-        if isinstance(model, str):
-            model = load_model(model)
-        if "torch.export" in sys.modules and isinstance(model, torch.export.ExportedProgram):
-            model = from_export(model)
-        if isinstance(model, Network) and is_keras(model.module):
-            model = replace(model, module=from_keras(model.module).module)
-        if is_keras(model):
-            model = from_keras(model)
-        if isinstance(model, nn.Module):
-            model = Network(type(_unwrapped(model)).__name__, model, None, None)
-        if not isinstance(model, Network):
-            raise InputError(
-                "A model is an nn.Module, a Network or a name, not "
-                f"{f'the class {model.__name__}' if isinstance(model, type) else f'a {type(model).__name__}'}."
-            )
-        module = _unwrapped(model.module)
-        self.network = Network(
-            model.name,
-            module if device is None else _moved(module, device),
-            preprocess or model.preprocess,
-            tuple(classes) if classes is not None else model.classes,
-        )
+        network = as_network(model, preprocess, classes)
+        if device is not None:
+            network = replace(network, module=_moved(network.module, device))
+        self.network = network
 
     def __call__(self, images: Images, target: Target = None) -> Explanation:
         """Explain the answer to `target` on each image.
@@ -295,13 +267,25 @@ class Explainer:
         tensors, samples = [], []
         like = self._like()
         for source in many:
-            picture = load_image(source)
+            picture = self._load(source)
             tensor, geometry = self.network.preprocess(picture)
             tensor = tensor.to(like)
             tensors.append(tensor)
             name = str(source) if isinstance(source, (str, PurePath)) else None
             samples.append(Sample(tensor, geometry, picture, name))
         return _Batch((torch.stack(tensors),), (tuple(samples),))
+
+    @staticmethod
+    def _load(source: Source) -> PIL.Image.Image:
+        try:
+            return load_image(source)
+        except ImageError as error:
+            if not isinstance(source, (Tensor, np.ndarray)):
+                raise
+            raise ImageError(
+                f"{error} What is ready for the model goes in as one float tensor [batch, channel, height, "
+                "width]: torch.stack(tensors), or torch.from_numpy(array)."
+            ) from error
 
     def _check_inputs(self, inputs: tuple[Tensor, ...]) -> _Batch:
         device = self._like().device
@@ -669,19 +653,6 @@ def _moved(module: nn.Module, device: str | torch.device) -> nn.Module:
         raise InputError(f"The device {device} can't be used: {_first_line(error)}.") from error
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside torch.compile and data-parallel wrappers, which hide its calls."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(
-            model, (nn.DataParallel, nn.parallel.DistributedDataParallel)
-        ):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
-
-
 def _are_inputs(images: Any, pictures: bool) -> TypeGuard[tuple[Tensor, ...]]:
     """True for a tuple of tensors for as many inputs; where pictures can be used, it may be of these."""
     if not isinstance(images, tuple) or not all(isinstance(item, Tensor) for item in images):
@@ -699,7 +670,8 @@ def _samples(images: Tensor) -> tuple[Sample, ...]:
 def _kind(images: Any) -> str:
     if isinstance(images, Tensor):
         return f"a {images.dtype} tensor of the shape {tuple(images.shape)}"
-    return f"a {type(images).__name__}"
+    name = type(images).__name__
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
 
 
 def _scores(output: Any) -> Value:

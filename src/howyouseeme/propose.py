@@ -28,7 +28,7 @@ from .localize import object_map
 from .maps import gaussian_blur, levels, scale_to_one
 from .methods.base import Trail
 from .methods.evidence import Evidence
-from .models import Network, load_model
+from .models import Model, Prepare, as_network
 from .places import spatial
 from .regions import Box, components, edges, merged, overlaps, suppress
 from .tape import Value, record
@@ -125,8 +125,9 @@ class Proposer:
     >>> proposals.regions[0].box                  # x0, y0, x1, y1
 
     Args:
-        model: a `Network` whose preprocessing is known, or a name that `load_model` takes.
+        model: what `Explainer` takes.
         classes: how many of the likeliest classes are walked back from.
+        preprocess: how a photo becomes the model's input; that of the `Network` by default.
 
     Raises:
         InputError: there are no classes or regions to be had.
@@ -134,15 +135,17 @@ class Proposer:
         ModelError: the network's preprocessing isn't known, or it has no feature maps.
     """
 
-    def __init__(self, model: Network | str = "efficientnet-lite0", classes: int = 3) -> None:
+    def __init__(
+        self,
+        model: Model = "efficientnet-lite0",
+        classes: int = 3,
+        *,
+        preprocess: Prepare | None = None,
+    ) -> None:
         if classes < 1:
             raise InputError(f"{classes} classes are none to walk back from: give 1 or more.")
-        self.network = load_model(model) if isinstance(model, str) else model
-        if self.network.preprocess is None:
-            raise ModelError(
-                f"How a photo becomes the input of {self.network.name} is not known; give a "
-                "howyouseeme.Network(name, module, howyouseeme.Preprocess(...), classes)."
-            )
+        self.network = as_network(model, preprocess)
+        self._prepare = self.network.photo_input
         self.classes = classes
 
     @torch.no_grad()
@@ -182,8 +185,7 @@ class Proposer:
 
     def _seen(self, image: Source, target: int | None) -> _Seen:
         """What the network sees in a picture, or of a class in it, all from one recorded pass."""
-        assert self.network.preprocess is not None
-        tensor, geometry = self.network.preprocess(load_image(image))
+        tensor, geometry = self._prepare(load_image(image))
         like = next(self.network.module.parameters(), torch.empty(0))
         tape = record(self.network.module, [tensor[None].to(like)])
         if not isinstance(tape.output, Value) or len(tape.output.shape) != 2:

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from .errors import InputError, ModelError
 from .folding import folded
 from .images import Source, load_image
-from .models import Network, load_model
+from .models import Model, Network, Prepare, as_network
 from .regions import Box, components, edges
 from .video import FrameWriter, Table, Video, VideoWriter
 
@@ -191,8 +191,10 @@ class Tracker:
     Sighting(box=(124.1, 80.7, 263.9, 301.2), confidence=0.93)
 
     Args:
-        model: a `Network` whose preprocessing is known, or a name that `load_model` takes. Any that
-            has stages of strides 4, 8 and 16 will do. Its weights are taken as they are now.
+        model: what `Explainer` takes. Any that has stages of strides 4, 8 and 16 will do. Its weights
+            are taken as they are now.
+        settings: how it follows.
+        preprocess: how a photo becomes the model's input; that of the `Network` by default.
 
     A frame is a picture in any form that `load_image` takes; a uint8 array [height, width, 3] is
     fastest. All frames of a video have one size.
@@ -208,20 +210,18 @@ class Tracker:
 
     def __init__(
         self,
-        model: Network | str = "efficientnet-lite0",
+        model: Model = "efficientnet-lite0",
         settings: TrackerSettings | None = None,
+        *,
+        preprocess: Prepare | None = None,
     ) -> None:
-        network = load_model(model) if isinstance(model, str) else model
+        network = as_network(model, preprocess)
+        prepare = network.photo_input
         self.settings = settings or TrackerSettings()
-        if network.preprocess is None:
-            raise ModelError(
-                f"How a photo becomes the input of {network.name} is not known; give a "
-                "howyouseeme.Network(name, module, howyouseeme.Preprocess(...), classes)."
-            )
         side = self.settings.side
         self._stages = _Stages(network, side, self.settings.strides)
         self._prepare = replace(
-            network.preprocess,
+            prepare,
             size=(side, side),
             resize="squash",
             crop_from=None,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..explainer import Explainer
 from ..images import Geometry, load_image
-from ..models import Network, load_model
+from ..models import Model, Network, Prepare
 from .boxes import Box, Boxes, read_boxes
 from .measures import Array, Interval, Predict, bootstrap
 from .randomise import randomised
@@ -140,10 +140,12 @@ class Evaluation:
 
 
 def evaluate(
-    model: nn.Module | Network | str,
+    model: Model,
     images: Sequence[str | Path],
     boxes: str | Path | Mapping[str, Sequence[Sequence[float]]] | None = None,
     *,
+    preprocess: Prepare | None = None,
+    classes: Sequence[str] | None = None,
     methods: Sequence[str] = ("evidence",),
     limit: int | None = None,
     grids: int = 10,
@@ -157,7 +159,7 @@ def evaluate(
     >>> found.save("out")
 
     Args:
-        model: what `Explainer` takes; its preprocessing must be known.
+        model: what `Explainer` takes.
         images: paths of pictures, each with a file name of its own.
         boxes: what `read_boxes` takes; or, by file name, rows of class, x0, y0, x1, y1 in pixels of the
             image, x1 and y1 exclusive. Without them, those measures are left out that need them.
@@ -175,7 +177,8 @@ def evaluate(
         InputError: an argument can't be used, or no image can.
         ModelError, MissingExtraError: as `Explainer`.
     """
-    network = _network(model)
+    network = Explainer(model, preprocess=preprocess, classes=classes).network
+    _ = network.photo_input  # or an error, before anything is loaded
     views = [_view(name) for name in dict.fromkeys(methods)]
     if not views:
         raise InputError("There is no method to measure: give at least one, such as evidence.")
@@ -238,18 +241,6 @@ class _Found:
 
 
 # -- in -------------------------------------------------------------------------------------------
-
-
-def _network(model: nn.Module | Network | str) -> Network:
-    if isinstance(model, str):
-        model = load_model(model)
-    network = Explainer(model).network
-    if network.preprocess is None:
-        raise InputError(
-            f"How a photo becomes the input of {network.name} is not known: give "
-            "howyouseeme.Network(name, module, howyouseeme.Preprocess(...), classes)."
-        )
-    return network
 
 
 def _view(name: str) -> tuple[str, str, str]:
@@ -326,8 +317,7 @@ def _load_all(
         if limit is not None and len(found.items) >= limit:
             break
         try:
-            assert network.preprocess is not None
-            x, geometry = network.preprocess(load_image(path))
+            x, geometry = network.photo_input(load_image(path))
             x = _like(x, network.module)
             if predict is None:
                 predict = _predict(network.module, explainer, x)

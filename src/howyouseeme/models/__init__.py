@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
+from typing import TypeAlias
 
-from torch import nn
+import PIL.Image
+import torch
+from torch import Tensor, nn
 
-from ..errors import ModelError
+from ..errors import InputError, ModelError
 from ..images import Preprocess
 from .embedded import NAME, load_embedded
-from .keras import from_keras, load_keras
+from .keras import from_keras, is_keras, load_keras
 from .network import Network
 from .onnx import load_onnx
-from .programs import load_program
+from .programs import from_export, load_program
 from .timm import PREFIX as TIMM
 from .timm import load_timm
 from .torchvision import PREFIX as TORCHVISION
@@ -26,7 +30,21 @@ from .transformers import PREFIX as TRANSFORMERS
 from .transformers import load_transformers
 from .weights import check_finite, load_weights
 
-__all__ = ["Network", "available", "from_keras", "load_model"]
+__all__ = [
+    "Model",
+    "Network",
+    "Prepare",
+    "as_network",
+    "available",
+    "from_keras",
+    "load_model",
+]
+
+#: Whatever can be explained. (In quotes: importing torch.export takes a while.)
+Model: TypeAlias = "nn.Module | Network | torch.export.ExportedProgram | str"
+
+#: How a photo becomes a model's input: a `Preprocess`, or a function that `Preprocess.like` can tell.
+Prepare: TypeAlias = Preprocess | Callable[[PIL.Image.Image], Tensor]
 
 
 def available() -> list[str]:
@@ -102,6 +120,63 @@ _BY_SUFFIX: dict[str, Callable[[Path, bool], Network]] = {
 }
 
 
+def as_network(
+    model: Model,
+    preprocess: Prepare | None = None,
+    classes: Sequence[str] | None = None,
+) -> Network:
+    """A model of any kind as a `Network`, with its module out of wrappers that hide its calls.
+
+        network = as_network(module, Preprocess((64, 64)), ["cat", "dog"])
+
+    Arguments are those of `Explainer`. Raises `InputError` for what is no model or no preprocessing,
+    and what `load_model` raises.
+    """
+    if preprocess is not None and not isinstance(preprocess, Preprocess):
+        if not callable(preprocess):
+            raise InputError(
+                "preprocess is a howyouseeme.Preprocess, or a function from a PIL image to a tensor "
+                f"[channel, height, width], not a {type(preprocess).__name__}."
+            )
+        preprocess = Preprocess.like(preprocess)
+    if isinstance(model, str):
+        model = load_model(model)
+    if "torch.export" in sys.modules and isinstance(model, torch.export.ExportedProgram):
+        model = from_export(model)
+    if isinstance(model, Network) and is_keras(model.module):
+        model = replace(model, module=from_keras(model.module).module)
+    if is_keras(model):
+        model = from_keras(model)
+    if isinstance(model, nn.Module):
+        model = Network(type(_unwrapped(model)).__name__, model)
+    if not isinstance(model, Network):
+        kind = (
+            f"the class {model.__name__}"
+            if isinstance(model, type)
+            else f"a {type(model).__name__}"
+        )
+        raise InputError(f"A model is an nn.Module, a Network or a name, not {kind}.")
+    return Network(
+        model.name,
+        _unwrapped(model.module),
+        preprocess or model.preprocess,
+        tuple(classes) if classes is not None else model.classes,
+    )
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside torch.compile and data-parallel wrappers, which hide its calls."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(
+            model, (nn.DataParallel, nn.parallel.DistributedDataParallel)
+        ):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
 def _from_file(path: Path, weights: Path | None, allow_code: bool) -> Network:
     if not path.is_file():
         raise ModelError(f"There is no model file {path}; check its name and folder.")
@@ -127,7 +202,7 @@ def _from_factory(name: str, weights: Path | None) -> Network:
         made = factory()
     except Exception as error:  # as above
         raise ModelError(f"{name}() failed with {type(error).__name__}: {error}.") from error
-    network = made if isinstance(made, Network) else Network(name, made, None, None)
+    network = made if isinstance(made, Network) else Network(name, made)
     if not isinstance(network.module, nn.Module):
         raise ModelError(
             f"{name}() gave a {type(network.module).__name__}, "

@@ -53,7 +53,7 @@ def from_keras(model: Any, name: str | None = None) -> Network:
     keras = on_torch("A Keras model")
     if not isinstance(model, keras.Model):
         raise ModelError(f"A {type(model).__name__} is not a Keras model; give a keras.Model.")
-    return Network(name or model.name, KerasModule(model).eval(), None, None)
+    return Network(name or model.name, KerasModule(model).eval())
 
 
 def is_keras(model: Any) -> bool:

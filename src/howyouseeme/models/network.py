@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 from torch import nn
 
-from ..errors import InputError
+from ..errors import InputError, ModelError
 from ..images import Preprocess
 
 _SHOWN = 8
@@ -26,8 +26,23 @@ class Network:
 
     name: str
     module: nn.Module
-    preprocess: Preprocess | None
-    classes: tuple[str, ...] | None
+    preprocess: Preprocess | None = None
+    classes: tuple[str, ...] | None = None
+
+    @property
+    def photo_input(self) -> Preprocess:
+        """How a photo becomes the network's input.
+
+            tensor, geometry = network.photo_input(photo)
+
+        Raises `ModelError` where that isn't known.
+        """
+        if self.preprocess is None:
+            raise ModelError(
+                f"How a photo becomes the input of {self.name} is not known: give "
+                "preprocess=howyouseeme.Preprocess(...), or a howyouseeme.Network that has it."
+            )
+        return self.preprocess
 
     def class_index(self, name_or_index: str | int) -> int:
         """The index of a class given by its name, a part of it that no other has, or its index.

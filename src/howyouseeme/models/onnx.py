@@ -126,7 +126,7 @@ def load_onnx(path: Path) -> Network:
             f"{path} is no valid graph ({type(error).__name__}: {_first_line(error)}); export it again."
         ) from error
     _compare(module, model, path)
-    return Network(path.name, module, None, None)
+    return Network(path.name, module)
 
 
 def _opset(model: Any) -> int:

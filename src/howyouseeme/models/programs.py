@@ -56,7 +56,7 @@ def load_program(path: Path, allow_code: bool = False) -> Network:
         raise ModelError(f"{path} can't be loaded as {_KINDS[kind]} ({_reason(error)}).") from error
     if not isinstance(module, nn.Module):
         raise ModelError(f"{path} holds a {type(module).__name__}, not a torch.nn.Module.")
-    return Network(path.name, module, None, None)
+    return Network(path.name, module)
 
 
 def _kind(path: Path) -> str:

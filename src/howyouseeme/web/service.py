@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from .. import localize
-from ..errors import HowYouSeeMeError, ImageError, InputError, ModelError
+from ..errors import HowYouSeeMeError, ImageError, InputError
 from ..explainer import Explainer
 from ..explanation import Explanation
 from ..images import load_image
@@ -96,11 +96,7 @@ class Model:
     """A network with all that was made to ask it."""
 
     def __init__(self, network: Network) -> None:
-        if network.preprocess is None:
-            raise ModelError(
-                f"How a photo becomes the input of {network.name} is not known; let a factory return "
-                "howyouseeme.Network(name, module, howyouseeme.Preprocess(...), classes)."
-            )
+        _ = network.photo_input  # or an error: photos are all that it is asked about
         self.network = network
         self.proposer = Proposer(network)
         self._explainers: dict[str, Explainer] = {}
