@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import sys
 from collections import OrderedDict
 from dataclasses import replace
@@ -422,6 +423,15 @@ def test_a_path_may_be_asked_for_by_its_point(images: Tensor) -> None:
         explanation.path(0, [10_000])
 
 
+def test_an_explanation_can_be_pickled_whatever_was_asked_of_it(images: Tensor) -> None:
+    explanation = Explainer(network())(images)
+    paths = explanation.paths
+    assert explanation.paths is paths  # each image costs a pass, once
+    again = pickle.loads(pickle.dumps(explanation))
+    assert torch.equal(again.evidence, explanation.evidence)
+    assert [path.nodes for path in again.paths[1]] == [path.nodes for path in paths[1]]
+
+
 def test_a_path_from_a_function_of_the_output(images: Tensor) -> None:
     explanation = Explainer(network(), contrast=False)(images, lambda output: output[:, 3])
     by_class = Explainer(network(), contrast=False)(images, 3)
@@ -665,6 +675,17 @@ def test_files_of_a_batch_are_numbered(images: Tensor, tmp_path: Path) -> None:
     assert all(path.is_file() for path in written)
     named = Explainer(network())(images).save(tmp_path, name="mine")
     assert [path.name for path in named] == [n.replace("explanation", "mine") for n in names]
+
+
+def test_photos_keep_their_names_where_they_differ(photo: Image.Image, tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a.png", "b.png", "B.jpg")]
+    for file in files:
+        photo.save(file)
+    explainer = Explainer(network(Preprocess((16, 12))))
+    apart = explainer(files[:2]).save(tmp_path / "out")
+    assert [path.name for path in apart] == ["a.png", "a.json", "b.png", "b.json"]
+    alike = explainer(files).save(tmp_path / "out")
+    assert [path.name for path in alike[::2]] == ["a-0.png", "b-1.png", "B-2.png"]
 
 
 def test_one_image_without_a_name(images: Tensor, tmp_path: Path) -> None:

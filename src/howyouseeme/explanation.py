@@ -234,6 +234,10 @@ class Explanation:
             },
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: the model is, but no recorded pass."""
+        return {name: item for name, item in vars(self).items() if name != "_trails"}
+
     def __repr__(self) -> str:
         answers = [
             f"{label or 'the target'}{'' if p is None else f' {p:.0%}'}"
@@ -431,13 +435,13 @@ class Explanation:
         """
         self._trails.clear()
 
-    @property
+    @cached_property
     def paths(self) -> tuple[tuple[Path, ...], ...]:
         """For each image the paths from the class to its 20 strongest points.
 
         >>> [(node.module, node.channel) for node in explanation.paths[0][0].nodes]
 
-        Costs another pass for each image; see `path`.
+        Costs another pass for each image, the first time; see `path`.
         """
         return tuple(self.path(i, range(min(20, len(p)))) for i, p in enumerate(self.points))
 
@@ -650,8 +654,8 @@ class Explanation:
         [PosixPath('out/photo.png'), PosixPath('out/photo.json')]
 
         The folder is made if it is missing. `name` is that of the files, without suffix; by default the
-        photo's, or else 'explanation'. A batch gets the number of each image appended, from 0. Files of that
-        name are replaced; if interrupted, none is left half written.
+        photo's, or else 'explanation'. Where several would have one name, each image of the batch gets its
+        number appended, from 0. Files of that name are replaced; if interrupted, none is left half written.
 
         Raises:
             InputError: the input is no picture; `to_dict` has its points.
@@ -662,10 +666,13 @@ class Explanation:
         folder = FilePath(folder)
         folder.mkdir(parents=True, exist_ok=True)
         written = []
-        for i, sample in enumerate(self.samples):
-            stem = name or (FilePath(sample.name).stem if sample.name else "explanation")
-            if len(self) > 1:
-                stem = f"{stem}-{i}"
+        stems = [
+            name or (FilePath(sample.name).stem if sample.name else "explanation")
+            for sample in self.samples
+        ]
+        if len({stem.casefold() for stem in stems}) < len(stems):
+            stems = [f"{stem}-{i}" for i, stem in enumerate(stems)]
+        for i, stem in enumerate(stems):
             picture, data = folder / f"{stem}.png", folder / f"{stem}.json"
             png = draw.encoded(self.picture(i, layers))
             numbers = _json(self.to_dict(i))

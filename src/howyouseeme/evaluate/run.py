@@ -154,7 +154,7 @@ def evaluate(
 ) -> Evaluation:
     """How well the maps of a network show where its answers come from.
 
-    >>> found = evaluate("efficientnet-lite0", sorted(Path("photos").iterdir()), "boxes.csv")
+    >>> found = evaluate("efficientnet-lite0", sorted(Path("photos").glob("*.jpg")), "boxes.csv")
     >>> print(found.table())
     >>> found.save("out")
 
@@ -262,7 +262,7 @@ def _explain(explainer: Explainer, view: str) -> Explain:
 
 def _by_name(images: Sequence[str | Path]) -> dict[str, Path]:
     if isinstance(images, (str, Path)):
-        raise InputError(f"images are paths of pictures: sorted(Path({str(images)!r}).iterdir())")
+        raise InputError(f"images are paths of pictures: sorted(Path({str(images)!r}).glob("*.jpg"))")
     files: dict[str, Path] = {}
     for path in map(Path, images):
         if path.name in files:
