@@ -219,7 +219,7 @@ def test_the_command_writes_a_picture_and_numbers(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "7 regions" in result.stdout
     data = json.loads((tmp_path / "cat.regions.json").read_text())
-    assert data["image"]["size"] == [451, 300]
+    assert data["image"]["size"] == [300, 451]
     assert len(data["regions"]) == 7
     assert Image.open(tmp_path / "cat.regions.png").size == (451, 300)
 

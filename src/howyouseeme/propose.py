@@ -92,7 +92,7 @@ class Proposals:
         """
         height, width = self.saliency.shape
         return {
-            "image": {"name": image, "size": [width, height]},
+            "image": {"name": image, "size": [height, width]},
             "regions": [
                 {"box": [round(side, 1) for side in region.box], "share": round(region.share, 4)}
                 for region in self.regions

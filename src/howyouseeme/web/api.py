@@ -51,8 +51,8 @@ _EXAMPLE = {
         "device": "cpu",
         "preprocess": {
             "size": [224, 224],
-            "resize": "crop",
-            "crop_from": 256,
+            "resize": "squash",
+            "crop_from": None,
             "mean": [127.0, 127.0, 127.0],
             "std": [128.0, 128.0, 128.0],
             "scale": 1.0,
@@ -79,7 +79,7 @@ _BOXES = {
 }
 
 _REGIONS = {
-    "image": {"name": "photo.jpg", "size": [451, 300]},
+    "image": {"name": "photo.jpg", "size": [300, 451]},
     "regions": [{"box": [96.0, 12.5, 350.1, 290.0], "share": 0.8312}],
 }
 
