@@ -63,7 +63,7 @@ class Method:
             digest.update((part if isinstance(part, str) else inspect.getsource(part)).encode())
         if self.ours:
             package = Path(hysm.__file__).parent
-            aside = self.aside | {"evaluate", "models", "web", "cli.py", "draw.py", "__init__.py"}
+            aside = self.aside | {"evaluate", "models", "web", "cli", "draw.py", "__init__.py"}
             for path in sorted(package.rglob("*.py")):
                 if path.relative_to(package).parts[0] not in aside:
                     digest.update(path.read_bytes())

@@ -594,7 +594,7 @@ def fingerprint(method: Method, settings: evaluate.Settings) -> str:
             path
             for path in sorted(package.rglob("*.py"))
             if path.relative_to(package).parts[0]
-            not in {"evaluate", "models", "web", "cli.py", "draw.py", "__init__.py"}
+            not in {"evaluate", "models", "web", "cli", "draw.py", "__init__.py"}
             and path not in aside
         ]
     else:

@@ -422,7 +422,7 @@ def memory(name: str, size: int | None, batch: int, device: str) -> Row:
 #: Parts of the package that take no part in an explanation of a tensor.
 ASIDE = {
     *("evaluate", "models", "web"),
-    *("cli.py", "draw.py", "localize.py", "propose.py", "regions.py", "track.py", "video.py"),
+    *("cli", "draw.py", "localize.py", "propose.py", "regions.py", "track.py", "video.py"),
 }
 
 

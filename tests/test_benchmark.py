@@ -311,7 +311,7 @@ def test_scores_are_dropped_with_the_source_of_their_method_alone(
     assert dropped("evidence.py") == {"evidence"}
     assert dropped("seed.py") == {"seed"}
     assert dropped("backtrack.py") == {"evidence", "seed"}
-    assert dropped("cli.py", "draw.py", "run.py", "onnx.py") == set()
+    assert dropped("explain.py", "draw.py", "run.py", "onnx.py") == set()
     assert dropped("measures.py") == {"evidence", "seed", "edges", "rise"}
     assert dropped() == set()
     other_settings = quality.fingerprint(quality.METHODS["edges"], Settings(steps=3))

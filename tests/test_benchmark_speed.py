@@ -174,7 +174,7 @@ def test_rows_are_dropped_with_the_source_of_the_package(
     added = "\n# a comment"
     assert prints() == (ours, peers)
     added = "\nx = 1"
-    changed[:] = ["cli.py"]
+    changed[:] = ["explain.py"]
     assert prints() == (ours, peers)
     changed[:] = ["quality.py"]
     assert prints()[1] != peers

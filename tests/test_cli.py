@@ -17,6 +17,10 @@ from PIL import Image
 
 import howyouseeme
 from howyouseeme import Explainer, cli, sample_photo
+from howyouseeme.cli import explain as explain_of
+from howyouseeme.cli import photos as photos_of
+from howyouseeme.cli.network import DEFAULT_MODEL
+from howyouseeme.cli.photos import find_photos
 from howyouseeme.draw import percent
 
 Run = Callable[..., Result]
@@ -136,19 +140,19 @@ def test_a_folder_stands_for_its_photos(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "deeper").mkdir()
     (tmp_path / "deeper" / "e.png").touch()
     again = tmp_path / "deeper" / ".." / "a.png"
-    found = cli._find_photos([tmp_path / "d.webp", tmp_path, again])
+    found = find_photos([tmp_path / "d.webp", tmp_path, again])
     assert [path.name for path in found] == ["d.webp", "a.png", "b.JPG"]  # each of them once
     said = capsys.readouterr().err
     assert said.startswith(f"{tmp_path}: 2 of 5 skipped; read are files that end in .bmp .gif ")
     assert "heic" not in said
     (tmp_path / "f.HEIC").touch()
-    cli._find_photos([tmp_path])
+    find_photos([tmp_path])
     assert capsys.readouterr().err.endswith("; convert .heic to .jpg\n")
 
 
 def test_names_never_collide() -> None:
     files = [Path(p) for p in ("a/x.jpg", "b/x.jpg", "b/X.png", "c/y.v2.jpg", "a-x.png", "a/x.gif")]
-    names = cli._output_names(files)
+    names = photos_of._output_names(files)
     assert names == ["a-x-jpg", "b-x-jpg", "b-X-png", "y.v2", "a-x", "a-x-gif"]
     assert len({name.casefold() for name in names}) == len(files)
 
@@ -163,7 +167,7 @@ def test_names_never_collide() -> None:
     ],
 )
 def test_names_tell_what_differs(files: list[str], names: list[str]) -> None:
-    assert cli._output_names([Path(file) for file in files]) == names
+    assert photos_of._output_names([Path(file) for file in files]) == names
 
 
 @pytest.mark.parametrize(
@@ -176,7 +180,7 @@ def test_names_tell_what_differs(files: list[str], names: list[str]) -> None:
     ],
 )
 def test_slug_is_fit_for_a_file_name(label: str, slug: str) -> None:
-    assert cli._slug(label) == slug
+    assert explain_of._slug(label) == slug
 
 
 @pytest.mark.parametrize("word", ["--help", "models"])
@@ -205,7 +209,7 @@ def test_a_closed_pipe_is_silent(word: str) -> None:
 def test_models(run: Run) -> None:
     result = run("models")
     assert result.exit_code == 0
-    assert cli.DEFAULT_MODEL in result.output.split()
+    assert DEFAULT_MODEL in result.output.split()
 
 
 def test_classes(run: Run, factories: Path) -> None:
@@ -346,7 +350,7 @@ def test_top_classes_and_one_class(run: Run, photo: Path) -> None:
     labels = [answer.rsplit(" ", 1)[0] for _, answer, _ in lines]
     first, second = labels
     assert first != second
-    expected = [f"photo.{i}-{cli._slug(label)}" for i, label in enumerate(labels, start=1)]
+    expected = [f"photo.{i}-{explain_of._slug(label)}" for i, label in enumerate(labels, start=1)]
     assert [Path(path).name for *_, path in lines] == [f"{name}.png" for name in expected]
     on_disk = sorted(path.name for path in Path("out").iterdir())
     assert on_disk == sorted(name + end for name in expected for end in (".json", ".png"))
@@ -354,7 +358,7 @@ def test_top_classes_and_one_class(run: Run, photo: Path) -> None:
     result = run("explain", photo, "--target", second, "--out", "out")
     assert result.exit_code == 0, result.output
     assert f" → {second} " in result.stdout
-    assert result.stdout.rstrip().endswith(f"photo.{cli._slug(second)}.png")
+    assert result.stdout.rstrip().endswith(f"photo.{explain_of._slug(second)}.png")
     assert Path("out", f"{expected[1]}.png").exists()  # nothing was replaced
 
 
@@ -455,10 +459,10 @@ def test_a_bug_is_one_line(run: Run, photo: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_bug_before_the_first_photo(
     run: Run, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(*_: Any) -> None:
+    def load(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr(cli, "_load", load)
+    monkeypatch.setattr("howyouseeme.models.load_model", load)
     result = run("explain", photo)
     assert result.exit_code == 1
     assert result.stderr == "Error: unexpected error, please report it (ZeroDivisionError: oh)\n"
@@ -501,7 +505,7 @@ def test_progress_bar(
     original = click.progressbar
     monkeypatch.setattr(click, "progressbar", progressbar)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
-    with cli._progress(count) as (step, clear):
+    with photos_of._progress(count) as (step, clear):
         for _ in range(count):
             clear()
             step()

@@ -208,7 +208,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     layers = [nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 8, 3, 2), nn.ReLU()]
     module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
     network = Network("small", module.eval(), Preprocess((32, 32)), ("cat", "dog"))
-    monkeypatch.setattr(cli, "_load", lambda *_: network)
+    monkeypatch.setattr("howyouseeme.models.load_model", lambda *_, **__: network)
 
 
 @pytest.mark.usefixtures("small")

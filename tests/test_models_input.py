@@ -115,6 +115,19 @@ def test_code_in_files_has_to_be_allowed(here: Path) -> None:
     assert explain(*options, "--allow-code")["size"] == [16, 16]
 
 
+@pytest.mark.parametrize("command", ["detect", "propose"])
+def test_other_commands_take_the_same_options(here: Path, command: str) -> None:
+    torch.manual_seed(0)
+    body = nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU()
+    torch.save(nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)), "a.pt")
+    words = [command, str(sample_photo("cat")), "--out", "out", "--model", "a.pt"]
+    refused = CliRunner().invoke(main, [*words, "--allow-code"])
+    assert refused.exit_code == 2
+    assert "input of a.pt is not known; give --size" in refused.output
+    done = CliRunner().invoke(main, [*words, "--allow-code", "--size", "64"])
+    assert done.exit_code == 0, done.output
+
+
 # --- inputs that don't fit
 
 

@@ -73,7 +73,7 @@ def test_files(keras: Any, tmp_path: Path, suffix: str) -> None:
     with torch.no_grad():
         expected = model(x.permute(0, 2, 3, 1), training=False)
     assert torch.equal(record(network.module, [x]).output.data, expected)
-    assert (network.name, network.preprocess, network.classes) == (path.name)
+    assert (network.name, network.preprocess, network.classes) == (path.name, None, None)
     points = hysm.explain(network, x).points[0].position
     assert points[:, 0].max() <= 11
     assert 11 < points[:, 1].max() <= 19

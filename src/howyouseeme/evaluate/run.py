@@ -262,7 +262,9 @@ def _explain(explainer: Explainer, view: str) -> Explain:
 
 def _by_name(images: Sequence[str | Path]) -> dict[str, Path]:
     if isinstance(images, (str, Path)):
-        raise InputError(f"images are paths of pictures: sorted(Path({str(images)!r}).glob("*.jpg"))")
+        raise InputError(
+            f"images are paths of pictures: sorted(Path({str(images)!r}).glob('*.jpg'))"
+        )
     files: dict[str, Path] = {}
     for path in map(Path, images):
         if path.name in files:

@@ -1,0 +1,5 @@
+"""`python -m howyouseeme.cli`, the same as `howyouseeme`."""
+
+from . import main
+
+main()

@@ -1,0 +1,91 @@
+"""`howyouseeme detect`: boxes around objects."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .network import Asked, network_options, read_target
+from .photos import (
+    find_photos,
+    for_each,
+    make_folder,
+    max_pixels_option,
+    out_option,
+    photos_argument,
+)
+from .program import verbose_option
+
+if TYPE_CHECKING:
+    from ..localize import Detection
+
+
+@click.command()
+@photos_argument
+@click.option(
+    "--target", "targets", multiple=True, help="Class to look for, by name or index; repeatable."
+)
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    help="Look for so many of the likeliest classes instead, 1 if not given.",
+)
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Level of its map at which an object ends, 0.22 if not given; more makes boxes smaller.",
+)
+@network_options
+@out_option()
+@max_pixels_option
+@verbose_option
+def detect(
+    *,
+    photos: tuple[Path, ...],
+    targets: tuple[str, ...],
+    top: int | None,
+    threshold: float | None,
+    asked: Asked,
+    out: Path,
+) -> None:
+    """Put boxes around objects in photos; the network was only ever trained to name them.
+
+    Writes a picture (PNG) for each photo, and all boxes to detections.json (COCO).
+    """
+    if targets and top is not None:
+        raise click.UsageError("Say what to look for: --target CLASS or --top N, not both.")
+    files = find_photos(photos)
+    network = asked.load()
+    wanted = [read_target(target, network).index for target in targets]
+    classes = [index for index in wanted if index is not None]
+    if len(classes) < len(wanted):
+        raise click.UsageError("--target takes a class; for the N likeliest ones give --top N.")
+    from .. import localize  # noqa: PLC0415
+    from ..draw import boxes_picture, percent  # noqa: PLC0415
+    from ..explainer import Explainer  # noqa: PLC0415
+    from ..images import load_image  # noqa: PLC0415
+
+    explainer = Explainer(network)
+    level = localize.THRESHOLD if threshold is None else threshold
+    make_folder(out)
+    found: dict[str, Sequence[Detection]] = {}
+    sizes: dict[str, tuple[int, int]] = {}
+
+    def one(file: Path, name: str) -> Iterator[str]:
+        image = load_image(file)
+        objects = localize.detect(explainer, image, classes, top or 1, level)
+        picture = out / f"{name}.boxes.png"
+        texts = [(each.box, f"{each.label} {percent(each.score)}") for each in objects]
+        boxes_picture(image, texts).save(picture)
+        found[str(file)], sizes[str(file)] = objects, (image.height, image.width)
+        # After each photo, so that an interruption leaves what is finished.
+        data = json.dumps(localize.to_coco(found, sizes), indent=1)
+        (out / "detections.json").write_text(data + "\n")
+        labels = ", ".join(text for _, text in texts) or "nothing"
+        yield f"{file} → {labels} → {picture}"
+
+    for_each(files, one)

@@ -1,0 +1,218 @@
+"""`howyouseeme explain` and `howyouseeme demo`: pictures of why, and the numbers behind them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .network import DEFAULT_MODEL, Asked, Wanted, network_options, read_target
+from .photos import (
+    Note,
+    find_photos,
+    for_each,
+    make_folder,
+    max_pixels_option,
+    out_option,
+    photos_argument,
+)
+from .program import verbose_option
+
+if TYPE_CHECKING:
+    from ..explainer import Explainer
+    from ..explanation import Explanation
+    from ..targets import Target
+
+DEFAULT_METHOD = "evidence"
+METHODS = ("evidence", "seed", "exact")
+
+
+@dataclass(frozen=True)
+class _Job:
+    explainer: Explainer
+    out: Path
+    wanted: Wanted = field(default_factory=Wanted)
+    layers: bool = False
+    check: bool = False
+
+
+@click.command()
+@photos_argument
+@click.option(
+    "--target",
+    help="Class to explain, by name or index (`howyouseeme classes` lists them), or top3 for the "
+    "three likeliest (topN for N). The likeliest one if not given.",
+)
+@click.option(
+    "--versus",
+    metavar="CLASS",
+    help="Explain what speaks for the target and not for this class.",
+)
+@network_options
+@click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    default=DEFAULT_METHOD,
+    show_default=True,
+    help="How to walk back.",
+)
+@click.option(
+    "--k",
+    type=click.IntRange(min=1),
+    help="Nodes taken at each fully connected layer, 20 if not given; for --method seed.",
+)
+@click.option(
+    "--nodes",
+    type=click.IntRange(min=1),
+    help="Go on from a sample of about so many nodes, 2000 say, instead of all: faster on some "
+    "networks, and coarser; for --method evidence.",
+)
+@out_option()
+@click.option("--layers", is_flag=True, help="Add where each stage of the network looks.")
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Ask again with the evidence blurred away, and with all else blurred: was it that?",
+)
+@max_pixels_option
+@verbose_option
+def explain(
+    *,
+    photos: tuple[Path, ...],
+    target: str | None,
+    versus: str | None,
+    asked: Asked,
+    method: str,
+    k: int | None,
+    nodes: int | None,
+    out: Path,
+    layers: bool,
+    check: bool,
+) -> None:
+    """Explain photos, or all the photos in a folder.
+
+    Writes a picture (PNG) and the numbers behind it (JSON) for each photo.
+    """
+    if not photos:
+        raise click.UsageError(
+            "Name at least one photo or folder. To see what comes out without a photo of your "
+            "own: howyouseeme demo"
+        )
+    if k is not None and method != "seed":
+        raise click.UsageError(f"--k belongs to --method seed, not to {method}.")
+    if nodes is not None and method != "evidence":
+        raise click.UsageError(f"--nodes belongs to --method evidence, not to {method}.")
+    parameters: dict[str, Any] = {
+        name: n for name, n in (("k", k), ("nodes", nodes)) if n is not None
+    }
+    files = find_photos(photos)
+    network = asked.load()
+    wanted = read_target(target, network)
+    if versus is not None:
+        rival = read_target(versus, network)
+        if wanted.top is not None or rival.index is None:
+            raise click.UsageError("--versus stands one class against one: name them.")
+        wanted = replace(wanted, rival=rival.index)
+    from ..explainer import Explainer  # noqa: PLC0415
+
+    explainer = Explainer(network, method, **parameters)
+    make_folder(out)  # only now: a mistyped class should leave no empty folder behind
+    job = _Job(explainer, out, wanted, layers, check)
+    for_each(files, partial(_explain_one, job))
+
+
+@click.command()
+@out_option()
+@verbose_option
+def demo(*, out: Path) -> None:
+    """Explain the photos that come with the package."""
+    from ..explainer import Explainer  # noqa: PLC0415
+    from ..images import sample_photo  # noqa: PLC0415
+
+    explainer = Explainer(DEFAULT_MODEL)
+    make_folder(out)
+    photos = sorted(sample_photo().parent.glob("*.jpg"))
+    for_each(photos, partial(_explain_one, _Job(explainer, out)))
+    click.echo(
+        "\nA photo of your own: howyouseeme explain photo.jpg\n"
+        "The network is wrong about the rocket. Why is it no missile?\n"
+        f"  howyouseeme explain {shlex.quote(str(sample_photo('rocket')))} --versus missile --check"
+    )
+
+
+def _explain_one(job: _Job, file: Path, name: str) -> Iterator[str]:
+    """Write what explains one file; yield what there is to say of it."""
+    if job.wanted.rival is not None:
+        explanations = [job.explainer(file, _versus(job))]
+    elif job.wanted.top is None:
+        explanations = [job.explainer(file, job.wanted.index)]
+    else:
+        explanations = job.explainer.top(file, k=job.wanted.top)
+    for i, explanation in enumerate(explanations, start=1):
+        # What was asked for is in the name, so that asking for something else replaces nothing.
+        parts = [name]
+        if job.wanted != Wanted():
+            rank = "" if job.wanted.top is None else f"{i}-"
+            parts.append(rank + _slug(_answer(explanation)))
+        if explanation.method.name != DEFAULT_METHOD:
+            parts.append(explanation.method.name)
+        written = explanation.save(job.out, name=".".join(parts), layers=job.layers)
+        picture = next(path for path in written if path.suffix == ".png")
+        yield f"{file} → {_told(explanation)} → {picture}"
+        if not len(explanation.points[0]):
+            answer = _answer(explanation)
+            yield Note(f"{file}: nothing in it speaks for {answer} more than for other classes")
+        elif job.check:
+            yield from _checked(job, explanation)
+
+
+def _checked(job: _Job, explanation: Explanation) -> Iterator[str]:
+    """What the network says of the photo without the evidence, and of that alone."""
+    photo = explanation.samples[0].image
+    assert photo is not None  # a file was given
+    asked = [explanation.target[0]]
+    if job.wanted.rival is not None:
+        one = job.wanted.index
+        asked = [job.explainer(photo).target[0] if one is None else one, job.wanted.rival]
+    photos = {
+        "as it is": photo,
+        "without that evidence": explanation.hidden(),
+        "with it alone": explanation.hidden(others=True),
+    }
+    for name, changed in photos.items():
+        *answers, top = job.explainer.many(changed, [*dict.fromkeys(asked), None])
+        if top.target[0] not in asked:
+            answers.append(top)
+        yield f"  {name}: {', '.join(map(_told, answers))}"
+
+
+def _versus(job: _Job) -> Target:
+    from .. import targets  # noqa: PLC0415
+
+    one, rival, label = job.wanted.index, job.wanted.rival, job.explainer.network.label
+    assert rival is not None
+    name = "the likeliest class" if one is None else label(one)
+    return replace(targets.versus(one, rival), label=f"{name}, not {label(rival)}")
+
+
+def _answer(explanation: Explanation) -> str:
+    return explanation.label[0] or str(explanation.target[0])  # not every network names its classes
+
+
+def _told(explanation: Explanation) -> str:
+    """An answer, and how likely it is."""
+    from ..draw import percent  # noqa: PLC0415
+
+    probability = explanation.probability[0]
+    return _answer(explanation) + ("" if probability is None else f" {percent(probability)}")
+
+
+def _slug(label: str) -> str:
+    """The label as a part of a file name."""
+    return re.sub(r"\W+", "-", label.lower()).strip("-")[:40].rstrip("-") or "class"

@@ -1,0 +1,225 @@
+"""The options that say which network is asked, and the network that they stand for."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import InputError, ModelError
+from .program import tell
+
+if TYPE_CHECKING:
+    from ..images import Preprocess
+    from ..models import Network
+
+DEFAULT_MODEL = "efficientnet-lite0"
+
+_MODEL = click.option(
+    "--model",
+    default=DEFAULT_MODEL,
+    show_default=True,
+    help="Network to ask: one that `howyouseeme models` lists, timm:NAME, transformers:FOLDER, a file "
+    "(.onnx, .keras, .h5, .pt2, .pt), or package.module:factory, a function of yours that returns it.",
+)
+
+#: How a photo becomes the network's input, where that isn't known or is known wrongly.
+_INPUT = (
+    click.option(
+        "--size",
+        metavar="N|HxW",
+        help="Height and width of the network's input, such as 224 or 192x256; the whole photo is "
+        "squashed into it.",
+    ),
+    click.option(
+        "--mean",
+        metavar="M|R,G,B",
+        help="Subtracted from the values, one number or one for each channel.",
+    ),
+    click.option("--std", metavar="S|R,G,B", help="What they are divided by after that."),
+    click.option(
+        "--channels",
+        type=click.Choice(["rgb", "bgr", "grey"]),
+        help="Order of the channels, that of --mean and --std too.",
+    ),
+    click.option(
+        "--range",
+        "white",
+        type=click.Choice(["1", "255"]),
+        help="Value of white, before --mean and --std.",
+    ),
+    click.option(
+        "--interpolation",
+        type=click.Choice(["bilinear", "bicubic"]),
+        help="How photos are resized; bilinear where nothing is known of the network.",
+    ),
+)
+
+_REST = (
+    click.option(
+        "--weights",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="File with the weights of the network, instead of its own.",
+    ),
+    *_INPUT,
+    click.option(
+        "--allow-code",
+        is_flag=True,
+        help="Load a --model file that can run any code (pickled models, TorchScript, .pt2, Keras "
+        "Lambda layers): only if you trust its source.",
+    ),
+    click.option("--device", default="cpu", show_default=True, help="Such as cpu, cuda or mps."),
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The network that the options ask for."""
+
+    model: str
+    weights: Path | None
+    size: str | None
+    mean: str | None
+    std: str | None
+    channels: str | None
+    white: str | None
+    interpolation: str | None
+    allow_code: bool
+    device: str
+
+    def __post_init__(self) -> None:
+        self._preprocess_options()  # a mistyped one is told before anything is loaded
+
+    def load(self, photos: bool = True) -> Network:
+        """The network, on its device; where it is for `photos`, with its preprocessing."""
+        network = _load(self.model, self.weights, self.device, self.allow_code)
+        return replace(network, preprocess=self._preprocess(network)) if photos else network
+
+    def _preprocess(self, network: Network) -> Preprocess:
+        """The network's own preprocessing with what was asked for instead, or all of it as asked."""
+        from ..images import Preprocess  # noqa: PLC0415
+
+        asked = self._preprocess_options()
+        if network.preprocess is not None:
+            return replace(network.preprocess, **asked)
+        if "size" in asked:
+            if "mean" not in asked:
+                click.echo(
+                    f"Note: {network.name} gets pictures that are not normalised, as no --mean and --std say how.",
+                    err=True,
+                )
+            return Preprocess(**asked)
+        raise ModelError(
+            f"How a photo becomes the input of {network.name} is not known; give --size, and --mean, "
+            "--std, --channels and --range as it was trained, or let a factory return "
+            "howyouseeme.Network(name, module, howyouseeme.Preprocess(...), classes)."
+        )
+
+    def _preprocess_options(self) -> dict[str, Any]:
+        """What --size and the like ask for, as fields of a `Preprocess`."""
+        asked: dict[str, Any] = {}
+        if self.size is not None:
+            sides = re.fullmatch(r"(\d+)(?:x(\d+))?", self.size.strip().lower(), re.ASCII)
+            if sides is None:
+                raise click.UsageError(
+                    f"--size {self.size}: give a number, or HEIGHTxWIDTH, as in 192x256."
+                )
+            asked |= {"size": (int(sides[1]), int(sides[2] or sides[1])), "resize": "squash"}
+            asked["crop_from"] = None
+        for name, given in (("mean", self.mean), ("std", self.std)):
+            if given is not None:
+                try:
+                    asked[name] = tuple(float(number) for number in given.split(","))
+                except ValueError:
+                    raise click.UsageError(
+                        f"--{name} {given}: give a number, or one for each channel, as in 0.5,0.5,0.5."
+                    ) from None
+        if self.channels is not None:
+            asked["channels"] = self.channels
+        if self.interpolation is not None:
+            asked["interpolation"] = self.interpolation
+        if self.white is not None:
+            asked["scale"] = float(self.white) / 255
+        if self.white != "255" and max(asked.get("mean", (0.0,))) > 1 and "size" in asked:
+            raise click.UsageError(
+                f"--mean {self.mean} is above white, which is 1: give --range 255 with it, or divide it "
+                "by 255."
+            )
+        return asked
+
+
+def network_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options for the network, which the command gets as one argument, `asked`."""
+
+    @wraps(command)
+    def given(**options: Any) -> Any:
+        mine = {field.name: options.pop(field.name) for field in fields(Asked)}
+        return command(asked=Asked(**mine), **options)
+
+    wrapped: Callable[..., Any] = given
+    for option in reversed((_MODEL, *_REST)):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+def options_of_each_network(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The same without --model, for commands that take several; they get a function of its name."""
+
+    @wraps(command)
+    def given(**options: Any) -> Any:
+        mine = {field.name: options.pop(field.name) for field in fields(Asked)[1:]}
+        return command(asked=lambda model: Asked(model, **mine), **options)
+
+    wrapped: Callable[..., Any] = given
+    for option in reversed(_REST):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+def _load(model: str, weights: Path | None, device: str, allow_code: bool) -> Network:
+    from ..models import load_model  # noqa: PLC0415
+
+    tell(f"loading {model}" + (f" with the weights in {weights}" if weights else ""))
+    if ":" in model and not model.startswith(("torchvision:", "timm:", "transformers:")):
+        sys.path.insert(0, "")  # a factory may be in the current folder
+    network = load_model(model, weights=weights, allow_code=allow_code)
+    try:
+        network.module.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch's ways to say that there is no such one
+        reason = str(error).strip().split("\n")[0]
+        raise click.UsageError(f"The device {device} can't be used: {reason}") from error
+    return network
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What --target and --versus ask for."""
+
+    index: int | None = None  # None: the class that the network answers
+    top: int | None = None  # this many of the likeliest classes instead
+    rival: int | None = None  # against this class
+
+
+def read_target(target: str | None, network: Network) -> Wanted:
+    """What --target asks for, checked before the first photo."""
+    if target is None:
+        return Wanted()
+    top = re.fullmatch(r"top(\d+)", target.strip(), re.IGNORECASE | re.ASCII)
+    if top is None:
+        index = re.fullmatch(r"\d+", target.strip(), re.ASCII)
+        try:
+            return Wanted(index=network.class_index(int(target) if index else target))
+        except InputError as error:
+            more = " `howyouseeme classes` lists them." if network.classes else ""
+            raise InputError(f"{error}{more}") from error
+    count, most = int(top[1]), len(network.classes or ())
+    if count < 1 or (most and count > most):  # without names, the number of classes isn't known yet
+        end = f" to {most} for this network" if most else ""
+        raise click.UsageError(f"--target {target}: N goes from 1{end}.")
+    return Wanted(top=count)

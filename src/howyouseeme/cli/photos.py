@@ -1,0 +1,160 @@
+"""Photos in, one after the other, and the folder that takes what is made of them."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .program import complain, reason, tell
+
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+photos_argument = click.argument(
+    "photos", nargs=-1, type=click.Path(path_type=Path), metavar="PHOTO|FOLDER..."
+)
+
+
+def _take_larger(_: click.Context, __: click.Parameter, value: int | None) -> None:
+    if value is not None:
+        from PIL import Image  # noqa: PLC0415
+
+        Image.MAX_IMAGE_PIXELS = value  # of this process, which is ours
+
+
+max_pixels_option = click.option(
+    "--max-pixels",
+    type=click.IntRange(min=1),
+    metavar="N",
+    expose_value=False,
+    callback=_take_larger,
+    help="Take photos of up to N pixels, instead of some 90 million.",
+)
+
+
+def out_option(content: str = "the pictures") -> Callable[[Callable[..., Any]], Any]:
+    return click.option(
+        "--out",
+        default="howyouseeme-out",
+        show_default=True,
+        type=click.Path(file_okay=False, writable=True, path_type=Path),
+        help=f"Folder for {content}; made if it is missing. Files of the same name in it are "
+        "replaced.",
+    )
+
+
+class Note(str):
+    """A line for the error output."""
+
+    __slots__ = ()
+
+
+def for_each(files: Sequence[Path], work: Callable[[Path, str], Iterable[str]]) -> None:
+    """Do the work for each file, given a name for its results; print the lines that it yields.
+
+    What fails is told, the others go on, and the program ends with status 1.
+    """
+    failed = 0
+    with _progress(len(files)) as (step, clear):
+        for file, name in zip(files, _output_names(files), strict=True):
+            tell(f"{file} ...")
+            lines: list[str] = []
+            problem = None
+            try:
+                for line in work(file, name):
+                    lines.append(line)
+            except Exception as error:  # the other photos are not to suffer from this one
+                problem = error
+            clear()
+            if problem is not None:
+                failed += 1
+                complain(file, problem)
+            for line in sorted(lines, key=lambda line: isinstance(line, Note)):
+                click.echo(line, err=isinstance(line, Note))
+            step()
+    if failed:
+        click.echo(f"{failed} of {len(files)} failed", err=True)
+        sys.exit(1)
+
+
+def find_photos(given: Sequence[Path]) -> list[Path]:
+    """The files that are meant, each once, in the order given; a folder stands for its photos."""
+    if not given:
+        raise click.UsageError("Name at least one photo or folder.")
+    found: dict[Path, Path] = {}
+    for path in given:
+        files = [path]
+        if path.is_dir():
+            try:
+                inside = sorted(one for one in path.iterdir() if not one.name.startswith("."))
+            except OSError as error:
+                raise click.UsageError(f"{path}: {reason(error)}.") from error
+            files = [one for one in inside if one.suffix.lower() in SUFFIXES and not one.is_dir()]
+            known = " ".join(sorted(SUFFIXES))
+            heic = any(one.suffix.lower() in {".heic", ".heif"} for one in inside)
+            hint = "; convert .heic to .jpg" if heic else ""
+            if not files:
+                raise click.UsageError(f"There is no photo in the folder {path} ({known}){hint}.")
+            if len(files) < len(inside):
+                skipped = f"{len(inside) - len(files)} of {len(inside)} skipped"
+                read = f"read are files that end in {known}, not subfolders"
+                click.echo(f"{path}: {skipped}; {read}{hint}", err=True)
+        for file in files:
+            found.setdefault(file.resolve(), file)
+    return list(found.values())
+
+
+def _output_names(files: Sequence[Path]) -> list[str]:
+    """A name for the results of each file: its own, and what tells it from others of that name.
+
+    That is the folder, if they are in several, and the suffix, if one folder has two of them.
+    """
+    # Without regard to case: on some systems X.png would overwrite x.png.
+    alike: dict[str, list[Path]] = defaultdict(list)
+    for file in files:
+        alike[file.stem.casefold()].append(file.resolve().parent)
+    taken = {stem for stem, folders in alike.items() if len(folders) == 1}
+    names = []
+    for file in files:
+        name = file.stem
+        folders = alike[name.casefold()]
+        if len(folders) > 1:
+            apart = len(set(folders))
+            parts = [
+                file.resolve().parent.name if apart > 1 else "",
+                name,
+                file.suffix[1:].lower() if apart < len(folders) else "",
+            ]
+            base = name = "-".join(filter(None, parts))
+            number = 1
+            while name.casefold() in taken:
+                number += 1
+                name = f"{base}-{number}"
+            taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
+def make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.UsageError(f"Can't make the folder {out}: {reason(error)}.") from error
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[tuple[Callable[[], None], Callable[[], None]]]:
+    """How to move the bar on, and how to clear its line before another is printed."""
+    if total <= 3 or not sys.stderr.isatty():
+        yield lambda: None, lambda: None
+        return
+    with click.progressbar(length=total, label="Photos", file=sys.stderr) as bar:
+        yield (
+            lambda: bar.update(1),
+            lambda: click.echo("\r\x1b[K", nl=False, err=True),
+        )

@@ -1,0 +1,99 @@
+"""The program itself: how it ends, and how it says what is going on."""
+
+from __future__ import annotations
+
+import errno
+import io
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .. import __version__
+from ..errors import HowYouSeeMeError
+
+_VERBOSE = "howyouseeme.verbose"
+
+
+class _Program(click.Group):
+    """Turns whatever ends a command early into a line and an exit status."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order in which people meet them
+
+    def invoke(self, ctx: click.Context) -> Any:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # Not every terminal can write an arrow or every file name; that is no reason to stop.
+            sys.stdout.reconfigure(errors="replace")
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("\nInterrupted; the pictures written so far are kept.", err=True)
+            ctx.exit(130)
+        except HowYouSeeMeError as error:
+            complain(None, error)
+            ctx.exit(2)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                raise  # whoever read our output has left; click ends quietly
+            complain(None, error)
+            ctx.exit(1)
+
+
+@click.group(cls=_Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="howyouseeme")
+def main() -> None:
+    """Show which pixels made a convolutional network answer what it answered."""
+
+
+def verbose_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    def remember(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+        ctx.meta[_VERBOSE] = value
+
+    return click.option(
+        "-v",
+        "--verbose",
+        is_flag=True,
+        expose_value=False,
+        callback=remember,
+        help="Say what is going on, and show the traceback of an error.",
+    )(command)
+
+
+def _verbose() -> bool:
+    context = click.get_current_context(silent=True)
+    return bool(context and context.meta.get(_VERBOSE))
+
+
+def tell(line: str) -> None:
+    """Say what is going on, if asked to."""
+    if _verbose():
+        click.echo(line, err=True)
+
+
+def complain(file: Path | None, error: Exception) -> None:
+    """One line about an error on stderr: what was wrong, or that it is our mistake."""
+    if isinstance(error, HowYouSeeMeError):
+        # One line, also of those that list what is wrong.
+        sentence = " ".join(str(error).replace(":\n", ": ").replace("\n", "; ").split())
+    elif isinstance(error, OSError):
+        sentence = reason(error)
+        if error.filename is not None and str(error.filename) != str(file):
+            sentence += f": {error.filename}"
+    else:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        sentence = f"unexpected error, please report it ({what})"
+    if file is not None and not sentence.startswith((str(file), f"There is no file {file};")):
+        sentence = f"{file}: {sentence}"
+    click.echo(sentence if file else f"Error: {sentence}", err=True)
+    if _verbose():
+        click.echo("".join(traceback.format_exception(error)).rstrip(), err=True)
+
+
+def reason(error: OSError) -> str:
+    return error.strerror or str(error) or type(error).__name__

@@ -1,0 +1,93 @@
+"""`howyouseeme track`: a target, followed through a video."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .network import Asked, network_options, read_target
+from .photos import make_folder, out_option
+from .program import verbose_option
+
+if TYPE_CHECKING:
+    from ..video import FrameWriter, VideoWriter
+
+
+@click.command()
+@click.argument("source", metavar="VIDEO|FOLDER|webcam")
+@click.option(
+    "--box",
+    metavar="X0,Y0,X1,Y1",
+    help="Where the target is in the first frame, in pixels; X1 and Y1 are just outside.",
+)
+@click.option("--target", help="Class to look for in the first frame instead, by name or index.")
+@network_options
+@out_option()
+@verbose_option
+def track(*, source: str, box: str | None, target: str | None, asked: Asked, out: Path) -> None:
+    """Follow a target through a video, a folder of frames, or a webcam (webcam, webcam:1).
+
+    Writes a table of boxes (CSV) and an annotated video; for a folder, annotated frames.
+    """
+    if (box is None) == (target is None):
+        raise click.UsageError("Say what to follow: --box X0,Y0,X1,Y1 or --target CLASS.")
+    given = None if box is None else _read_box(box)
+    from ..track import Tracker, follow  # noqa: PLC0415
+    from ..video import FrameWriter, VideoWriter, open_video  # noqa: PLC0415
+
+    with open_video(source) as video:
+        network = asked.load()
+        index = read_target(target, network).index
+        if given is None and index is None:
+            raise click.UsageError(f"--target {target}: name one class to follow.")
+        tracker = Tracker(network)
+
+        def choose(frame: Any) -> Sequence[float]:
+            if given is not None:
+                return given
+            from ..propose import Proposer  # noqa: PLC0415
+
+            assert index is not None
+            return Proposer(network).find(frame, index)
+
+        make_folder(out)
+        stem = source.replace(":", "-") if source.startswith("webcam") else Path(source).stem
+        table = out / f"{stem}.csv"
+        picture: FrameWriter | VideoWriter = (
+            FrameWriter(out / stem)
+            if Path(source).is_dir()
+            else VideoWriter(out / f"{stem}.track.mp4", video.rate or 25)
+        )
+        seen = frames = 0
+        bar = click.progressbar(
+            follow(video, tracker, choose, table, picture),
+            length=video.count,
+            label="Tracking",
+            file=sys.stderr,
+            hidden=not sys.stderr.isatty(),
+        )
+        try:
+            with bar as sightings:
+                for sighting in sightings:
+                    seen, frames = seen + sighting.found, frames + 1
+        finally:
+            if frames:
+                click.echo(
+                    f"{source} → found in {seen} of {frames} frames → {table}, {picture.path}"
+                )
+
+
+def _read_box(text: str) -> tuple[float, ...]:
+    try:
+        sides = tuple(float(side) for side in text.split(","))
+    except ValueError:
+        sides = ()
+    if len(sides) != 4:
+        raise click.UsageError(
+            f"--box {text}: give four numbers, X0,Y0,X1,Y1, such as 120,80,260,300."
+        )
+    return sides
