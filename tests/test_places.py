@@ -67,6 +67,11 @@ KEPT = {
         lambda x: F.max_pool2d(x[:, :, :, :15], 3, 2),
         [1 + 2 * i for i in range(5)], [1 + 2 * i for i in range(7)],
     ),
+    "a mask": (lambda x: torch.where(x > 0.4, x, 0.0), range(12), range(16)),
+    "pooling undone": (
+        lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2),
+        range(12), range(16),
+    ),
     "average pooling": (
         lambda x: F.avg_pool2d(x, 4), [1.5 + 4 * i for i in range(3)], [1.5 + 4 * i for i in range(4)],
     ),

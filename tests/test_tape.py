@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
+import howyouseeme as hysm
 from howyouseeme import backtrack
 from howyouseeme.backtrack import multipliers, plan
 from howyouseeme.errors import ModelError
@@ -1039,3 +1040,112 @@ def test_samples_that_mix_are_not_separable() -> None:
         lambda x: torch.cat([x[1:], x[:1]]),
     ):
         assert not separable(mixes, x)
+
+
+# -- networks that say the same by other means ----------------------------------------------------------
+
+
+class Twin(nn.Module):
+    """Two convolutions and a head; `change` stands between them, and gets the first one's module too."""
+
+    def __init__(self, change: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 3, padding=1)
+        self.head, self.place = nn.Linear(6, 5), nn.Parameter(torch.randn(1, 8, 16, 16))
+        self.change = change
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second(self.change(self, x)).relu().mean((2, 3)))
+
+
+def _other_memory(net: Twin, x: Tensor) -> Tensor:
+    h = net.first(x)
+    h.data = -h.data
+    return h.relu()
+
+
+def _weights_for_a_while(net: Twin, x: Tensor) -> Tensor:
+    weight = net.first.weight.data
+    net.first.weight.data = weight.sign() * weight.abs().mean()
+    h = net.first(x).relu()
+    net.first.weight.data = weight
+    return h
+
+
+def _binary(net: Twin, x: Tensor) -> Tensor:
+    weight = net.first.weight.sign() * net.first.weight.abs().mean()
+    return nn.functional.conv2d(x, weight, net.first.bias, padding=1).relu()
+
+
+def _constant_over_an_activation(net: Twin, x: Tensor) -> Tensor:
+    h = net.first(x).relu()
+    over = h * 1
+    torch.mul(net.place, 2, out=over)
+    return h + over
+
+
+def _masked(net: Twin, x: Tensor, mask: Any) -> Tensor:
+    h = net.first(x).relu()
+    return h * mask(h > 0.1)
+
+
+TWINS: dict[str, tuple[Any, Any]] = {
+    "memory": (_other_memory, lambda net, x: (-net.first(x)).relu()),
+    "weights": (_weights_for_a_while, _binary),
+    "out": (_constant_over_an_activation, lambda net, x: net.first(x).relu() + net.place * 2),
+    "bool": (lambda net, x: _masked(net, x, Tensor.bool), lambda net, x: _masked(net, x, Tensor.float)),
+    "byte": (lambda net, x: _masked(net, x, Tensor.byte), lambda net, x: _masked(net, x, Tensor.float)),
+    "where": (
+        lambda net, x: torch.where((h := net.first(x)) > 0, h, 0.0),
+        lambda net, x: net.first(x).relu(),
+    ),
+    "fill": (
+        lambda net, x: (h := net.first(x)).masked_fill(h < 0, 0),
+        lambda net, x: net.first(x).relu(),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["evidence", "seed", "exact"])
+@pytest.mark.parametrize("name", TWINS)
+def test_what_says_the_same_by_other_means_is_explained_the_same(name: str, method: str) -> None:
+    if name == "out" and method != "exact":
+        pytest.skip("a constant that is added as a value takes its share")
+    one, other = (Twin(change).eval() for change in TWINS[name])
+    for seed in range(5):
+        x = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+        found, expected = (hysm.explain(net, x, 1, method).evidence for net in (one, other))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_infinity_that_counts_for_nothing_is_no_matter() -> None:
+    mask = torch.zeros(1, 1, 16, 16, dtype=torch.bool)
+    mask[..., :3] = True
+
+    class Masked(Twin):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.second(self.first(x).relu()).masked_fill(mask, self.change)
+            return self.head(h.amax((2, 3)))
+
+    x = torch.rand(1, 3, 16, 16)
+    for method in ("evidence", "seed", "exact"):
+        found, expected = (
+            hysm.explain(Masked(low).eval(), x, 1, method).evidence for low in (-torch.inf, -1e4)
+        )
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_part_without_channels() -> None:
+    class Split(Twin):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.second(self.first(x).relu())
+            h = torch.cat(h.split([0, 6], 1), 1) if self.change else h
+            return self.head(h.mean((2, 3)))
+
+    x = torch.rand(1, 3, 16, 16)
+    for method in ("evidence", "seed", "exact"):
+        found, expected = (
+            hysm.explain(Split(change).eval(), x, 1, method).evidence for change in (True, False)
+        )
+        torch.testing.assert_close(found, expected)

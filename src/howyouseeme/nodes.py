@@ -49,6 +49,10 @@ class Nodes:
         )
         return Nodes(index, count, signs(sign), share)
 
+    def first(self, n: int) -> Nodes:
+        """The first n of them."""
+        return Nodes(self.index[:n], self.count[:n], self.sign[:n], self.share[:n])
+
     def dense(self, values: Tensor, like: Tensor) -> Tensor:
         """`values` [n] at the nodes, 0 elsewhere, in the shape of `like`."""
         full = torch.zeros(like.numel(), dtype=values.dtype, device=like.device)

@@ -214,17 +214,27 @@ def _reshaped(link: Diagonal, axes: set[int]) -> dict[int, tuple[int, Line | Non
 
 
 def _selected(link: Selection, axes: set[int]) -> dict[int, tuple[int, Line | None]]:
-    """Read off along lines through two elements; an axis that looks different from each is lost."""
-    kept: dict[int, tuple[int, Line | None]] = {}
+    """As the selection itself tells, or as it looks."""
     if isinstance(link, Permutation):
         return {axis: (link.axes.index(axis), None) for axis in axes}
     if link.centres is not None:
+        kept: dict[int, tuple[int, Line | None]] = {}
         for axis in axes & link.centres.keys():
             centre = link.centres[axis].numpy()
             if len(centre) > 1:
                 stride = float(np.median(np.diff(centre)))
                 kept[axis] = axis, _centred(centre, stride, link.in_shape[axis])
         return kept
+    if link.in_shape == link.out_shape:
+        own = torch.arange(len(link.index), device=link.index.device)
+        if bool(((link.index == own) | (link.index < 0)).all()):  # a mask, which moves nothing
+            return {axis: (axis, None) for axis in axes}
+    return _read_off(link, axes)
+
+
+def _read_off(link: Selection, axes: set[int]) -> dict[int, tuple[int, Line | None]]:
+    """Along lines through two elements; an axis that looks different from each is lost."""
+    kept: dict[int, tuple[int, Line | None]] = {}
     index = link.index.reshape(link.out_shape)
     every = max(len(link.index) // _LOOKED_AT, 1)
     there = torch.nonzero(link.index[::every] >= 0)[:, 0] * every

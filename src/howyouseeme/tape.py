@@ -419,7 +419,8 @@ class _Recorder(TorchDispatchMode):
 
     def track(self, tensor: Tensor, call: Call | None = None, output: int = 0) -> Value:
         """A value for a tensor that was just made or written."""
-        value = Value(tensor, self.count, call, output)
+        # Under an object of its own: the network may give its tensor other memory (`h.data = ...`).
+        value = Value(tensor.detach(), self.count, call, output)
         self.count += 1
         key = _storage(tensor)
         self._known[id(tensor)] = value, key
@@ -461,13 +462,11 @@ class _Recorder(TorchDispatchMode):
         """An argument as the tape keeps it; notes the values in it, and the memory of constants."""
         if isinstance(item, Tensor):
             key = _storage(item)
-            if not (item.is_floating_point() or item.is_complex()):
-                constants.append(key)
-                return item.detach()  # under an object whose size and strides stay
-            value = self._find(item, key)
+            floats = item.is_floating_point() or item.is_complex()
+            value = self._find(item, key) if floats else None
             if value is None:
                 constants.append(key)
-                return item
+                return item.detach()  # under an object whose memory, size and strides stay
             values.append(value)
             return value
         if isinstance(item, (list, tuple)):
@@ -514,9 +513,16 @@ class _Recorder(TorchDispatchMode):
                 item.clone() if i in facts.writes and isinstance(item, Tensor) else item
                 for i, item in enumerate(lifted)
             )
+        # A constant may be put into what was an activation, by `out=`.
+        before = [] if depends else [self.find(tensor) for tensor in tensors]
         for tensor in tensors:
             self._preserve(tensor, facts.moves)
         result = op(*args, **kwargs)
+        for tensor, value in zip(tensors, before, strict=False):
+            if value is not None and not facts.moves:
+                put = (value, tensor.detach().clone())
+                call = self._add("aten.copy", torch.ops.aten.copy.default, put, {})
+                call.outputs = (self._written(tensor, call, 0, moves=False),)
         if depends:
             call = self._add(facts.name, _functional(op, facts), lifted, lifted_kwargs)
             self._hold(call, constants)

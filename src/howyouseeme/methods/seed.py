@@ -118,6 +118,8 @@ class Seed(Method):
             convolution = as_convolution(link) if isinstance(link, Convolution) else None
             if convolution is not None:
                 return self._choose_node(source, convolution, here)
+        if not source.numel:  # no channels of a split, say
+            here = here.first(0)
         rows = max(_CHUNK // link.fan_in(), 1)
         return _Sent.join(
             [

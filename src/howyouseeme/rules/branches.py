@@ -25,10 +25,12 @@ def broadcast(x: Value, shape: torch.Size, weight: Tensor | None = None) -> Link
 
 
 def contents(item: Any, like: Tensor) -> Tensor:
-    """An operand's contents: value, constant tensor or number."""
+    """An operand's contents: value, constant tensor or number; of masks and whole numbers as floats."""
     if isinstance(item, Value):
         return item.data
-    return item if isinstance(item, Tensor) else like.new_tensor(item)
+    if not isinstance(item, Tensor):
+        return like.new_tensor(item)
+    return item if item.is_floating_point() or item.is_complex() else item.to(like.dtype)
 
 
 def _sum(output: Value, terms: Sequence[tuple[Any, Any]]) -> Step:

@@ -57,8 +57,7 @@ _FILLERS = {"aten.masked_fill", "aten.fill", "aten.scatter"}
     aten._upsample_nearest_exact1d aten._upsample_nearest_exact2d aten._upsample_nearest_exact3d
     aten.where aten.masked_fill aten.copy aten.slice_scatter aten.select_scatter aten.index_put
     aten.diagonal aten.fill aten.zero aten.im2col aten._unsafe_index aten.tril aten.triu
-    aten.scatter aten.index_copy aten.masked_scatter aten.masked_select aten.max_unpool2d
-    aten.max_unpool3d aten.take aten.diag_embed
+    aten.scatter aten.index_copy aten.masked_scatter aten.masked_select aten.take aten.diag_embed
     """.split()
 )
 def movement(call: Call, output: Value) -> Step:
@@ -99,6 +98,20 @@ def movement(call: Call, output: Value) -> Step:
     if isinstance(result, (list, tuple)):
         result = result[output.output]
     return _selected(output, result.reshape(-1).long(), sources)
+
+
+@rule("aten.max_unpool2d", "aten.max_unpool3d")
+def unpool(call: Call, output: Value) -> Step:
+    """y = x, each element where the maximum of its window was"""
+    step = movement(call, output)
+    for x, link in step.links:
+        assert isinstance(link, Selection)
+        link.centres = {
+            axis: (torch.arange(size, dtype=torch.float64) + 0.5) * x.shape[axis] / size - 0.5
+            for axis, size in enumerate(output.shape)
+            if axis > 1
+        }
+    return step
 
 
 def _stretch(x: Value, output: Value, axis: int, first: int) -> tuple[Value, Link]:
