@@ -333,11 +333,26 @@ def test_what_is_broken_is_told_and_the_rest_goes_on(photos: Path) -> None:
     (photos / "0.png").write_bytes(b"not a picture")
     boxes = {f"{i}.png": [(i % 3, *box_of(i))] for i in range(6)}
     boxes["1.png"] = [(1, 500, 0, 600, 9)]
+    boxes["2.png"] = [(2, -50, -50, 600, 90)]
+    boxes["3.png"] = [(0, -0.5, 0, 97, 64.5)]  # rounded
     found = evaluate(colours(), files(photos), boxes, settings=FAST)
-    assert [item.name for item in found.items] == ["2.png", "3.png", "4.png", "5.png"]
-    first, second = found.problems
+    assert [item.name for item in found.items] == ["3.png", "4.png", "5.png"]
+    first, second, third = found.problems
     assert "0.png is not a picture" in first
     assert "lies outside of the image, which has 96 x 64 pixels" in second
+    assert "reaches beyond the image, which has 96 x 64 pixels" in third
+
+
+def test_a_single_score_is_refused(photos: Path) -> None:
+    network = colours()
+
+    class Single(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            scores: torch.Tensor = network.module(x)
+            return scores[:, :1]
+
+    with pytest.raises(ModelError, match="has a single score, and the measures compare classes"):
+        evaluate(Single().eval(), files(photos), preprocess=network.preprocess)
 
 
 def test_boxes_for_an_image_of_another_size_are_refused(photos: Path, tmp_path: Path) -> None:

@@ -656,11 +656,85 @@ def test_a_sigmoid_at_the_end_gives_its_own_probabilities(images: Tensor) -> Non
     ],
 )
 def test_a_single_logit_is_the_only_class(change: Any, images: Tensor) -> None:
-    explanation = Explainer(Wrapped(change).eval())(images)
+    explanation = Explainer(Wrapped(change).eval())(images, 0)
     assert explanation.target == (0, 0, 0)
     assert explanation.probability == pytest.approx(make_net()(images)[:, 0].sigmoid().tolist())
     plain = Explainer(make_net(), contrast=False)(images, 0)
     torch.testing.assert_close(explanation.evidence, plain.evidence)
+
+
+@pytest.mark.parametrize("classes", [None, ("cat",), ("dog", "cat")])
+@pytest.mark.parametrize("squash", [False, True])
+def test_of_a_single_score_below_zero_the_no_is_explained(
+    classes: tuple[str, ...] | None, squash: bool, images: Tensor
+) -> None:
+    middle = float(make_net()(images)[:, 0].detach().median())
+
+    def change(scores: Tensor) -> Tensor:
+        score = scores[:, :1] - middle
+        return score.sigmoid() if squash else score
+
+    explainer = Explainer(Wrapped(change).eval(), classes=classes)
+    found = explainer(images)
+    score = make_net()(images)[:, 0].detach() - middle
+    no = (score < 0).tolist()
+    assert 0 < sum(no) < len(no)
+    yes, other = {
+        None: ("class 0", "not class 0"),
+        ("cat",): ("cat", "not cat"),
+        ("dog", "cat"): ("cat", "dog"),
+    }[classes]
+    assert found.label == tuple(other if item else yes for item in no)
+    assert found.probability == pytest.approx(score.abs().sigmoid().tolist())
+    plus, minus = (
+        Explainer(Wrapped(lambda s, sign=sign: sign * (s[:, :1] - middle)).eval())(
+            images, lambda output: output[:, 0]
+        )
+        for sign in (1, -1)
+    )
+    for i, item in enumerate(no):
+        expected = (minus if item else plus).evidence[i]
+        torch.testing.assert_close(found.evidence[i], expected)
+        assert found.paths[i] == explainer(images[i : i + 1]).paths[0]
+    if classes is not None:  # what was asked for is explained, whatever the answer is
+        torch.testing.assert_close(explainer(images, "cat").evidence, plus.evidence)
+    if classes == ("dog", "cat"):
+        torch.testing.assert_close(explainer(images, ["dog"] * 3).evidence, minus.evidence)
+        first, second = explainer.top(images, 2)
+        assert first.label == found.label
+        assert all(a != b for a, b in zip(first.label, second.label, strict=True))
+
+
+def test_a_target_function_that_gives_nan_is_told(net: nn.Module, images: Tensor) -> None:
+    with pytest.raises(InputError, match="The target function returned NaN or infinity"):
+        Explainer(net)(images, lambda output: output[:, 0] * float("nan"))
+
+
+def test_a_program_for_two_images_shows_its_layers_and_paths(
+    net: nn.Module, images: Tensor
+) -> None:
+    program = torch.export.export(net, (images[:2],))
+    explanation = Explainer(program)(images[:2])
+    expected = Explainer(net)(images[:2])
+    for i in range(2):
+        strength = [point.strength for point in expected.points[i][:5]]
+        assert [path.point.strength for path in explanation.path(i, range(5))] == pytest.approx(
+            strength
+        )
+        assert explanation.layers(i)[0].shape == (3, 16, 16)
+
+
+def test_containers_of_torch_fx_are_in_no_mode(net: nn.Module, images: Tensor) -> None:
+    nested = nn.Sequential(OrderedDict(body=net)).eval()
+    traced = torch.fx.symbolic_trace(nested)
+    assert any(module.training for module in traced.modules())
+    torch.testing.assert_close(Explainer(traced)(images).evidence, Explainer(net)(images).evidence)
+
+
+def test_a_layer_of_torchscript_cannot_be_asked_for(net: nn.Module, images: Tensor) -> None:
+    scripted = torch.jit.trace(net, images)
+    with pytest.raises(InputError, match="is TorchScript, which doesn't show"):
+        Explainer(scripted)(images, hysm.targets.channel("conv1", 3))
 
 
 # -- models -------------------------------------------------------------------------------------------

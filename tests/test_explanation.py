@@ -268,6 +268,20 @@ def test_where_nothing_speaks_for_the_answer(method: str, tmp_path: Path) -> Non
     explanation.save(tmp_path, layers=True)
 
 
+def test_exact_coverage_is_what_biases_leave_to_the_pixels(images: Tensor) -> None:
+    def spoken_for(bias: float) -> float:
+        net = nn.Sequential(nn.Flatten(), nn.Linear(images[0].numel(), 2)).eval()
+        with torch.no_grad():
+            net[1].weight.fill_(1)
+            net[1].bias.fill_(bias)
+        return Explainer(net, "exact")(images, 0).coverage[1]
+
+    pixels = float(images[1].sum())
+    assert spoken_for(0) == pytest.approx(1)
+    assert spoken_for(-5) == pytest.approx(1)  # speaks against it
+    assert spoken_for(pixels) == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_coverage_is_a_share(method: str, images: Tensor) -> None:
     explanation = Explainer(network(), method)(images)
@@ -686,6 +700,24 @@ def test_photos_keep_their_names_where_they_differ(photo: Image.Image, tmp_path:
     assert [path.name for path in apart] == ["a.png", "a.json", "b.png", "b.json"]
     alike = explainer(files).save(tmp_path / "out")
     assert [path.name for path in alike[::2]] == ["a-0.png", "b-1.png", "B-2.png"]
+
+
+def test_images_are_taken_by_number_or_slice(images: Tensor, tmp_path: Path) -> None:
+    explanation = Explainer(network())(images)
+    assert torch.equal(explanation[:].evidence, explanation.evidence)
+    assert torch.equal(explanation[-1:].evidence, explanation[-1].evidence)
+    assert len(explanation[2:]) == 0
+    assert explanation.path(-1, 0) == explanation.path(1, [0])
+    for ask in (
+        explanation.__getitem__,
+        explanation.picture,
+        explanation.layers,
+        explanation.to_dict,
+    ):
+        with pytest.raises(IndexError, match="There is no image 2: the batch has 2, from 0"):
+            ask(2)
+    with pytest.raises(InputError, match="'a/b' is no name of a file without its folder"):
+        explanation.save(tmp_path, "a/b")
 
 
 def test_one_image_without_a_name(images: Tensor, tmp_path: Path) -> None:

@@ -152,6 +152,30 @@ def test_of_likely_classes_that_share_a_place_the_best_stays(explainer: Explaine
     assert len({(one.label, one.box) for one in asked}) == len(asked)
 
 
+def test_a_class_whose_strongest_box_goes_is_not_there(explainer: Explainer) -> None:
+    photo = sample_photo("rocket")
+    strongest = {one.label[0]: one.boxes()[0][0].box for one in explainer.top(photo, 5)}
+    found = detect(explainer, photo, top=5)
+    best = {one.label: one.box for one in reversed(found)}
+    assert 0 < len(best) < len(strongest)
+    assert best.items() <= strongest.items()
+
+
+def test_a_network_that_says_no_shows_no_box() -> None:
+    class No(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Conv2d(3, 4, 3, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return -self.body(x).abs().mean((1, 2, 3))[:, None]
+
+    explainer = Explainer(Network("no", No().eval(), Preprocess((32, 32))))
+    assert explainer(sample_photo()).label == ("not class 0",)
+    assert detect(explainer, sample_photo()) == ()
+    assert detect(explainer, sample_photo(), targets=[0]) == ()
+
+
 def test_coco_has_every_image_box_and_class() -> None:
     made = to_coco({"a.jpg": FOUND, "b.jpg": ()}, {"a.jpg": (80, 100), "b.jpg": (4, 5)})
     assert json.loads(json.dumps(made)) == made

@@ -25,6 +25,7 @@ from .methods import Method, get_method
 from .methods.base import Trail, Walked
 from .models import Model, Prepare, as_network
 from .rules import Refusal, find_rule
+from .rules.branches import flip
 from .rules.movement import pick
 from .tape import Reader, Tape, Value, record
 from .targets import Target as NamedTarget
@@ -129,7 +130,8 @@ class Explainer:
         preprocess: how a photo becomes the model's input; that of the `Network` by default. A function
             from a PIL image to a tensor [channel, height, width] too, such as torchvision's transforms
             for evaluation, if `Preprocess.like` can tell what it does.
-        classes: names of the classes, one for each score; those of the `Network` by default.
+        classes: names of the classes, one for each score, or of no and yes where there is a single
+            score; those of the `Network` by default.
         device: where to run, the model being moved there; where the model is by default.
         together: whether the images of a batch share a pass, or how many of them: on a CPU together=8
             takes less time for most networks, half for some. PyTorch's kernels round by the size of the
@@ -183,8 +185,9 @@ class Explainer:
                 known, a picture or a list of pictures of any sizes (path, bytes, PIL image, array, or
                 tensor [3, height, width] of floats in 0..1 or of uint8). For a model with several
                 inputs a tuple of tensors, each [batch, ...]: the explanation is that of the first with
-                places in it, and its `inputs` has one for each of floats.
-            target: None for each image's top class; a class (index or name) for all; one of
+                places in it; where several are of floats, its `inputs` has one for each of them.
+            target: None for each image's top class (of a model with a single score the class, or where the
+                score is below 0 that it is not); a class (index or name) for all; one of
                 `howyouseeme.targets` (a box, region, neuron or channel); a function from the model's
                 output, of any structure, to the element that is to be explained: a tensor with one
                 element a sample, or with one alone, in which case the images are explained one by
@@ -471,9 +474,7 @@ class Explainer:
             model=self.network,
             method=self.method,
             walk_again=tuple(
-                partial(self._walk_again, batch, i, target, j)
-                if c is None  # a function may give each sample of the batch its own element
-                else partial(self._walk_again, batch.part(i), 0, c, j)
+                partial(self._walk_again, batch, i, target, c, j)
                 for i, c in enumerate(asked.classes)
             ),
             alike=alike,
@@ -482,9 +483,25 @@ class Explainer:
     def _label(self, index: int | None) -> str:
         return "" if index is None else self.network.label(index)
 
-    def _walk_again(self, batch: _Batch, i: int, target: Any, j: int) -> tuple[Plan, Trail, int]:
-        """The walk of sample i, with all that it passed, to input j; the tape is not kept meanwhile."""
-        tape = self._record(batch, [target])
+    def _walk_again(
+        self, batch: _Batch, i: int, target: Any, index: int | None, j: int
+    ) -> tuple[Plan, Trail, int]:
+        """The walk of sample i, with all that it passed, to input j; the tape is not kept meanwhile.
+
+        Alone, if its class `index` is known (a function may give each sample of the batch its own element),
+        and if the model takes it alone.
+        """
+        tape = None
+        if index is not None:
+            try:
+                alone = batch.part(i)
+                tape = self._record(alone, [index])
+                batch, i, target = alone, 0, index
+            except _CannotRunError:
+                if len(batch) == 1:
+                    raise
+        if tape is None:
+            tape = self._record(batch, [target])
         asked = self._asked(tape, target, iter(tape.reads), len(batch))
         trail = Trail(len(batch))
         with torch.no_grad():
@@ -542,8 +559,10 @@ class Explainer:
             )
         logits, squashed_by = _logits(scores)
         table = logits.data.reshape(batch, -1)
+        if table.shape[1] == 1:
+            return self._yes_or_no(tape, logits, target, scores, squashed_by)
         classes = self._classes(table, target)
-        exclusive = table.shape[1] > 1 and squashed_by != "aten.sigmoid"
+        exclusive = squashed_by != "aten.sigmoid"
         rows = torch.arange(batch, device=table.device)
         return _Asked(
             logits,
@@ -551,6 +570,42 @@ class Explainer:
             tuple(classes.tolist()),
             _probabilities(scores.data.reshape(batch, -1).float(), squashed_by, classes),
             exclusive,
+        )
+
+    def _yes_or_no(
+        self, tape: Tape, logits: Value, target: Any, scores: Value, squashed_by: str
+    ) -> _Asked:
+        """The same where there is but one score: below 0 the answer is no, and that is explained.
+
+        Two class names are those of no and yes. With one, or none, the class itself can be asked for too.
+        """
+        table = logits.data.reshape(-1, 1)
+        batch, names = len(table), self.network.classes
+        two = names is not None and len(names) == 2
+        if target is None or (isinstance(target, _Rank) and (target.rank == 0 or two)):
+            yes = (table[:, 0] >= 0) ^ (isinstance(target, _Rank) and target.rank == 1)
+        elif two:
+            wanted = target if isinstance(target, list) else [target] * batch
+            yes = torch.tensor([self._class(item, 2) == 1 for item in wanted], device=table.device)
+        else:
+            yes = self._classes(table, target) == 0
+        certain = _probabilities(
+            scores.data.reshape(batch, 1).float(),
+            squashed_by,
+            torch.zeros_like(yes, dtype=torch.long),
+        )
+        labels, classes = [], []
+        for answer in yes.tolist():
+            classes.append(int(answer) if two else 0 if answer else None)
+            labels.append(self._label(classes[-1]) if two or answer else f"not {self._label(0)}")
+        start = logits if bool(yes.all()) else flip(tape, logits, ~yes)
+        return _Asked(
+            start,
+            torch.arange(batch, device=table.device),
+            tuple(classes),
+            tuple(p if answer else 1 - p for p, answer in zip(certain, yes.tolist(), strict=True)),
+            False,
+            tuple(labels),
         )
 
     def _classes(self, scores: Tensor, target: Any) -> Tensor:
@@ -805,6 +860,8 @@ def _probabilities(scores: Tensor, squashed_by: str, classes: Tensor) -> tuple[f
 def _check_read(read: Any, batch: int) -> None:
     """Whether a target function returned something that can be explained."""
     if _is_whole(read) or (isinstance(read, Value) and read.numel in {1, batch}):
+        if isinstance(read, Value) and not bool(torch.isfinite(read.data).all()):
+            raise InputError("The target function returned NaN or infinity for this input.")
         return
     found = f"a tensor {list(read.shape)}" if isinstance(read, (Value, Tensor)) else repr(read)
     constant = " that does not depend on the input" if isinstance(read, Tensor) else ""

@@ -182,21 +182,31 @@ class Explanation:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, i: int) -> Explanation:
-        """The explanation of one image, as a batch of one; -1 is the last."""
-        i = range(len(self))[i]
+    def __getitem__(self, i: int | slice) -> Explanation:
+        """The explanation of one image, as a batch of one (-1 is the last), or of a slice of the batch.
+
+        Raises:
+            IndexError: there is no such image.
+        """
+        some = i if isinstance(i, slice) else slice(self._at(i), self._at(i) + 1)
         return replace(
             self,
-            samples=self.samples[i : i + 1],
-            evidence=self.evidence[i : i + 1],
-            share=self.share[i : i + 1],
-            target=self.target[i : i + 1],
-            label=self.label[i : i + 1],
-            probability=self.probability[i : i + 1],
-            walk_again=self.walk_again[i : i + 1],
-            alike=self.alike[i : i + 1],
-            inputs=tuple(part[i] for part in self.inputs),
+            samples=self.samples[some],
+            evidence=self.evidence[some],
+            share=self.share[some],
+            target=self.target[some],
+            label=self.label[some],
+            probability=self.probability[some],
+            walk_again=self.walk_again[some],
+            alike=self.alike[some],
+            inputs=tuple(part[some] for part in self.inputs),
         )
+
+    def _at(self, i: int) -> int:
+        """The index of an image, from 0."""
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"There is no image {i}: the batch has {len(self)}, from 0.")
+        return i % len(self)
 
     @staticmethod
     def join(parts: Sequence[Explanation]) -> Explanation:
@@ -420,6 +430,7 @@ class Explanation:
 
     def _trail(self, i: int) -> tuple[Plan, Trail, int]:
         """The walk that image i was part of, and its row there; only the last one is kept."""
+        i = self._at(i)
         if i not in self._trails:
             walked = self.walk_again[i]()
             self._trails.clear()
@@ -445,20 +456,22 @@ class Explanation:
         """
         return tuple(self.path(i, range(min(20, len(p)))) for i, p in enumerate(self.points))
 
-    def path(self, image: int, points: Sequence[int]) -> tuple[Path, ...]:
+    def path(self, image: int, points: int | Sequence[int]) -> tuple[Path, ...]:
         """The strongest path from the class to each of some points of an image, call by call.
 
         >>> for node in explanation.path(0, [0])[0].nodes:
         ...     print(node.module, node.channel, node.position, node.share)
 
-        `points` are indices into `explanation.points[image]`. The pass is recorded once more, the first
+        `points` are indices into `explanation.points[image]`, or one of them. The pass is recorded once more, the first
         time, so that an explanation need not keep all activations.
 
         Raises:
             IndexError: there is no such image or point.
         """
+        points = [points] if isinstance(points, int) else points
         if not len(points):
             return ()
+        image = self._at(image)
         way, trail, row = self._trail(image)
         picture = way.inputs[0]
         evidence = trail.evidence[picture][row]
@@ -542,6 +555,7 @@ class Explanation:
     def _subject(self, i: int) -> Subject:
         from . import draw  # noqa: PLC0415
 
+        i = self._at(i)
         sample, one = self.samples[i], self[i]
         points = one.points[0]
         return draw.Subject(
@@ -606,6 +620,7 @@ class Explanation:
 
         What the fields mean, in which units, is told by `data/explanation.schema.json` in the package.
         """
+        i = self._at(i)
         sample, points = self.samples[i], self.points[i]
         return {
             "schema": SCHEMA_VERSION,
@@ -658,11 +673,15 @@ class Explanation:
         number appended, from 0. Files of that name are replaced; if interrupted, none is left half written.
 
         Raises:
-            InputError: the input is no picture; `to_dict` has its points.
+            InputError: the input is no picture (`to_dict` has its points), or the name is none.
             OSError: the folder can't be written to.
         """
         from . import draw  # noqa: PLC0415 - needs matplotlib
 
+        if name is not None and FilePath(name).name != name:
+            raise InputError(
+                f"{name!r} is no name of a file without its folder: give that as folder."
+            )
         folder = FilePath(folder)
         folder.mkdir(parents=True, exist_ok=True)
         written = []

@@ -78,15 +78,28 @@ def detect(
     ...     print(found.label, found.score, found.box)
 
     Of the likeliest classes several may mean one object: where their boxes overlap by more than half,
-    the best stays. `threshold` is that of `Explanation.boxes`. Errors are those of the explainer.
+    the best stays. A class whose strongest box goes is not there, and its others go too. `threshold` is
+    that of `Explanation.boxes`. Errors are those of the explainer.
     """
-    explanations = explainer.many(image, list(targets)) if targets else explainer.top(image, k=top)
-    found = [one for explanation in explanations for one in explanation.boxes(threshold)[0]]
-    if targets or not found:  # what was asked for by name is told, also where two share a place
-        return tuple(sorted(found, key=lambda one: -one.score))
+    if targets:  # what was asked for by name is told, also where two share a place
+        asked = explainer.many(image, list(targets))
+        named = (one for explanation in asked for one in explanation.boxes(threshold)[0])
+        return tuple(sorted(named, key=lambda one: -one.score))
+    likely = explainer.top(image, k=top)
+    # Where a network says no to its only class, there is nothing to put a box around.
+    each = [one.boxes(threshold)[0] for one in likely if one.target[0] is not None]
+    strongest = [of_class[0] for of_class in each if of_class]
+    there = {one.target for one in _apart(strongest)}
+    return tuple(_apart([one for of_class in each for one in of_class if one.target in there]))
+
+
+def _apart(found: Sequence[Detection]) -> list[Detection]:
+    """Those of which no better one covers the same place, best first."""
+    if not found:
+        return []
     boxes = torch.tensor([one.box for one in found], dtype=torch.float64)
     scores = torch.tensor([one.score for one in found], dtype=torch.float64)
-    return tuple(found[i] for i in suppress(boxes, scores, _ALIKE, len(found)).tolist())
+    return [found[i] for i in suppress(boxes, scores, _ALIKE, len(found)).tolist()]
 
 
 # From maps to boxes

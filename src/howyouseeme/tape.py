@@ -720,7 +720,8 @@ def record(
     training = [
         name or type(model).__name__
         for module, name in names.items()
-        if getattr(module, "training", False)  # frozen TorchScript has no mode
+        # Frozen TorchScript has no mode, and torch.fx's empty containers one that means nothing.
+        if getattr(module, "training", False) and type(module) is not nn.Module
     ]
     if training:
         if "eval" in vars(

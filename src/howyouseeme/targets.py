@@ -63,7 +63,7 @@ class Target:
                     f"The layer {type(found).__name__} is no module of {network.name}: take one from "
                     "model.modules(), or its name."
                 )
-            return found
+            return self._hookable(found, network)
         named: dict[str, nn.Module] = dict(network.module.named_modules())
         if self.layer not in named:
             last = [name for name in named if name][-3:]
@@ -71,7 +71,16 @@ class Target:
                 f"{network.name} has no layer {self.layer!r}: model.named_modules() lists them, "
                 f"the last being {', '.join(last) or 'the model itself'}."
             )
-        return named[self.layer]
+        return self._hookable(named[self.layer], network)
+
+    @staticmethod
+    def _hookable(module: nn.Module | None, network: Network) -> nn.Module | None:
+        if isinstance(module, torch.jit.ScriptModule):
+            raise InputError(
+                f"{network.name} is TorchScript, which doesn't show what its layers give: ask for a class, "
+                "or explain the model that it was made of."
+            )
+        return module
 
 
 def versus(one: int | str | None, other: int | str) -> Target:

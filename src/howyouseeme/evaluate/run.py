@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, ModelError
 from ..explainer import Explainer
 from ..images import Geometry, load_image
 from ..models import Model, Network, Prepare
@@ -367,6 +367,10 @@ def _item(
     return Item(name, x, order[0], second, float(scores[order[0]]), corners)
 
 
+#: A box may end so far outside of its image, as a share of its side: annotations are not exact.
+_BEYOND = 0.02
+
+
 def _to_input(box: Box, geometry: Geometry, found: _Found) -> list[float] | None:
     """The corners of a box in pixels of the network's input, cut to what the network saw."""
     height, width = geometry.image_size
@@ -381,6 +385,13 @@ def _to_input(box: Box, geometry: Geometry, found: _Found) -> list[float] | None
         found.problems.append(
             f"{box.where}: the box from ({x0:g}, {y0:g}) to ({x1:g}, {y1:g}) lies outside of the image, "
             f"which has {width} x {height} pixels."
+        )
+        return None
+    beyond = max(-x0, x1 - width) > _BEYOND * width or max(-y0, y1 - height) > _BEYOND * height
+    if beyond:
+        found.problems.append(
+            f"{box.where}: the box from ({x0:g}, {y0:g}) to ({x1:g}, {y1:g}) reaches beyond the image, "
+            f"which has {width} x {height} pixels; is it for an image of another size?"
         )
         return None
     (down, across), (top, left) = geometry.scale, geometry.offset
@@ -423,6 +434,11 @@ def _predict(module: nn.Module, explainer: Explainer, x: Tensor) -> Predict:
         scores = _scores(module(x[None])).float()
     if not bool(torch.isfinite(scores).all()):
         raise InputError("the network's answer has NaN or infinity.")
+    if scores.shape[1:].numel() == 1:
+        raise ModelError(
+            f"{explainer.network.name} has a single score, and the measures compare classes: give a module "
+            "that returns two, torch.cat([-score, score], 1), of no and yes."
+        )
     explanation = explainer(x[None])
     target, expected = explanation.target[0], explanation.probability[0]
     assert target is not None

@@ -20,13 +20,21 @@ class Exact(Method):
 
     Nothing is chosen and nothing is lost: the sum over all inputs and biases is the target itself.
     As a picture it is noisy, for positive and negative evidence cancel; it is here to account, and as
-    the reference for the methods that choose.
+    the reference for the methods that choose. Its shares are of all that speaks for the target, at the
+    inputs and at the biases.
     """
 
     @torch.no_grad()
     def walk(self, plan: Plan, nodes: Tensor, trail: Trail | None = None) -> Walked:
         evidence = {}
-        for value, multiplier in multipliers(plan, one_hot(plan, nodes)):
+        batch = len(nodes)
+        total = plan.start.data.new_zeros(batch)
+
+        def note(_: Call, share: Tensor) -> None:
+            nonlocal total
+            total = total + per_sample(share.to(total), batch).clamp(min=0).sum(1)
+
+        for value, multiplier in multipliers(plan, one_hot(plan, nodes), on_bias=note):
             if trail is not None:
                 first = value is plan.start
                 trail.arrive(value, multiplier if first else multiplier * value.data)
@@ -35,8 +43,8 @@ class Exact(Method):
                     trail.cross(source, Crossing(value, link, multiplier))
             if value.call is None:
                 evidence[value] = multiplier * value.data
-        total = sum(per_sample(item, len(nodes)).clamp(min=0).sum(1) for item in evidence.values())
-        assert isinstance(total, Tensor)
+        for item in evidence.values():
+            total = total + per_sample(item.to(total), batch).clamp(min=0).sum(1)
         return Walked.relative(evidence, total, trail)
 
 

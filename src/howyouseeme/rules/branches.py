@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..links import Diagonal, Link, Selection
-from ..tape import Call, Value
+from ..tape import Call, Tape, Value
 from . import Refusal, Step, rule
 from .gates import gate_rank
 
@@ -155,3 +155,14 @@ def maximum(call: Call, output: Value) -> Step:
         else:
             bias = torch.where(chosen, output.data, bias)
     return Step(links, bias)
+
+
+def flip(tape: Tape, source: Value, where: Tensor) -> Value:
+    """A new value on the tape: another with its sign changed in some rows, `where` [batch] is true."""
+    sign = torch.where(where, -1.0, 1.0).to(source.data)
+    sign = sign.reshape(-1, *[1] * (len(source.shape) - 1))
+    call = Call("aten.mul", torch.ops.aten.mul.Tensor, (source, sign), {}, len(tape.calls))
+    last = max(value.index for value in tape.values)
+    call.outputs = (Value(source.data * sign, last + 1, call),)
+    tape.calls.append(call)
+    return call.output
