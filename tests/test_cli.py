@@ -249,11 +249,17 @@ def test_one_class_versus_another(run: Run, photo: Path, factories: Path) -> Non
     assert result.stdout.startswith(f"{photo} → cat, not dog → out")
     assert Path("out/photo.cat-not-dog.png").exists()
     result = run("explain", photo, *model, "--versus", "dog")
-    assert "→ the likeliest class, not dog →" in result.stdout
+    assert "→ cat, not dog →" in result.stdout
     for words in (["--target", "top2", "--versus", "dog"], ["--versus", "top2"]):
         result = run("explain", photo, *model, *words)
         assert result.exit_code == 2
         assert "one class against one" in result.stderr
+    result = run("explain", photo, *model, "--target", "dog", "--versus", "dog")
+    assert result.exit_code == 2
+    assert "--target and --versus name the same class" in result.stderr
+    result = run("explain", photo, *model, "--versus", "cat")
+    assert result.exit_code == 1
+    assert "cat is the network's answer itself" in result.stderr
 
 
 def test_a_photo_that_does_not_speak_for_the_class(run: Run, photo: Path, factories: Path) -> None:

@@ -100,11 +100,43 @@ def test_the_choices_are_those_of_python() -> None:
         (["--size", "16", "--std", "0"], "scale and std can't be zero"),
         (["--size", "0"], "The size 0 x 0 is none: sizes go from 1 up"),
         (["--mean", "0.5"], "input of their_nets:bare is not known; give --size"),
+        (
+            ["--size", "16", "--mean", "127"],
+            "can't be right for their_nets:bare where its values go up to 1: give --range 255",
+        ),
+        (
+            ["--size", "16", "--mean", "0.5", "--range", "255"],
+            "where --range says that values go up to 255: give --range 1",
+        ),
+        (["--size", "16", "--classes", "none.txt"], "'none.txt' does not exist"),
     ],
 )
 def test_mistakes(here: Path, options: list[str], message: str) -> None:
     said = " ".join(refused("--model", "their_nets:bare", *options).split())
     assert message in said
+
+
+def test_the_usual_crop(here: Path) -> None:
+    used = explain("--model", "their_nets:bare", "--size", "16", "--crop-from", "20")
+    assert used == Preprocess((16, 16), "crop", 20).describe()
+
+
+def test_a_mean_of_the_wrong_range_is_refused_where_the_network_is_known(here: Path) -> None:
+    said = " ".join(refused("--mean", "0.485,0.456,0.406").split())
+    assert "A mean of 0.485, 0.456, 0.406 can't be right for efficientnet-lite0" in said
+    assert "where its values go up to 255: give --range 1" in said
+    assert "can't be right" in refused("--range", "1")
+
+
+def test_classes_are_read_from_a_file(here: Path) -> None:
+    Path("names.txt").write_text("cat\ndog\n\nfox\n", encoding="utf-8")
+    options = ["--model", "their_nets:bare", "--size", "16", "--classes", "names.txt"]
+    assert explain(*options)["size"] == [16, 16]
+    words = ["explain", str(sample_photo("cat")), "--out", "out", *options, "--target", "fox"]
+    result = CliRunner().invoke(main, words)
+    assert "→ fox " in result.output
+    listed = CliRunner().invoke(main, ["classes", *options[:2], "--classes", "names.txt"])
+    assert listed.output.split() == ["0", "cat", "1", "dog", "2", "fox"]
 
 
 def test_code_in_files_has_to_be_allowed(here: Path) -> None:

@@ -141,6 +141,27 @@ def test_the_likeliest_classes_come_in_a_list(client: TestClient) -> None:
     assert chances == sorted(chances, reverse=True)
 
 
+def test_one_class_against_another(client: TestClient) -> None:
+    told = send(client, params={"target": "dog", "versus": "rocket"}).json()
+    assert told["target"] == {"index": None, "label": "dog, not rocket", "probability": None}
+    answer = send(client).json()["target"]["label"]
+    other = "dog" if answer != "dog" else "cat"
+    assert (
+        send(client, params={"versus": other}).json()["target"]["label"] == f"{answer}, not {other}"
+    )
+    for params in ({"versus": answer}, {"target": "top2", "versus": "dog"}, {"versus": "lamp"}):
+        assert send(client, params=params).status_code == 422
+
+
+def test_a_parameter_that_there_is_not_is_refused(client: TestClient) -> None:
+    refused = send(client, params={"trget": "dog"})
+    assert refused.status_code == 422
+    assert refused.json()["detail"] == (
+        "There is no parameter 'trget'; /v1/explain takes model, target, versus, method, layers."
+    )
+    assert client.get("/v1/models?all=1").status_code == 422
+
+
 def test_another_network_and_method(client: TestClient) -> None:
     told = send(client, params={"model": "other", "method": "seed"}).json()
     assert told["provenance"]["model"] == "other"
@@ -194,7 +215,7 @@ def test_detect_gives_coco(client: TestClient) -> None:
 
 def test_propose_gives_regions(client: TestClient) -> None:
     told = send(client, "/v1/propose", params={"count": 7}).json()
-    assert told["image"] == {"name": "photo.png", "size": [40, 30]}
+    assert told["image"] == {"name": "photo.png", "size": [30, 40]}
     assert 1 <= len(told["regions"]) <= 7
 
 

@@ -348,7 +348,7 @@ def test_the_command_follows_a_folder_of_frames(tmp_path: Path) -> None:
     ("words", "sentence"),
     [
         ([], "Say what to follow"),
-        (["--box", "1,2,3,4", "--target", "tabby"], "Say what to follow"),
+        (["--box", "1,2,3,4", "--target", "tabby"], "--target CLASS, not both"),
         (["--box", "1,2,3"], "give four numbers"),
         (["--box", "9,9,9,9"], "is empty"),
         (["--box", "900,0,950,9"], "lies outside"),
@@ -363,3 +363,10 @@ def test_the_command_says_what_it_misses(tmp_path: Path, words: list[str], sente
     assert result.exit_code == 2
     assert sentence in " ".join(result.stderr.split())
     assert not list(out.glob("*"))
+
+
+def test_the_command_takes_no_picture(tmp_path: Path) -> None:
+    words = ["track", str(sample_photo()), "--box", "1,1,30,30", "--out", str(tmp_path)]
+    result = CliRunner().invoke(cli.main, words)
+    assert result.exit_code == 2
+    assert "cat.jpg is a picture: give a video, or a folder of frames" in result.stderr

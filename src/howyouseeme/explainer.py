@@ -537,14 +537,14 @@ class Explainer:
             read = next(reads)
             if not _is_whole(read):
                 start, nodes = read, torch.arange(batch, device=read.device)
-                label, exclusive = "", True
+                labels, exclusive = ("",) * batch, True
                 certainty: tuple[float | None, ...] = (None,) * batch
                 if isinstance(target, NamedTarget):
-                    label = target.label
+                    labels = self._labels(target.label, tape, batch)
                     if target.score and read.numel == batch:
                         certainty = tuple(read.data.reshape(-1).tolist())
                         start, nodes, exclusive = _class_scores(tape, read, nodes)
-                return _Asked(start, nodes, (None,) * batch, certainty, exclusive, (label,) * batch)
+                return _Asked(start, nodes, (None,) * batch, certainty, exclusive, labels)
             target = _one_each(read, batch)
         scores = _scores(tape.output)
         # Some networks leave the last convolution's axes of one place: [batch, classes, 1, 1].
@@ -571,6 +571,13 @@ class Explainer:
             _probabilities(scores.data.reshape(batch, -1).float(), squashed_by, classes),
             exclusive,
         )
+
+    def _labels(self, label: str, tape: Tape, batch: int) -> tuple[str, ...]:
+        """That of a `howyouseeme.targets` for each image, the likeliest class being named in it."""
+        if "{answer}" not in label:
+            return (label,) * batch
+        likeliest = _scores(tape.output).data.reshape(batch, -1).argmax(1)
+        return tuple(label.replace("{answer}", self._label(c)) for c in likeliest.tolist())
 
     def _yes_or_no(
         self, tape: Tape, logits: Value, target: Any, scores: Value, squashed_by: str

@@ -33,7 +33,8 @@ class Target:
     >>> brightest = Target("the brightest", lambda output, network: output.flatten(1).amax(1))
 
     Args:
-        label: what pictures and JSON call it.
+        label: what pictures and JSON call it; `{answer}` in it becomes the name of the class that the
+            network finds likeliest in each image.
         read: from the model's output, or that of `layer`, and the `Network`, to a tensor [batch], one
             element for each image. It works with PyTorch on floats alone.
         layer: the module whose output is read, or its name in `model.named_modules()`; None: the
@@ -83,7 +84,7 @@ class Target:
         return module
 
 
-def versus(one: int | str | None, other: int | str) -> Target:
+def versus(one: int | str | None, other: int | str, network: Network | None = None) -> Target:
     """Why this class and not that one? The score of one class less that of another.
 
     >>> explanation = explainer("rocket.jpg", hysm.targets.versus("drilling platform", "missile"))
@@ -92,9 +93,10 @@ def versus(one: int | str | None, other: int | str) -> Target:
     wrong answer, with the right one as the other. Classes go by index or name; None is the class that
     the network finds likeliest in each image. The scores are the model's output [batch, classes], or
     its 'logits', as they are: a model that ends in a softmax is asked for a difference of probabilities.
+    With its `network` the target's label has the full names of the classes.
 
     Raises, when it is explained:
-        InputError: the model is no classifier, or has no such class.
+        InputError: the model is no classifier, or has no such class, or both are the same.
     """
 
     def read(output: Any, network: Network) -> Tensor:
@@ -104,26 +106,35 @@ def versus(one: int | str | None, other: int | str) -> Target:
                 f"{network.name} is no classifier whose output is [batch, classes]: give a function of "
                 "its output as the target, target=lambda output: output[...]."
             )
-        against = _column(scores, other, network)
-        if one is not None:
-            return _column(scores, one, network) - against
-        return scores.gather(1, scores.argmax(1, keepdim=True))[:, 0] - against
+        rival = _index(scores, other, network)
+        if one is None:
+            mine = scores.argmax(1)
+        else:
+            mine = torch.full((len(scores),), _index(scores, one, network), device=scores.device)
+        if bool((mine == rival).any()):
+            answer = "the network's answer" if one is None else names[0]
+            raise InputError(
+                f"{names[1]} is {answer} itself: name two classes to set against each other."
+            )
+        return scores.gather(1, mine[:, None])[:, 0] - scores[:, rival]
 
-    first = "the likeliest class" if one is None else _class_name(one)
-    return Target(f"{first}, not {_class_name(other)}", read)
+    names = ["{answer}" if one is None else _class_name(one, network), _class_name(other, network)]
+    return Target(f"{names[0]}, not {names[1]}", read)
 
 
-def _column(scores: Tensor, category: int | str, network: Network) -> Tensor:
+def _index(scores: Tensor, category: int | str, network: Network) -> int:
     index = network.class_index(category) if isinstance(category, str) else category
     if not 0 <= index < scores.shape[1]:
         raise InputError(
             f"There is no class {index}: {network.name} has {scores.shape[1]} classes, 0 to "
             f"{scores.shape[1] - 1}."
         )
-    return scores[:, index]
+    return index
 
 
-def _class_name(category: int | str) -> str:
+def _class_name(category: int | str, network: Network | None = None) -> str:
+    if network is not None:
+        return network.label(network.class_index(category))
     return category if isinstance(category, str) else f"class {category}"
 
 
@@ -197,7 +208,7 @@ def region(mask: Tensor | np.ndarray, category: int | str) -> Target:
                 "a function of its output as the target, target=lambda output: output[...]."
             )
         height, width = output.shape[2:]
-        scores = _column(output, category, network)
+        scores = output[:, _index(output, category, network)]
         rows, columns = inside.shape[0] // height, inside.shape[1] // width
         if (rows * height, columns * width) != tuple(inside.shape):
             raise InputError(

@@ -27,7 +27,6 @@ from .program import verbose_option
 if TYPE_CHECKING:
     from ..explainer import Explainer
     from ..explanation import Explanation
-    from ..targets import Target
 
 DEFAULT_METHOD = "evidence"
 METHODS = ("evidence", "seed", "exact")
@@ -118,6 +117,8 @@ def explain(
         rival = read_target(versus, network)
         if wanted.top is not None or rival.index is None:
             raise click.UsageError("--versus stands one class against one: name them.")
+        if rival.index == wanted.index:
+            raise click.UsageError("--target and --versus name the same class: give two.")
         wanted = replace(wanted, rival=rival.index)
     from ..explainer import Explainer  # noqa: PLC0415
 
@@ -148,8 +149,11 @@ def demo(*, out: Path) -> None:
 
 def _explain_one(job: _Job, file: Path, name: str) -> Iterator[str]:
     """Write what explains one file; yield what there is to say of it."""
+    from .. import targets  # noqa: PLC0415
+
     if job.wanted.rival is not None:
-        explanations = [job.explainer(file, _versus(job))]
+        target = targets.versus(job.wanted.index, job.wanted.rival, job.explainer.network)
+        explanations = [job.explainer(file, target)]
     elif job.wanted.top is None:
         explanations = [job.explainer(file, job.wanted.index)]
     else:
@@ -178,27 +182,18 @@ def _checked(job: _Job, explanation: Explanation) -> Iterator[str]:
     assert photo is not None  # a file was given
     asked = [explanation.target[0]]
     if job.wanted.rival is not None:
-        one = job.wanted.index
-        asked = [job.explainer(photo).target[0] if one is None else one, job.wanted.rival]
+        asked = [job.wanted.index, job.wanted.rival]
     photos = {
         "as it is": photo,
         "without that evidence": explanation.hidden(),
         "with it alone": explanation.hidden(others=True),
     }
     for name, changed in photos.items():
-        *answers, top = job.explainer.many(changed, [*dict.fromkeys(asked), None])
+        *answers, top = job.explainer.many(changed, [*asked, None])
+        asked = [one.target[0] for one in answers]  # the likeliest is that of the photo as it is
         if top.target[0] not in asked:
             answers.append(top)
         yield f"  {name}: {', '.join(map(_told, answers))}"
-
-
-def _versus(job: _Job) -> Target:
-    from .. import targets  # noqa: PLC0415
-
-    one, rival, label = job.wanted.index, job.wanted.rival, job.explainer.network.label
-    assert rival is not None
-    name = "the likeliest class" if one is None else label(one)
-    return replace(targets.versus(one, rival), label=f"{name}, not {label(rival)}")
 
 
 def _answer(explanation: Explanation) -> str:

@@ -38,9 +38,16 @@ _INPUT = (
         "squashed into it.",
     ),
     click.option(
+        "--crop-from",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Resize the photo's shorter side to N and cut the middle out, instead of squashing it; "
+        "256 is usual for 224.",
+    ),
+    click.option(
         "--mean",
         metavar="M|R,G,B",
-        help="Subtracted from the values, one number or one for each channel.",
+        help="Subtracted from the values (see --range), one number or one for each channel.",
     ),
     click.option("--std", metavar="S|R,G,B", help="What they are divided by after that."),
     click.option(
@@ -52,7 +59,7 @@ _INPUT = (
         "--range",
         "white",
         type=click.Choice(["1", "255"]),
-        help="Value of white, before --mean and --std.",
+        help="Value of white, before --mean and --std: that of the network where it is known, else 1.",
     ),
     click.option(
         "--interpolation",
@@ -68,6 +75,11 @@ _REST = (
         help="File with the weights of the network, instead of its own.",
     ),
     *_INPUT,
+    click.option(
+        "--classes",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="Text file with the names of the classes, one a line, in the order of the scores.",
+    ),
     click.option(
         "--allow-code",
         is_flag=True,
@@ -85,11 +97,13 @@ class Asked:
     model: str
     weights: Path | None
     size: str | None
+    crop_from: int | None
     mean: str | None
     std: str | None
     channels: str | None
     white: str | None
     interpolation: str | None
+    classes: Path | None
     allow_code: bool
     device: str
 
@@ -99,6 +113,8 @@ class Asked:
     def load(self, photos: bool = True) -> Network:
         """The network, on its device; where it is for `photos`, with its preprocessing."""
         network = _load(self.model, self.weights, self.device, self.allow_code)
+        if self.classes is not None:
+            network = replace(network, classes=_read_classes(self.classes))
         return replace(network, preprocess=self._preprocess(network)) if photos else network
 
     def _preprocess(self, network: Network) -> Preprocess:
@@ -107,18 +123,33 @@ class Asked:
 
         asked = self._preprocess_options()
         if network.preprocess is not None:
-            return replace(network.preprocess, **asked)
+            return self._checked(replace(network.preprocess, **asked), network)
         if "size" in asked:
             if "mean" not in asked:
                 click.echo(
                     f"Note: {network.name} gets pictures that are not normalised, as no --mean and --std say how.",
                     err=True,
                 )
-            return Preprocess(**asked)
+            return self._checked(Preprocess(**asked), network)
         raise ModelError(
             f"How a photo becomes the input of {network.name} is not known; give --size, and --mean, "
             "--std, --channels and --range as it was trained, or let a factory return "
             "howyouseeme.Network(name, module, howyouseeme.Preprocess(...), classes)."
+        )
+
+    def _checked(self, made: Preprocess, network: Network) -> Preprocess:
+        """The same, if white and the mean can be of one range where --mean or --range was given."""
+        if self.mean is None and self.white is None:
+            return made
+        white, mean = round(255 * made.scale), max(made.mean)
+        fits = mean <= white and (white == 1 or not 0 < mean <= 1)
+        if fits:
+            return made
+        told = ", ".join(f"{number:g}" for number in made.mean)
+        given = "its values go" if self.white is None else "--range says that values go"
+        raise click.UsageError(
+            f"A mean of {told} can't be right for {network.name} where {given} up to {white}: give --range "
+            f"{1 if white == 255 else 255} with it, or a --mean to go with it."
         )
 
     def _preprocess_options(self) -> dict[str, Any]:
@@ -132,6 +163,8 @@ class Asked:
                 )
             asked |= {"size": (int(sides[1]), int(sides[2] or sides[1])), "resize": "squash"}
             asked["crop_from"] = None
+        if self.crop_from is not None:
+            asked |= {"resize": "crop", "crop_from": self.crop_from}
         for name, given in (("mean", self.mean), ("std", self.std)):
             if given is not None:
                 try:
@@ -146,11 +179,6 @@ class Asked:
             asked["interpolation"] = self.interpolation
         if self.white is not None:
             asked["scale"] = float(self.white) / 255
-        if self.white != "255" and max(asked.get("mean", (0.0,))) > 1 and "size" in asked:
-            raise click.UsageError(
-                f"--mean {self.mean} is above white, which is 1: give --range 255 with it, or divide it "
-                "by 255."
-            )
         return asked
 
 
@@ -180,6 +208,17 @@ def options_of_each_network(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_REST):
         wrapped = option(wrapped)
     return wrapped
+
+
+def _read_classes(file: Path) -> tuple[str, ...]:
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"--classes {file} is no text in UTF-8.") from error
+    names = tuple(line.strip() for line in lines if line.strip())
+    if not names:
+        raise click.UsageError(f"--classes {file} has no names in it.")
+    return names
 
 
 def _load(model: str, weights: Path | None, device: str, allow_code: bool) -> Network:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .network import Asked, network_options, read_target
-from .photos import make_folder, out_option
+from .photos import SUFFIXES, make_folder, out_option
 from .program import verbose_option
 
 if TYPE_CHECKING:
@@ -34,7 +34,10 @@ def track(*, source: str, box: str | None, target: str | None, asked: Asked, out
     Writes a table of boxes (CSV) and an annotated video; for a folder, annotated frames.
     """
     if (box is None) == (target is None):
-        raise click.UsageError("Say what to follow: --box X0,Y0,X1,Y1 or --target CLASS.")
+        more = "" if box is None else ", not both"
+        raise click.UsageError(f"Say what to follow: --box X0,Y0,X1,Y1 or --target CLASS{more}.")
+    if Path(source).suffix.lower() in SUFFIXES and Path(source).is_file():
+        raise click.UsageError(f"{source} is a picture: give a video, or a folder of frames.")
     given = None if box is None else _read_box(box)
     from ..track import Tracker, follow  # noqa: PLC0415
     from ..video import FrameWriter, VideoWriter, open_video  # noqa: PLC0415

@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import APIRouter, FastAPI, File, Query, Request, UploadFile
+from fastapi import APIRouter, Depends, FastAPI, File, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from PIL import Image
@@ -51,8 +51,8 @@ _EXAMPLE = {
         "device": "cpu",
         "preprocess": {
             "size": [224, 224],
-            "resize": "squash",
-            "crop_from": None,
+            "resize": "crop",
+            "crop_from": 256,
             "mean": [127.0, 127.0, 127.0],
             "std": [128.0, 128.0, 128.0],
             "scale": 1.0,
@@ -176,7 +176,18 @@ _ModelName = Annotated[
 ]
 _TOP = re.compile(r"top([0-9]{1,4})", re.IGNORECASE)
 
-router = APIRouter(prefix="/v1")
+
+async def _only_known(request: Request) -> None:
+    """Refuses parameters that there are not: a typing error would ask another question."""
+    route = request.scope["route"]
+    known = [parameter.alias for parameter in route.dependant.query_params]
+    for name in request.query_params:
+        if name not in known:
+            takes = f"takes {', '.join(known)}" if known else "takes none"
+            raise InputError(f"There is no parameter {name[:100]!r}; {route.path} {takes}.")
+
+
+router = APIRouter(prefix="/v1", dependencies=[Depends(_only_known)])
 
 
 @router.post(
@@ -207,6 +218,14 @@ async def explain(
             examples=["tiger cat", "282", "top3"],
         ),
     ] = None,
+    versus: Annotated[
+        str | None,
+        Query(
+            description="Explain what speaks for the target and not for this class, by name or index.",
+            max_length=200,
+            examples=["lynx"],
+        ),
+    ] = None,
     method: Annotated[
         Literal["evidence", "seed", "exact"], Query(description="How to walk back.")
     ] = "evidence",
@@ -228,6 +247,7 @@ async def explain(
         method,
         target if top is None else None,
         None if top is None else int(top[1]),
+        versus,
     )
 
     def render(found: list[Explanation], _: Image.Image) -> bytes:

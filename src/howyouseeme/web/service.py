@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from .. import localize
+from .. import localize, targets
 from ..errors import HowYouSeeMeError, ImageError, InputError
 from ..explainer import Explainer
 from ..explanation import Explanation
@@ -46,9 +46,9 @@ class NotAllowedError(InputError):
 
 @dataclass(frozen=True)
 class Question:
-    """What to explain: a class by name or index, or so many of the likeliest ones.
+    """What to explain: a class by name or index, against another if wanted, or so many of the likeliest ones.
 
-    >>> Question(photo, target="tabby"), Question(photo, top=3)
+    >>> Question(photo, target="tabby"), Question(photo, top=3), Question(photo, versus="lynx")
 
     `photo` are the bytes of a file, `name` is how it was called.
     """
@@ -59,6 +59,7 @@ class Question:
     method: str = "evidence"
     target: str | int | None = None
     top: int | None = None
+    versus: str | int | None = None
 
 
 def read_photo(data: bytes, limits: Limits) -> Image.Image:
@@ -186,7 +187,10 @@ class Service:
             )
         if question.top is not None and not 1 <= question.top <= MOST_CLASSES:
             raise InputError(f"The likeliest classes can be had from top1 to top{MOST_CLASSES}.")
-        key = (name, question.method, question.top, question.target is None)
+        if question.top is not None and question.versus is not None:
+            raise InputError("versus stands one class against one: give a target, or none.")
+        alone = question if question.versus is not None else None  # asked on its own
+        key = (name, question.method, question.top, question.target is None, alone)
         return await self._do(self._explain, (replace(question, model=name), render), key)
 
     async def detect(
@@ -255,6 +259,10 @@ class Service:
         explainer = ready.explainer(first.method)
         if first.top is not None:
             together = explainer.top(images, first.top)
+        elif first.versus is not None:
+            together = [
+                explainer(images, targets.versus(first.target, first.versus, ready.network))
+            ]
         elif first.target is None:
             together = [explainer(images)]
         else:
