@@ -647,6 +647,17 @@ def test_a_sigmoid_at_the_end_gives_its_own_probabilities(images: Tensor) -> Non
     torch.testing.assert_close(explanation.evidence, alone.evidence)
 
 
+def test_labels_that_do_not_exclude_each_other(images: Tensor) -> None:
+    net = make_net()
+    found = Explainer(net, multilabel=True)(images, 1)
+    expected = Explainer(Wrapped(torch.sigmoid).eval())(images, 1)
+    assert found.probability == pytest.approx(expected.probability)
+    torch.testing.assert_close(found.evidence, expected.evidence)
+    squashed = Explainer(Wrapped(torch.sigmoid).eval(), multilabel=True)(images, 1)
+    assert squashed.probability == pytest.approx(expected.probability)
+    torch.testing.assert_close(squashed.evidence, expected.evidence)
+
+
 @pytest.mark.parametrize(
     "change",
     [

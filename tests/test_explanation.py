@@ -720,6 +720,15 @@ def test_images_are_taken_by_number_or_slice(images: Tensor, tmp_path: Path) -> 
         explanation.save(tmp_path, "a/b")
 
 
+def test_maps_are_written_as_numbers(images: Tensor, tmp_path: Path) -> None:
+    explanation = Explainer(network())(images)
+    *_, last = explanation.save(tmp_path, "a", maps=True)
+    assert last == tmp_path / "a-1.npz"
+    with np.load(last) as maps:
+        np.testing.assert_array_equal(maps["saliency"], explanation.saliency[1].numpy())
+        np.testing.assert_array_equal(maps["attention"], explanation.attention[1].numpy())
+
+
 def test_one_image_without_a_name(images: Tensor, tmp_path: Path) -> None:
     written = Explainer(network())(images[:1]).save(tmp_path)
     assert [path.name for path in written] == ["explanation.png", "explanation.json"]

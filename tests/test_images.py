@@ -670,6 +670,23 @@ def test_swapped_channels_are_measured() -> None:
     torch.testing.assert_close(found(picture)[0], prepare(picture).flip(0) * 3, rtol=0, atol=0.2)
 
 
+@pytest.mark.parametrize("crop", [(), (transforms.CenterCrop((48, 64)),)])
+def test_greys_are_measured(crop: tuple[Any, ...]) -> None:
+    size = 72 if crop else (48, 64)
+    prepare = transforms.Compose(
+        [
+            *(transforms.Grayscale(), transforms.Resize(size), *crop, transforms.ToTensor()),
+            transforms.Normalize(0.4, 0.2),
+        ]
+    )
+    found = Preprocess.like(prepare)
+    assert (found.size, found.channels) == ((48, 64), "grey")
+    assert (found.resize, found.crop_from) == (("crop", 72) if crop else ("squash", None))
+    picture = load_image(sample_photo("coffee"))
+    levels = (found(picture)[0] - prepare(picture)).abs() * 255 * 0.2
+    assert float(levels.mean()) < 1
+
+
 @pytest.mark.parametrize(
     "prepare",
     [

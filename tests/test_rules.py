@@ -2073,6 +2073,18 @@ def test_a_duplicate_raises() -> None:
     assert rules.rules()["aten.relu"] is before
 
 
+def test_a_rule_may_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(rules.rules(), "aten.relu", rules.rules()["aten.relu"])
+
+    @rule("aten.relu", replace=True)
+    def other(call: Call, output: Value) -> Step:
+        raise rules.Refusal("not today")
+
+    tape = record(Made(torch.relu), [numbers(3, 4)])
+    with pytest.raises(UnsupportedCallError, match="not today"):
+        plan(tape, tape.output)
+
+
 def test_a_rule_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(rules.rules(), "aten.cumsum")
     x = numbers(3, 4)

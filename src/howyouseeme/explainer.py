@@ -132,6 +132,8 @@ class Explainer:
             for evaluation, if `Preprocess.like` can tell what it does.
         classes: names of the classes, one for each score, or of no and yes where there is a single
             score; those of the `Network` by default.
+        multilabel: whether the classes don't exclude each other. Then none is set against the others, and
+            probabilities are sigmoids. Not needed where the model itself ends in a sigmoid.
         device: where to run, the model being moved there; where the model is by default.
         together: whether the images of a batch share a pass, or how many of them: on a CPU together=8
             takes less time for most networks, half for some. PyTorch's kernels round by the size of the
@@ -154,6 +156,7 @@ class Explainer:
         *,
         preprocess: Prepare | None = None,
         classes: Sequence[str] | None = None,
+        multilabel: bool = False,
         device: str | torch.device | None = None,
         together: bool | int | None = None,
         **parameters: Any,
@@ -165,7 +168,7 @@ class Explainer:
                 f"together={together!r} is no number of images that share a pass: give 1 or more, True "
                 "for all, or None."
             )
-        self.together = together
+        self.together, self.multilabel = together, multilabel
         self.method: Method = get_method(method, **parameters)
         network = as_network(model, preprocess, classes)
         if device is not None:
@@ -562,13 +565,16 @@ class Explainer:
         if table.shape[1] == 1:
             return self._yes_or_no(tape, logits, target, scores, squashed_by)
         classes = self._classes(table, target)
+        told = scores.data.reshape(batch, -1).float()
+        if self.multilabel and not squashed_by:
+            told, squashed_by = told.sigmoid(), "aten.sigmoid"
         exclusive = squashed_by != "aten.sigmoid"
         rows = torch.arange(batch, device=table.device)
         return _Asked(
             logits,
             rows * table.shape[1] + classes,
             tuple(classes.tolist()),
-            _probabilities(scores.data.reshape(batch, -1).float(), squashed_by, classes),
+            _probabilities(told, squashed_by, classes),
             exclusive,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import platform
 from collections.abc import Callable, Sequence
@@ -661,7 +662,11 @@ class Explanation:
         }
 
     def save(
-        self, folder: str | FilePath, name: str | None = None, layers: bool = False
+        self,
+        folder: str | FilePath,
+        name: str | None = None,
+        layers: bool = False,
+        maps: bool = False,
     ) -> list[FilePath]:
         """Write a PNG and a JSON for each image, and return their paths.
 
@@ -698,7 +703,18 @@ class Explanation:
             _write(picture, png)
             _write(data, numbers.encode())
             written += [picture, data]
+            if maps:
+                written.append(folder / f"{stem}.npz")
+                _write(written[-1], self[i]._npz())
         return written
+
+    def _npz(self) -> bytes:
+        """The maps of the only image, as a file of numpy."""
+        file = io.BytesIO()
+        np.savez_compressed(
+            file, saliency=self.saliency[0].numpy(), attention=self.attention[0].numpy()
+        )
+        return file.getvalue()
 
     def show(self, layers: bool = False) -> None:
         """Show the pictures: in a notebook under the cell, else in the system's image viewer.

@@ -452,8 +452,8 @@ class Preprocess:
         if best is not None and slope < 1 and detail < 3:  # resizings round at other moments
             return best
         raise InputError(
-            f"The preprocessing {name} does something else than to resize, cut and scale an "
-            "RGB picture to [3, height, width], so that it isn't known where pixels come from: give it "
+            f"The preprocessing {name} does something else than to resize, cut and scale an RGB picture "
+            "to [3, height, width], or [1, height, width] of its greys, so that it isn't known where pixels come from: give it "
             "as howyouseeme.Preprocess(...), or give the tensors that it makes."
         )
 
@@ -545,16 +545,21 @@ def _candidates(
     black: torch.Tensor, white: torch.Tensor, red: torch.Tensor, sloped: torch.Tensor
 ) -> Iterator[Preprocess]:
     """What may have made these of black, of white, of red, and of ramps (down, right, and both)."""
-    if sloped.ndim != 3 or len(sloped) != 3 or min(sloped.shape) < 2:
+    if sloped.ndim != 3 or len(sloped) not in {1, 3} or min(sloped.shape[1:]) < 2:
         return
     low, high = black.mean((1, 2)), white.mean((1, 2))
     uneven = torch.stack([one.amax((1, 2)) - one.amin((1, 2)) for one in (black, white)])
     if not bool((high > low).all()) or not bool((uneven < 1e-3 * (high - low)).all()):
         return
     std, size = 255 / (high - low), (sloped.shape[1], sloped.shape[2])
-    rgb = float(red[0].mean()) > float(low[0] + high[0]) / 2
     level = (sloped - low[:, None, None]) / (high - low)[:, None, None]
-    down, right = (level if rgb else level.flip(0))[:2]
+    channels: Literal["rgb", "bgr", "grey"] = "grey"
+    if len(level) == 3:
+        channels = "rgb" if float(red[0].mean()) > float(low[0] + high[0]) / 2 else "bgr"
+        down, right = (level if channels == "rgb" else level.flip(0))[:2]
+    else:  # all three ramps at once, as ITU-R 601 weighs red, green and blue
+        both = (_RAMPS[0] - 1) / (sum(_RAMPS) - 2)
+        down, right = level[0] / (0.299 + 0.114 * both), level[0] / (0.587 + 0.114 * (1 - both))
     # How many pixels of the input the picture was resized to, by the slope of each ramp at its middle.
     resized = []
     for line, side in zip((down.mean(1), right.mean(0)), _RAMPS, strict=True):
@@ -582,7 +587,7 @@ def _candidates(
                     mean=tuple((0 - low * std).tolist()),
                     std=tuple(std.tolist()),
                     scale=1.0,
-                    channels="rgb" if rgb else "bgr",
+                    channels=channels,
                     interpolation=interpolation,
                 )
 

@@ -38,6 +38,7 @@ class _Job:
     out: Path
     wanted: Wanted = field(default_factory=Wanted)
     layers: bool = False
+    maps: bool = False
     check: bool = False
 
 
@@ -72,8 +73,14 @@ class _Job:
     help="Go on from a sample of about so many nodes, 2000 say, instead of all: faster on some "
     "networks, and coarser; for --method evidence.",
 )
+@click.option(
+    "--multilabel",
+    is_flag=True,
+    help="Classes don't exclude each other: set none against the others.",
+)
 @out_option()
 @click.option("--layers", is_flag=True, help="Add where each stage of the network looks.")
+@click.option("--maps", is_flag=True, help="Write saliency and attention as numbers too (NPZ).")
 @click.option(
     "--check",
     is_flag=True,
@@ -90,8 +97,10 @@ def explain(
     method: str,
     k: int | None,
     nodes: int | None,
+    multilabel: bool,
     out: Path,
     layers: bool,
+    maps: bool,
     check: bool,
 ) -> None:
     """Explain photos, or all the photos in a folder.
@@ -122,9 +131,9 @@ def explain(
         wanted = replace(wanted, rival=rival.index)
     from ..explainer import Explainer  # noqa: PLC0415
 
-    explainer = Explainer(network, method, **parameters)
+    explainer = Explainer(network, method, multilabel=multilabel, **parameters)
     make_folder(out)  # only now: a mistyped class should leave no empty folder behind
-    job = _Job(explainer, out, wanted, layers, check)
+    job = _Job(explainer, out, wanted, layers, maps, check)
     for_each(files, partial(_explain_one, job))
 
 
@@ -166,7 +175,7 @@ def _explain_one(job: _Job, file: Path, name: str) -> Iterator[str]:
             parts.append(rank + _slug(_answer(explanation)))
         if explanation.method.name != DEFAULT_METHOD:
             parts.append(explanation.method.name)
-        written = explanation.save(job.out, name=".".join(parts), layers=job.layers)
+        written = explanation.save(job.out, name=".".join(parts), layers=job.layers, maps=job.maps)
         picture = next(path for path in written if path.suffix == ".png")
         yield f"{file} → {_told(explanation)} → {picture}"
         if not len(explanation.points[0]):

@@ -62,23 +62,25 @@ class Refusal(Exception):  # noqa: N818 - never leaves the package; becomes Unsu
     """A rule knows the call, but not this way of calling it; the message says which."""
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
+def rule(*names: str, replace: bool = False) -> Callable[[Rule], Rule]:
     """Register a rule for one or more calls.
 
     >>> @rule("aten.expm1")
     ... def expm1(call, output):
     ...     return secant(call, output)
 
+    With `replace` it takes the place of the rules that there are.
+
     Raises:
-        ValueError: a name has a rule already. Remove it first: `del howyouseeme.rules.rules()[name]`
+        ValueError: a name has a rule already.
     """
 
     def register(function: Rule) -> Rule:
         for name in names:
-            if name in _RULES:
+            if name in _RULES and not replace:
                 raise ValueError(
                     f"{name} has a rule already ({_RULES[name].__module__}.{_RULES[name].__name__}): "
-                    f"remove that first, with `del howyouseeme.rules.rules()[{name!r}]`."
+                    f"to put another in its place, @rule({name!r}, replace=True)."
                 )
             _RULES[name] = function
         return function
