@@ -343,6 +343,25 @@ def test_what_is_broken_is_told_and_the_rest_goes_on(photos: Path) -> None:
     assert "reaches beyond the image, which has 96 x 64 pixels" in third
 
 
+def test_a_method_of_ones_own_is_measured_beside_ours(photos: Path) -> None:
+    network = colours()
+
+    def by_us(module: nn.Module, image: torch.Tensor, target: int) -> torch.Tensor:
+        preprocess = network.preprocess
+        return hysm.explain(module, image, target, preprocess=preprocess).saliency[0]
+
+    found = evaluate(network, files(photos), methods=["evidence", by_us], settings=FAST)
+    assert list(found.values) == ["evidence", "by_us"]
+    ours, same = ({**found.values[name], "time": {}} for name in found.values)
+    assert ours == same
+
+    def narrow(module: nn.Module, image: torch.Tensor, target: int) -> torch.Tensor:
+        return image[0, 0, :, :5]
+
+    with pytest.raises(InputError, match=r"narrow made a map of the shape \(\d+, 5\)"):
+        evaluate(network, files(photos), methods=[narrow], settings=FAST)
+
+
 def test_a_single_score_is_refused(photos: Path) -> None:
     network = colours()
 

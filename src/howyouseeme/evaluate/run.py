@@ -9,6 +9,7 @@ import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ from .scoring import MEASURES, Explain, Item, Settings, make_grids, score_grid, 
 __all__ = ["Evaluation", "evaluate"]
 
 SCHEMA_VERSION = 1
+
+#: From a module, an input [1, channel, height, width] and a class to a map [height, width].
+OwnMethod = Callable[[nn.Module, Tensor, int], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +150,7 @@ def evaluate(
     *,
     preprocess: Prepare | None = None,
     classes: Sequence[str] | None = None,
-    methods: Sequence[str] = ("evidence",),
+    methods: Sequence[str | OwnMethod] = ("evidence",),
     limit: int | None = None,
     grids: int = 10,
     settings: Settings | None = None,
@@ -164,6 +168,8 @@ def evaluate(
         boxes: what `read_boxes` takes; or, by file name, rows of class, x0, y0, x1, y1 in pixels of the
             image, x1 and y1 exclusive. Without them, those measures are left out that need them.
         methods: names that `Explainer` takes; "seed:attention" measures another map than the saliency.
+            And functions of your own, from the module, an input [1, channel, height, width] and a class
+            to a map [height, width]; they go by their `__name__`.
         limit: at most so many images are measured.
         grids: so many 2 x 2 grids for GridPG.
         settings: which of the slow measures are left out.
@@ -179,18 +185,17 @@ def evaluate(
     """
     network = Explainer(model, preprocess=preprocess, classes=classes).network
     _ = network.photo_input  # or an error, before anything is loaded
-    views = [_view(name) for name in dict.fromkeys(methods)]
-    if not views:
+    makers = dict(map(_maker, methods))
+    if not makers:
         raise InputError("There is no method to measure: give at least one, such as evidence.")
-    explainers = {name: Explainer(network, method=method) for name, method, _ in views}
-    network = explainers[views[0][0]].network
+    explains = {name: make(network) for name, make in makers.items()}
     files = _by_name(images)
     known = _boxes(boxes, network)
     found = _Found([], [], list(known.problems) if known else [], [], {})
     if known is not None:
         _compare_names(files, known, found)
         files = {name: path for name, path in files.items() if name in known.of}
-    predict = _load_all(network, explainers[views[0][0]], files, known, limit, found)
+    predict = _load_all(network, Explainer(network), files, known, limit, found)
     made = make_grids(found.items, grids)
     if not made and grids:
         found.notes.append(
@@ -202,9 +207,8 @@ def evaluate(
         network.preprocess,
         network.classes,
     )
-    for name, method, view in views:
-        explain = _explain(explainers[name], view)
-        other = _explain(Explainer(forgetful, method=method), view)
+    for name, explain in explains.items():
+        other = makers[name](forgetful)
         explain(found.items[0].input, found.items[0].target)  # what only the first call costs
         items, scores = [], []
         for number, item in enumerate(found.items, start=1):
@@ -243,21 +247,38 @@ class _Found:
 # -- in -------------------------------------------------------------------------------------------
 
 
-def _view(name: str) -> tuple[str, str, str]:
-    method, _, view = name.partition(":")
+def _maker(method: str | OwnMethod) -> tuple[str, Callable[[Network], Explain]]:
+    """The name of a method, and what makes its maps of a network."""
+    if not isinstance(method, str):
+        own = method
+        name = getattr(own, "__name__", type(own).__name__)
+        return name, lambda network: partial(_own_map, name, own, network.module)
+    walk, _, view = method.partition(":")
     if view not in ("", "saliency", "attention"):
         raise InputError(
-            f"{name!r} asks for no map: it is saliency or attention, as in {method}:attention."
+            f"{method!r} asks for no map: it is saliency or attention, as in {walk}:attention."
         )
-    return name, method, view or "saliency"
+
+    def make(network: Network) -> Explain:
+        explainer = Explainer(network, method=walk)
+
+        def explain(x: Tensor, target: int) -> Tensor:
+            found: Tensor = getattr(explainer(x[None], target=target), view or "saliency")[0]
+            return found
+
+        return explain
+
+    return method, make
 
 
-def _explain(explainer: Explainer, view: str) -> Explain:
-    def explain(x: Tensor, target: int) -> Tensor:
-        found: Tensor = getattr(explainer(x[None], target=target), view)[0]
-        return found
-
-    return explain
+def _own_map(name: str, method: OwnMethod, module: nn.Module, x: Tensor, target: int) -> Tensor:
+    found = torch.as_tensor(method(module, x[None], target)).detach().cpu()
+    if found.shape != x.shape[-2:]:
+        raise InputError(
+            f"{name} made a map of the shape {tuple(found.shape)}: it is to be that of the input, "
+            f"{tuple(x.shape[-2:])}."
+        )
+    return found
 
 
 def _by_name(images: Sequence[str | Path]) -> dict[str, Path]:
