@@ -27,7 +27,8 @@ def folded(module: nn.Module, example: Tensor) -> nn.Module:
     memory with the module's. Whether a convolution's output goes to batch norm alone can't be seen from
     outside, so compare what the copy says before relying on it.
 
-    Raises `ModelError` where a part of the module can't be copied.
+    Raises:
+        ModelError: a part of the module can't be copied.
     """
     pairs = _pairs(module, example)
     changed = {id(part) for pair in pairs for part in pair}

@@ -37,9 +37,9 @@ _OPENING = threading.Lock()
 def load_image(source: Source, *, max_pixels: int | None = None) -> Image.Image:
     """A picture from nearly anything, as 8-bit RGB, the right way up.
 
-        image = load_image("cat.jpg")
-        image = load_image(np.zeros((480, 640, 3), np.uint8))
-        image = load_image(torch.rand(3, 224, 224))
+    >>> image = load_image("cat.jpg")
+    >>> image = load_image(np.zeros((480, 640, 3), np.uint8))
+    >>> image = load_image(torch.rand(3, 224, 224))
 
     `source` is a path, the bytes of a file, a file opened in binary mode (read from where it
     stands), a PIL image, a numpy array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (also [3, H, W]
@@ -51,8 +51,9 @@ def load_image(source: Source, *, max_pixels: int | None = None) -> Image.Image:
 
     `max_pixels` is the most pixels that a file may hold; None: `PIL.Image.MAX_IMAGE_PIXELS`.
 
-    Raises `ImageError` when the source is missing, empty, damaged, too large, no picture, or an
-    array of another shape, type or range.
+    Raises:
+        ImageError: the source is missing, empty, damaged, too large, no picture, or an array of
+            another shape, type or range.
     """
     match source:
         case Image.Image():
@@ -76,10 +77,11 @@ def load_image(source: Source, *, max_pixels: int | None = None) -> Image.Image:
 def sample_photo(name: str = "cat") -> Path:
     """The path of a photo that comes with the package.
 
-        load_image(sample_photo("coffee"))
+    >>> load_image(sample_photo("coffee"))
 
     Names: cat, coffee, rocket. Where they come from: `data/README.md` beside them.
-    Raises `InputError` for another name.
+    Raises:
+        InputError: another name.
     """
     folder = Path(str(files("howyouseeme") / "data" / "photos"))
     photos = {path.stem: path for path in sorted(folder.glob("*.jpg"))}
@@ -251,9 +253,9 @@ def _sentence(what: str) -> str:
 class Geometry:
     """Where the pixels of a model's input lie in the picture that it was made from.
 
-        tensor, geometry = preprocess(image)
-        y, x = geometry.points_to_image(np.array([112.0]), np.array([112.0]))
-        heat = geometry.map_to_image(attention)              # [H, W], over the picture
+    >>> tensor, geometry = preprocess(image)
+    >>> y, x = geometry.points_to_image(np.array([112.0]), np.array([112.0]))
+    >>> heat = geometry.map_to_image(attention)              # [H, W], over the picture
 
     Sizes are (height, width); `scale` and `offset` are (along y, along x), in picture pixels: the
     input's pixel i covers the picture from i * scale + offset to (i + 1) * scale + offset.
@@ -268,14 +270,14 @@ class Geometry:
     def identity(cls, size: tuple[int, int]) -> Geometry:
         """The geometry of an input that is itself the picture, `size` = (height, width).
 
-        Geometry.identity((224, 224))
+        >>> Geometry.identity((224, 224))
         """
         return cls(size, size, (1.0, 1.0), (0.0, 0.0))
 
     def points_to_image(self, y: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Picture coordinates (y, x) of the input's pixel centres (y, x), arrays of one shape.
 
-            geometry.points_to_image(np.array([0]), np.array([0]))
+        >>> geometry.points_to_image(np.array([0]), np.array([0]))
 
         Whole numbers are pixel centres on both sides, and results are clipped to 0..H-1, 0..W-1.
         """
@@ -290,10 +292,11 @@ class Geometry:
     def map_to_image(self, map: np.ndarray) -> np.ndarray:
         """A map over the input [h, w], resampled over the picture: [H, W] float32.
 
-            geometry.map_to_image(attention)
+        >>> geometry.map_to_image(attention)
 
         Bilinear, averaged where the picture is the smaller one; zero where the model didn't look.
-        Raises `InputError` when the map isn't of the input's size.
+        Raises:
+            InputError: the map isn't of the input's size.
         """
         if map.shape != self.input_size:
             raise InputError(f"The map is {map.shape}, but the model's input is {self.input_size}.")
@@ -325,8 +328,8 @@ def _resampling(outputs: int, inputs: int, scale: float, offset: float) -> Tenso
 class Preprocess:
     """How a picture becomes a model's input.
 
-        preprocess = Preprocess((224, 224), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-        tensor, geometry = preprocess(load_image("cat.jpg"))
+    >>> preprocess = Preprocess((224, 224), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    >>> tensor, geometry = preprocess(load_image("cat.jpg"))
 
     `size`: the input's (height, width). `resize`: "squash" the whole picture into it, or "crop"
     its centre after the shorter side was brought to `crop_from` pixels, padded with black where
@@ -335,7 +338,8 @@ class Preprocess:
     in the order of `channels`, or one number for all of them. With "grey" the input is [1, h, w].
     Antialiased, with the arithmetic of Pillow and torchvision.
 
-    Raises `InputError` for settings that make no sense.
+    Raises:
+        InputError: settings that make no sense.
     """
 
     size: tuple[int, int]
@@ -381,9 +385,10 @@ class Preprocess:
     def __call__(self, image: Image.Image) -> tuple[torch.Tensor, Geometry]:
         """The model's input, [channel, h, w] float32, and where its pixels lie in the picture.
 
-            tensor, geometry = preprocess(load_image("cat.jpg"))
+        >>> tensor, geometry = preprocess(load_image("cat.jpg"))
 
-        Raises `ImageError` when the picture isn't RGB: `load_image` makes it so.
+        Raises:
+            ImageError: the picture isn't RGB: `load_image` makes it so.
         """
         if image.mode != "RGB":
             raise ImageError(f"The picture's mode is {image.mode}, not RGB; use load_image on it.")
@@ -420,13 +425,14 @@ class Preprocess:
     def like(cls, prepare: Callable[[Image.Image], torch.Tensor]) -> Preprocess:
         """The `Preprocess` that does what a function from pictures to inputs [channel, h, w] does.
 
-            preprocess = Preprocess.like(torchvision.models.ResNet50_Weights.DEFAULT.transforms())
+        >>> preprocess = Preprocess.like(torchvision.models.ResNet50_Weights.DEFAULT.transforms())
 
         What it does is measured, for such functions have many switches: black, white and red pictures
         give the scale and the order of the channels, and a picture of ramps the resizing and the crop;
         noise of another size, whether that is all.
 
-        Raises `InputError` when it fails, or does something else than to resize, cut and scale.
+        Raises:
+            InputError: it fails, or does something else than to resize, cut and scale.
         """
         y, x = np.mgrid[0 : _RAMPS[0], 0 : _RAMPS[1]]
         ramps = np.stack([y / y.max(), x / x.max(), (x + y) / (x.max() + y.max())], 2)
@@ -460,7 +466,7 @@ class Preprocess:
     def misfit(self, inputs: torch.Tensor) -> str | None:
         """What is wrong with the range of a model's input [..., channel, h, w]; None if it fits.
 
-            preprocess.misfit(torch.rand(1, 3, 224, 224))   # "go from 0 to 1, and ..."
+        >>> preprocess.misfit(torch.rand(1, 3, 224, 224))   # "go from 0 to 1, and ..."
 
         Judged is what can't be chance: values far beyond all that pictures become, or far smaller,
         or all in 0..1 where darker pixels would be negative.
@@ -485,9 +491,12 @@ class Preprocess:
     def undo(self, tensor: torch.Tensor) -> Image.Image:
         """The picture that the model saw, as RGB, from its input [channel, h, w].
 
-            preprocess.undo(tensor).show()
+        >>> preprocess.undo(tensor).show()
 
-        Values that no picture has are clipped. Raises `InputError` for another shape.
+        Values that no picture has are clipped.
+
+        Raises:
+            InputError: the tensor has another shape.
         """
         count = _CHANNELS[self.channels]
         if tensor.ndim != 3 or tensor.shape[0] != count:
@@ -499,7 +508,7 @@ class Preprocess:
     def describe(self) -> dict[str, Any]:
         """All settings, ready for JSON: a record of what was done.
 
-        json.dumps(preprocess.describe())
+        >>> json.dumps(preprocess.describe())
         """
         return {
             name: list(value) if isinstance(value, tuple) else value

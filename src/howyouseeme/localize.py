@@ -127,7 +127,8 @@ def object_of(explanation: Explanation, i: int = 0) -> Tensor:
 
     >>> heat = object_of(explanation)
 
-    Raises `InputError` where the input is no picture.
+    Raises:
+        InputError: the input is no picture.
     """
     sample = explanation.samples[i]
     if sample.geometry is None:
@@ -156,7 +157,8 @@ def regions(heat: Tensor, threshold: float = THRESHOLD) -> list[tuple[float, Box
 
     `strength` is how much of the map lies in the part, the first having 1; parts below 0.1 are no objects.
 
-    Raises `InputError` where the threshold isn't between 0 and 1.
+    Raises:
+        InputError: the threshold isn't between 0 and 1.
     """
     if not 0 < threshold < 1:
         raise InputError(f"A threshold of {threshold:g} leaves no box: give one between 0 and 1.")

@@ -65,7 +65,7 @@ class Points:
 
     - `position` [n, axes] float32: in pixels of the user's image, along y and x (of a picture), 0
       being the centre of the first pixel;
-    - `strength` [n] float32: evidence in the method's unit (see `Explanation`), above 0.
+    - `strength` [n] float64: evidence in the method's unit (see `Explanation`), above 0.
     """
 
     position: np.ndarray

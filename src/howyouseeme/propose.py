@@ -173,7 +173,8 @@ class Proposer:
 
         >>> proposer.find("photo.jpg", "tabby")
 
-        Raises `InputError` when there is no such class, or nothing in the picture speaks for it.
+        Raises:
+            InputError: there is no such class, or nothing in the picture speaks for it.
         """
         seen = self._seen(image, self.network.class_index(target))
         box = _largest(seen.where)

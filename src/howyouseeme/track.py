@@ -606,7 +606,8 @@ def check_box(box: Sequence[float], size: tuple[int, int]) -> Box:
     >>> check_box((-5, 0, 20, 10), (100, 100))
     (0.0, 0.0, 20.0, 10.0)
 
-    Raises `InputError` when it isn't four numbers, is empty, or lies outside of the picture.
+    Raises:
+        InputError: it isn't four numbers, is empty, or lies outside of the picture.
     """
     told = ",".join(f"{side:g}" for side in box)
     if len(box) != 4 or not all(math.isfinite(side) for side in box):

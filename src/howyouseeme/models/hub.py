@@ -12,7 +12,7 @@ __all__ = ["answers", "downloaded", "silence"]
 def answers() -> bool:
     """Whether the hub can be reached, over the proxy and at the address that the user has set.
 
-    answers()                                                # False in HF_HUB_OFFLINE=1
+    >>> answers()                                                # False in HF_HUB_OFFLINE=1
     """
     from huggingface_hub import constants, get_session  # noqa: PLC0415
 
@@ -28,7 +28,7 @@ def answers() -> bool:
 def silence() -> str:
     """The reason to give where the hub does not answer.
 
-    silence()                                            # "https://huggingface.co does not answer"
+    >>> silence()                                            # "https://huggingface.co does not answer"
     """
     from huggingface_hub import constants  # noqa: PLC0415
 
@@ -38,7 +38,7 @@ def silence() -> str:
 def downloaded(repository: str, file: str) -> str | None:
     """Where a file of a repository is that was downloaded before; None if it was not.
 
-    downloaded("timm/resnet18.a1_in1k", "model.safetensors")
+    >>> downloaded("timm/resnet18.a1_in1k", "model.safetensors")
     """
     from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415
 

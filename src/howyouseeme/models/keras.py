@@ -43,12 +43,14 @@ class KerasModule(nn.Module):
 def from_keras(model: Any, name: str | None = None) -> Network:
     """A Keras model in memory as a `Network`, whose module takes [batch, channel, height, width].
 
-        network = from_keras(keras.applications.MobileNetV2(weights=None))
+    >>> network = from_keras(keras.applications.MobileNetV2(weights=None))
 
     Points and maps have PyTorch's order of axes, whatever the model's is. The model is set to
     inference. Preprocessing and classes aren't part of a Keras model.
 
-    Raises `MissingExtraError` without Keras, and `ModelError` when its backend isn't torch.
+    Raises:
+        MissingExtraError: Keras is missing.
+        ModelError: its backend isn't torch, or the model is none of Keras.
     """
     keras = on_torch("A Keras model")
     if not isinstance(model, keras.Model):
@@ -59,7 +61,7 @@ def from_keras(model: Any, name: str | None = None) -> Network:
 def is_keras(model: Any) -> bool:
     """True for a model of Keras, on whatever backend.
 
-    is_keras(keras.applications.MobileNetV2(weights=None))
+    >>> is_keras(keras.applications.MobileNetV2(weights=None))
     """
     keras = sys.modules.get("keras")
     return isinstance(model, getattr(keras, "Model", ()))
@@ -68,7 +70,7 @@ def is_keras(model: Any) -> bool:
 def load_keras(path: Path, allow_code: bool = False) -> Network:
     """The network in a `.keras` or `.h5` file.
 
-        network = load_keras(Path("model.keras"))
+    >>> network = load_keras(Path("model.keras"))
 
     Keras must run on torch: its backend is chosen when it is first imported, which is done here
     unless it was before. With `allow_code` layers may be loaded that hold Python code (Lambda).
@@ -96,7 +98,7 @@ def load_keras(path: Path, allow_code: bool = False) -> Network:
 def on_torch(what: str) -> Any:
     """The package keras, running on torch, for `what` needs it: that is for the error.
 
-        keras = on_torch("A Keras model")
+    >>> keras = on_torch("A Keras model")
 
     Raises `MissingExtraError` without Keras, and `ModelError` when it runs on another backend.
     """

@@ -17,8 +17,8 @@ _SHOWN = 8
 class Network:
     """A model, ready to be explained.
 
-        network = Network("mine", module.eval(), Preprocess((64, 64)), ("cat", "dog"))
-        network.class_index("dog")                           # 1
+    >>> network = Network("mine", module.eval(), Preprocess((64, 64)), ("cat", "dog"))
+    >>> network.class_index("dog")                           # 1
 
     `module` is in eval mode. `preprocess` and `classes`, in the order of the model's outputs, are
     None where nothing is known about them.
@@ -33,9 +33,10 @@ class Network:
     def photo_input(self) -> Preprocess:
         """How a photo becomes the network's input.
 
-            tensor, geometry = network.photo_input(photo)
+        >>> tensor, geometry = network.photo_input(photo)
 
-        Raises `ModelError` where that isn't known.
+        Raises:
+            ModelError: that isn't known.
         """
         if self.preprocess is None:
             raise ModelError(
@@ -47,10 +48,11 @@ class Network:
     def class_index(self, name_or_index: str | int) -> int:
         """The index of a class given by its name, a part of it that no other has, or its index.
 
-            network.class_index("tabby"), network.class_index("281"), network.class_index(281)
+        >>> network.class_index("tabby"), network.class_index("281"), network.class_index(281)
 
         Case matters only between names that differ in nothing else.
-        Raises `InputError` when there is no such class, or more than one.
+        Raises:
+            InputError: there is no such class, or more than one.
         """
         if isinstance(name_or_index, int):
             return self._checked(name_or_index)
@@ -78,9 +80,10 @@ class Network:
     def label(self, index: int) -> str:
         """The name of the class at `index`; "class 7" where the network has no names.
 
-            network.label(281)                                   # "tabby"
+        >>> network.label(281)                                   # "tabby"
 
-        Raises `InputError` when there is no such class.
+        Raises:
+            InputError: there is no such class.
         """
         self._checked(index)
         return f"class {index}" if self.classes is None else self.classes[index]

@@ -96,7 +96,7 @@ class OnnxModule(nn.Module):
 def load_onnx(path: Path) -> Network:
     """The network in an `.onnx` file.
 
-        network = load_onnx(Path("model.onnx"))
+    >>> network = load_onnx(Path("model.onnx"))
 
     Where onnxruntime is installed, both answer a fixed random input, and a difference is an error;
     where it isn't, a warning says so. Preprocessing and classes aren't in such files.

@@ -30,13 +30,14 @@ _KINDS = {
 def load_program(path: Path, allow_code: bool = False) -> Network:
     """The network in a `.pt2` (torch.export), TorchScript, or pickled (`torch.save(model)`) file.
 
-        network = load_program(Path("model.pt2"), allow_code=True)
+    >>> network = load_program(Path("model.pt2"), allow_code=True)
 
     What kind of file it is, is told by its content. Without `allow_code` it is refused: loading one
     can run any code, so that only files from a source that you trust should be loaded.
 
-    Raises `ModelError` when the file could run code and that wasn't allowed, holds weights alone,
-    was exported in training mode, or can't be read.
+    Raises:
+        ModelError: the file could run code and that wasn't allowed, holds weights alone, was
+            exported in training mode, or can't be read.
     """
     kind = _kind(path)
     if kind == "pickle":
@@ -86,7 +87,7 @@ def _refuse_weights(path: Path) -> None:
 def from_export(program: torch.export.ExportedProgram, name: str = "The program") -> nn.Module:
     """The module of a program of torch.export, with the submodules that the model had.
 
-        module = from_export(torch.export.export(model.eval(), (images,)))
+    >>> module = from_export(torch.export.export(model.eval(), (images,)))
 
     Raises `ModelError`, which begins with `name`, when the program was exported in training mode.
     """

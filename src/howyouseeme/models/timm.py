@@ -27,8 +27,8 @@ _FILE = "model.safetensors"
 def load_timm(name: str, weights: Path | None = None) -> Network:
     """One of timm's image classifiers, by its name there, with or without the tag of its weights.
 
-        network = load_timm("resnet50.a1_in1k")                       # from timm's hub
-        network = load_timm("resnet50", Path("resnet50.safetensors"))
+    >>> network = load_timm("resnet50.a1_in1k")                       # from timm's hub
+    >>> network = load_timm("resnet50", Path("resnet50.safetensors"))
 
     The preprocessing is the one that timm says belongs to the weights of that tag, or, without
     one, to the model's default ones. Classes have names where there are 1000, as on ImageNet.
@@ -58,7 +58,7 @@ def load_timm(name: str, weights: Path | None = None) -> Network:
 def preprocess_of(module: nn.Module) -> Preprocess | None:
     """The preprocessing that a model made by timm was trained with, None if it is of another kind.
 
-    preprocess_of(timm.create_model("resnet50"))
+    >>> preprocess_of(timm.create_model("resnet50"))
     """
     config: dict[str, Any] = _timm().data.resolve_model_data_config(module)
     channels, height, width = config["input_size"]

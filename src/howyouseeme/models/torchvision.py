@@ -31,7 +31,7 @@ _AS_TRAINED: dict[str, dict[str, Any]] = {
 def torchvision_names() -> list[str]:
     """The names of torchvision's image classifiers, e.g. "torchvision:vgg16"; none without it.
 
-    torchvision_names()
+    >>> torchvision_names()
     """
     return [] if find_spec("torchvision") is None else [PREFIX + name for name in _names(_models())]
 
@@ -39,8 +39,8 @@ def torchvision_names() -> list[str]:
 def load_torchvision(name: str, weights: Path | None = None) -> Network:
     """One of torchvision's image classifiers, by its name there.
 
-        network = load_torchvision("resnet50")                        # from torchvision's hub
-        network = load_torchvision("resnet50", Path("resnet50.safetensors"))
+    >>> network = load_torchvision("resnet50")                        # from torchvision's hub
+    >>> network = load_torchvision("resnet50", Path("resnet50.safetensors"))
 
     A file that keeps the name it has in the hub gets the preprocessing of those weights, any
     other file that of the model's default ones.

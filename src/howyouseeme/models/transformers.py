@@ -22,9 +22,9 @@ PREFIX = "transformers:"
 def load_transformers(place: str, weights: Path | None = None) -> Network:
     """An image classifier in a folder that `save_pretrained` wrote, or of that name on the hub.
 
-        network = load_transformers("my-resnet")              # config.json and model.safetensors
-        network = load_transformers("microsoft/resnet-50")    # from the hub
-        network = load_transformers("my-resnet", Path("other.safetensors"))
+    >>> network = load_transformers("my-resnet")              # config.json and model.safetensors
+    >>> network = load_transformers("microsoft/resnet-50")    # from the hub
+    >>> network = load_transformers("my-resnet", Path("other.safetensors"))
 
     Preprocessing comes from the folder's image processor; it is None where there is none, or where
     it does something else than resize, cut and scale. Code that comes with a model is not run.

@@ -22,10 +22,11 @@ _PREFIXES = ("module.", "model.", "_orig_mod.")
 def load_weights(module: nn.Module, path: Path, name: str) -> None:
     """Fill `module` with the state dict in a `.safetensors` file or one made by `torch.save`.
 
-        load_weights(module, Path("resnet50.safetensors"), "resnet50")
+    >>> load_weights(module, Path("resnet50.safetensors"), "resnet50")
 
-    Raises `ModelError` when the file can't be read, could run code, or doesn't fit the module,
-    whose `name` is for that message.
+    Raises:
+        ModelError: the file can't be read, could run code, or doesn't fit the module, whose `name`
+            is for that message.
     """
     fill(module, read_weights(path), str(path), name)
 
@@ -33,7 +34,7 @@ def load_weights(module: nn.Module, path: Path, name: str) -> None:
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """The state dict in a file, on the CPU.
 
-        read_weights(Path("resnet50.safetensors"))
+    >>> read_weights(Path("resnet50.safetensors"))
 
     What kind of file it is, is told by its content and not by its suffix. Of a checkpoint, such as
     {"epoch": 3, "state_dict": {...}}, the state dict inside is taken, if there is only one.
@@ -63,7 +64,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 def fill(module: nn.Module, state: Mapping[str, torch.Tensor], source: str, name: str) -> None:
     """Put the tensors of a state dict into `module`; `source` and `name` name both in errors.
 
-        fill(module, torch.load("resnet50.pth", weights_only=True), "resnet50.pth", "resnet50")
+    >>> fill(module, torch.load("resnet50.pth", weights_only=True), "resnet50.pth", "resnet50")
 
     Where all keys start with `module.`, `model.` or `_orig_mod.`, which wrappers put before them,
     and the module has none of them, that prefix is left out.
@@ -111,7 +112,7 @@ def fill(module: nn.Module, state: Mapping[str, torch.Tensor], source: str, name
 def check_finite(module: nn.Module, name: str) -> None:
     """Raise `ModelError` naming the first parameter or buffer that holds NaN, infinity or nothing yet.
 
-    check_finite(module, "my network")
+    >>> check_finite(module, "my network")
     """
     for key, value in module.state_dict().items():
         if not isinstance(value, torch.Tensor):

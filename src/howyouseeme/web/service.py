@@ -151,7 +151,8 @@ class Service:
     def check(self, name: str | None) -> str:
         """The name of a network that may be asked: the first one if none is given.
 
-        Raises `NotAllowedError` for all others.
+        Raises:
+            NotAllowedError: all others.
         """
         if name is None:
             return self.names[0]
