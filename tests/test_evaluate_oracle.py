@@ -306,10 +306,7 @@ def test_coverage_loses_what_a_bias_made(method: str) -> None:
         model[4].weight.copy_(torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
     image = torch.ones(1, 1, 4, 4)
     explanation = hysm.explain(model.eval(), image, target=0, method=method)
-    if method == "exact":  # follows no bias, and sets out with what the pixels have
-        assert explanation.coverage[0] == pytest.approx(1.0)
-    else:
-        assert explanation.coverage[0] == pytest.approx(3 / 4)
-        # By excitation from the class on: 3/4 to the first channel, and the other one ends.
-        way = recorded(model, image)
-        assert total(way, 0, "excitation") == pytest.approx(3 / 4)
+    assert explanation.coverage[0] == pytest.approx(3 / 4)
+    # By excitation from the class on: 3/4 to the first channel, and the other one ends.
+    way = recorded(model, image)
+    assert total(way, 0, "excitation") == pytest.approx(3 / 4)

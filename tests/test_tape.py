@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -1040,6 +1041,22 @@ def test_samples_that_mix_are_not_separable() -> None:
         lambda x: torch.cat([x[1:], x[:1]]),
     ):
         assert not separable(mixes, x)
+
+
+def test_a_write_that_failed_guards_nothing_less() -> None:
+    def function(x: Tensor) -> Tensor:
+        h = x * 1
+        with contextlib.suppress(RuntimeError):
+            h.add_(torch.zeros(7))
+        h.transpose_(0, 1)
+        doubled = h * 2
+        h.mul_(0)
+        return doubled + h
+
+    x = torch.rand(3, 4)
+    tape = record(made(function), [x])
+    first = next(call for call in tape.calls if call.name == "aten.mul")
+    assert torch.equal(first.output.data, x)
 
 
 # -- networks that say the same by other means ----------------------------------------------------------

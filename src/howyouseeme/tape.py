@@ -548,10 +548,13 @@ class _Recorder(TorchDispatchMode):
 
     def _preserve(self, tensor: Tensor, moves: bool = False) -> None:
         """Keep what a write is about to destroy: values on the tape, constants, buffers."""
-        if moves and id(tensor) in self._known:  # only size and strides change, of the same object
-            self._known[id(tensor)][0].data = tensor.detach()
-            return
         key = _storage(tensor)
+        if moves and id(tensor) in self._known:  # only size and strides change, of the same object
+            value = self._known[id(tensor)][0]
+            value.data = tensor.detach()
+            if key is not None and value not in self._sharing.setdefault(key, []):
+                self._sharing[key].append(value)  # a write was about to happen, and failed
+            return
         if key is None:
             return
         sharing = self._sharing.get(key, ())
