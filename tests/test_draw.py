@@ -33,7 +33,7 @@ def make_subject(photo: Image.Image | None = None, **changes: object) -> Subject
     photo = photo or make_photo()
     shape = (photo.height, photo.width)
     dark = np.zeros(shape)
-    subject = Subject(photo, NONE, NONE, NONE, dark, dark, "tabby cat", 0.9, "evidence", 0.8)
+    subject = Subject(photo, NONE, NONE, NONE, dark, dark, "tabby cat", 0.9, "evidence")
     return replace(subject, **changes)  # type: ignore[arg-type]
 
 
@@ -122,12 +122,38 @@ def test_strong_points_are_larger_brighter_and_on_top() -> None:
     assert np.array_equal(panel(explanation_picture(turned), photo, 1), shown)
 
 
+def test_a_white_photo_has_an_edge() -> None:
+    photo = Image.new("RGB", (300, 200), "white")
+    picture = np.asarray(explanation_picture(make_subject(photo)).convert("L"), dtype=int)
+    dark = picture < 240
+    (width, height), *_ = draw._layout(photo.size)
+    assert (dark.sum(1) >= 2 * width).sum() >= 4  # above and below both rows of panels
+    assert (dark.sum(0) >= 2 * height).sum() >= 4
+
+
+def test_texts_of_boxes_leave_each_other_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    placed: list[tuple[int, int, int, int]] = []
+    original = draw._free
+
+    def free(*given: object) -> tuple[int, int, int, int]:
+        placed.append(original(*given))  # type: ignore[arg-type]
+        return placed[-1]
+
+    monkeypatch.setattr(draw, "_free", free)
+    boxes = [((20.0, 5.0, 200.0, 150.0), "one 90.0%"), ((20.0, 5.0, 190.0, 140.0), "two 8.0%"),
+             ((22.0, 8.0, 60.0, 20.0), "three 1.0%")]  # fmt: skip
+    draw.boxes_picture(make_photo(), boxes)
+    for i, one in enumerate(placed):
+        for other in placed[:i]:
+            apart = one[2] <= other[0] or other[2] <= one[0]
+            assert apart or one[3] <= other[1] or other[3] <= one[1]
+
+
 def test_no_points_are_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     texts: list[str] = []
     monkeypatch.setattr(draw, "_fit", lambda text, font, width: texts.append(text) or text)
-    explanation_picture(make_subject(coverage=None))
+    explanation_picture(make_subject())
     assert "no points: nothing speaks for it" in texts
-    assert not any("coverage" in text for text in texts)
 
 
 def test_only_the_strongest_points_are_drawn() -> None:
@@ -212,9 +238,9 @@ def test_long_words_stay_inside(size: tuple[int, int]) -> None:
     assert (strip[:, -draw._MARGIN :] == 255).all()
 
 
-def test_label_probability_method_and_coverage_are_written() -> None:
+def test_label_probability_and_method_are_written() -> None:
     usual = np.asarray(explanation_picture(make_subject()))
-    for change in ({"label": "dog"}, {"probability": None}, {"method": "x"}, {"coverage": None}):
+    for change in ({"label": "dog"}, {"probability": None}, {"method": "x"}):
         other = np.asarray(explanation_picture(make_subject(**change)))
         assert other.shape == usual.shape
         assert (other != usual).any(), change
@@ -329,7 +355,7 @@ import numpy as np
 from PIL import Image
 one = np.ones(1)
 photo = Image.new("RGB", (8, 8))
-draw.explanation_picture(draw.Subject(photo, one, one, one, *np.ones((2, 8, 8)), "a", 1, "b", 1))
+draw.explanation_picture(draw.Subject(photo, one, one, one, *np.ones((2, 8, 8)), "a", 1, "b"))
 assert not {"torch", "matplotlib.pyplot"} & set(sys.modules), "drawing"
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

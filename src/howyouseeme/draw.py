@@ -35,6 +35,7 @@ _STRIP_KEY = "colour: evidence by place, summed over channels; dots: the stronge
 _WHITE = (255, 255, 255)
 _INK = (28, 28, 32)
 _MUTED = (104, 104, 112)
+_EDGE = (222, 222, 226)
 _COLORMAP = "inferno"  # perceptually uniform, and readable with any colour vision
 
 
@@ -51,7 +52,6 @@ class Subject:
     label: str
     probability: float | None
     method: str
-    coverage: float | None  # 0 to 1
 
 
 @dataclass(frozen=True)
@@ -104,13 +104,13 @@ def explanation_picture(subject: Subject) -> Image.Image:
         x = left + (i % columns) * (panel_size[0] + _GAP)
         y = _MARGIN + title_height + (i // columns) * block
         canvas.paste(picture, (x, y))
+        # A white photo has an edge too.
+        pen.rectangle((x - 1, y - 1, x + panel_size[0], y + panel_size[1]), outline=_EDGE)
         place = (x, y + panel_size[1] + round(8 * zoom))
         pen.text(place, _fit(text, small, panel_size[0]), font=small, fill=_INK)
 
     foot = height - _MARGIN - round(20 * zoom)
     caption = f"method: {subject.method}"
-    if subject.coverage is not None and math.isfinite(subject.coverage):
-        caption += f"  ·  coverage {percent(subject.coverage)}"
     key = _key(small)
     key_left = _MARGIN + width - key.width
     caption = _fit(caption, small, key_left - _MARGIN - 16)
@@ -202,19 +202,44 @@ def boxes_picture(
     line = max(2, round(max(picture.size) / 250))
     font = _font(max(14, round(max(picture.size) / 40)))
     texts = list(dict.fromkeys(text.rsplit(" ", 1)[0] for _, text in boxes))
-    for box, text in reversed(boxes):
+    texts_at: list[tuple[int, int, int, int]] = []
+    for box, text in boxes:
+        sides = [round(side * scale) for side in box]
+        wide = math.ceil(font.getlength(_fit(text, font, picture.width - 8))) + 8
+        texts_at.append(_free(sides, (wide, round(font.size * 1.35)), picture.size, texts_at))
+    for (box, text), place in zip(reversed(boxes), reversed(texts_at), strict=True):
         shade = texts.index(text.rsplit(" ", 1)[0]) / max(len(texts) - 1, 1)
         colour = tuple(np.rint(_shade(np.array(1 - 0.7 * shade))[:3] * 255).astype(int).tolist())
         x0, y0, x1, y1 = (round(side * scale) for side in box)
         pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=colour, width=line)
-        text = _fit(text, font, picture.width - 8)  # noqa: PLW2901
-        wide, tall = math.ceil(font.getlength(text)) + 8, round(font.size * 1.35)
-        left = min(max(x0, 0), picture.width - wide)
-        top = y0 - tall if y0 >= tall else y0  # inside, where there is no room above
-        pen.rectangle((left, top, left + wide, top + tall), fill=colour)
+        pen.rectangle(place, fill=colour)
         ink = _INK if sum(colour) > 380 else _WHITE
-        pen.text((left + 4, top + round(font.size * 0.1)), text, font=font, fill=ink)
+        at = (place[0] + 4, place[1] + round(font.size * 0.1))
+        pen.text(at, _fit(text, font, picture.width - 8), font=font, fill=ink)
     return picture
+
+
+def _free(
+    box: Sequence[int],
+    size: tuple[int, int],
+    picture: tuple[int, int],
+    taken: Sequence[tuple[int, int, int, int]],
+) -> tuple[int, int, int, int]:
+    """Where the text of a box goes: above it, in its corner, below it, or further down, where none is yet."""
+    (x0, y0, _, y1), (wide, tall) = box, size
+    left = max(0, min(x0, picture[0] - wide))
+    tops = [y0 - tall, y0, y1, *range(y0 + tall, picture[1] - tall, tall)]
+    places = [(left, top, left + wide, top + tall) for top in tops if 0 <= top <= picture[1] - tall]
+    for place in places:
+        if all(
+            place[2] <= other[0]
+            or other[2] <= place[0]
+            or place[3] <= other[1]
+            or other[3] <= place[1]
+            for other in taken
+        ):
+            return place
+    return places[0] if places else (left, 0, left + wide, tall)
 
 
 def stack_pictures(*pictures: Image.Image) -> Image.Image:

@@ -569,7 +569,6 @@ class Explanation:
             label=self.label[i] or "the target",
             probability=self.probability[i],
             method=self.method.name,
-            coverage=None,  # its meaning needs more words than a caption has
         )
 
     def _views(self, i: int) -> list[LayerView]:
