@@ -202,20 +202,24 @@ def boxes_picture(
     line = max(2, round(max(picture.size) / 250))
     font = _font(max(14, round(max(picture.size) / 40)))
     texts = list(dict.fromkeys(text.rsplit(" ", 1)[0] for _, text in boxes))
-    texts_at: list[tuple[int, int, int, int]] = []
-    for box, text in boxes:
-        sides = [round(side * scale) for side in box]
-        wide = math.ceil(font.getlength(_fit(text, font, picture.width - 8))) + 8
-        texts_at.append(_free(sides, (wide, round(font.size * 1.35)), picture.size, texts_at))
-    for (box, text), place in zip(reversed(boxes), reversed(texts_at), strict=True):
+    colours = []
+    for _, text in boxes:
         shade = texts.index(text.rsplit(" ", 1)[0]) / max(len(texts) - 1, 1)
-        colour = tuple(np.rint(_shade(np.array(1 - 0.7 * shade))[:3] * 255).astype(int).tolist())
+        rgb = np.rint(_shade(np.array(1 - 0.7 * shade))[:3] * 255).astype(int).tolist()
+        colours.append((rgb[0], rgb[1], rgb[2]))
+    for (box, _), colour in zip(reversed(boxes), reversed(colours), strict=True):
         x0, y0, x1, y1 = (round(side * scale) for side in box)
         pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=colour, width=line)
+    taken: list[tuple[int, int, int, int]] = []
+    for (box, text), colour in zip(boxes, colours, strict=True):
+        written = _fit(text, font, picture.width - 8)
+        size = math.ceil(font.getlength(written)) + 8, round(font.size * 1.35)
+        place = _free([round(side * scale) for side in box], size, picture.size, taken)
+        taken.append(place)
         pen.rectangle(place, fill=colour)
         ink = _INK if sum(colour) > 380 else _WHITE
         at = (place[0] + 4, place[1] + round(font.size * 0.1))
-        pen.text(at, _fit(text, font, picture.width - 8), font=font, fill=ink)
+        pen.text(at, written, font=font, fill=ink)
     return picture
 
 
