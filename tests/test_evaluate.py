@@ -355,6 +355,23 @@ def test_a_method_of_ones_own_is_measured_beside_ours(photos: Path) -> None:
     ours, same = ({**found.values[name], "time": {}} for name in found.values)
     assert ours == same
 
+    def gradient(module: nn.Module, image: torch.Tensor, target: int) -> torch.Tensor:
+        image = image.clone().requires_grad_()
+        module(image)[0, target].backward()
+        assert image.grad is not None
+        return image.grad[0].abs().sum(0)
+
+    assert "gradient" in evaluate(network, files(photos), methods=[gradient], settings=FAST).values
+    unnamed = [lambda *_: None, lambda *_: None]
+    with pytest.raises(InputError, match="several are called <lambda>"):
+        evaluate(network, files(photos), methods=unnamed, settings=FAST)
+
+    def empty(module: nn.Module, image: torch.Tensor, target: int) -> torch.Tensor:
+        return image[0, 0] * torch.nan
+
+    with pytest.raises(InputError, match="empty made a map with NaN"):
+        evaluate(network, files(photos), methods=[empty], settings=FAST)
+
     def narrow(module: nn.Module, image: torch.Tensor, target: int) -> torch.Tensor:
         return image[0, 0, :, :5]
 

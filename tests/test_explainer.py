@@ -716,6 +716,25 @@ def test_of_a_single_score_below_zero_the_no_is_explained(
         assert all(a != b for a, b in zip(first.label, second.label, strict=True))
 
 
+def test_a_single_score_has_two_answers_and_names_for_no_more(images: Tensor) -> None:
+    single = Wrapped(lambda scores: scores[:, :1]).eval()
+    with pytest.raises(InputError, match="no class of rank 3"):
+        Explainer(single, classes=("no", "yes")).top(images, 3)
+    with pytest.raises(InputError, match="no class of rank 2"):
+        Explainer(single).top(images, 2)
+    for target in (None, 0):
+        with pytest.raises(InputError, match="3 class names and 1 scores"):
+            Explainer(single, classes=("a", "b", "c"))(images, target)
+
+
+def test_broken_weights_are_told_whatever_the_target_is(net: nn.Module, images: Tensor) -> None:
+    with torch.no_grad():
+        net.head.weight[0, 0] = torch.nan
+    for target in (0, hysm.targets.versus(0, 1)):
+        with pytest.raises(ModelError, match=r"weight head\.weight contains NaN"):
+            Explainer(net)(images, target)
+
+
 def test_a_target_function_that_gives_nan_is_told(net: nn.Module, images: Tensor) -> None:
     with pytest.raises(InputError, match="The target function returned NaN or infinity"):
         Explainer(net)(images, lambda output: output[:, 0] * float("nan"))

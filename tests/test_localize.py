@@ -12,7 +12,7 @@ from PIL import Image
 from scipy import ndimage
 from torch import nn
 
-from howyouseeme import Explainer, Network, Preprocess, cli, load_image, sample_photo
+from howyouseeme import Explainer, Network, Preprocess, cli, load_image, localize, sample_photo
 from howyouseeme.draw import boxes_picture
 from howyouseeme.errors import InputError, MissingExtraError
 from howyouseeme.evaluate import intersection_over_union
@@ -159,6 +159,24 @@ def test_a_class_whose_strongest_box_goes_is_not_there(explainer: Explainer) -> 
     best = {one.label: one.box for one in reversed(found)}
     assert 0 < len(best) < len(strongest)
     assert best.items() <= strongest.items()
+
+
+def test_what_covers_the_strongest_box_of_a_class_may_be_any_box_of_another() -> None:
+    class Explained:
+        def __init__(
+            self, target: int, *boxes: tuple[float, tuple[float, float, float, float]]
+        ) -> None:
+            found = tuple(localize.Detection(target, str(target), *box) for box in boxes)
+            self.target, self.boxes = (target,), lambda threshold: (found,)
+
+    class Likeliest:
+        @staticmethod
+        def top(image: object, k: int) -> list[Explained]:
+            far, near, other = (0.0, 0.0, 9.0, 9.0), (50.0, 0.0, 60.0, 9.0), (90.0, 0.0, 99.0, 9.0)
+            return [Explained(1, (0.8, far), (0.6, near)), Explained(2, (0.2, near), (0.1, other))]
+
+    found = detect(Likeliest(), "photo.jpg", top=2)  # type: ignore[arg-type]
+    assert [(one.target, one.score) for one in found] == [(1, 0.8), (1, 0.6)]
 
 
 def test_a_network_that_says_no_shows_no_box() -> None:

@@ -137,6 +137,15 @@ def test_classes_are_read_from_a_file(here: Path) -> None:
     assert "→ fox " in result.output
     listed = CliRunner().invoke(main, ["classes", *options[:2], "--classes", "names.txt"])
     assert listed.output.split() == ["0", "cat", "1", "dog", "2", "fox"]
+    known = CliRunner().invoke(main, ["classes", "--classes", "names.txt"])
+    assert known.output == listed.output
+
+
+def test_a_server_of_several_networks_takes_no_options_of_one(here: Path) -> None:
+    words = ["serve", "--model", "their_nets:bare", "--model", "their_nets:known", "--size", "16"]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 2
+    assert "are those of one --model" in " ".join(result.output.split())
 
 
 def test_code_in_files_has_to_be_allowed(here: Path) -> None:

@@ -469,6 +469,15 @@ def test_pages_of_other_sites_are_refused(
     assert client.get("/v1/models", headers=headers).status_code == 200
 
 
+def test_an_origin_that_is_no_address_is_refused(client: TestClient) -> None:
+    assert send(client, headers={"Origin": "http://["}).status_code == 403
+
+
+def test_forms_say_where_they_come_from(client: TestClient) -> None:
+    # With `no-referrer` browsers send `Origin: null`, and nobody could log in.
+    assert client.get("/v1/models").headers["referrer-policy"] == "same-origin"
+
+
 def test_a_token_is_not_shown() -> None:
     assert TOKEN not in repr(Settings(token=TOKEN))
 

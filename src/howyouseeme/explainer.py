@@ -95,6 +95,15 @@ class _Rank:
     def __init__(self, rank: int) -> None:
         self.rank = rank
 
+    def among(self, count: int) -> int:
+        """The rank, if there are so many classes."""
+        if self.rank >= count:
+            raise InputError(
+                f"There is no class of rank {self.rank + 1}: the model has {count} class"
+                f"{'' if count == 1 else 'es'}."
+            )
+        return self.rank
+
 
 def explain(
     model: Model,
@@ -378,8 +387,9 @@ class Explainer:
                     f"The target can't be read on this input: the layer did not run, a "
                     f"{type(reader.module).__name__} of {self.network.name}."
                 )
-            _check_read(read, len(batch))
         _check_finite(tape, module)
+        for read in tape.reads:
+            _check_read(read, len(batch))
         return tape
 
     def _at_once(self, targets: Sequence[Target | _Rank], count: int) -> int:
@@ -467,6 +477,8 @@ class Explainer:
             strength, share = self.method.clean(strength.sum(1)), share.sum(1)
         elif len(given.shape) == 1:  # a single number for each sample
             strength, share = strength[:, None], share[:, None]
+        # Not the target where the classes do: a function can't be pickled.
+        again = target if None in asked.classes else list(asked.classes)
         return Explanation(
             samples=batch.samples[j],
             evidence=strength,
@@ -477,7 +489,7 @@ class Explainer:
             model=self.network,
             method=self.method,
             walk_again=tuple(
-                partial(self._walk_again, batch, i, target, c, j)
+                partial(self._walk_again, batch, i, again, c, j)
                 for i, c in enumerate(asked.classes)
             ),
             alike=alike,
@@ -595,8 +607,11 @@ class Explainer:
         table = logits.data.reshape(-1, 1)
         batch, names = len(table), self.network.classes
         two = names is not None and len(names) == 2
-        if target is None or (isinstance(target, _Rank) and (target.rank == 0 or two)):
-            yes = (table[:, 0] >= 0) ^ (isinstance(target, _Rank) and target.rank == 1)
+        if names is not None and not two:
+            self._classes(table, 0)  # refuses more names than these
+        if target is None or isinstance(target, _Rank):
+            rank = 0 if target is None else target.among(2 if two else 1)
+            yes = (table[:, 0] >= 0) ^ (rank == 1)
         elif two:
             wanted = target if isinstance(target, list) else [target] * batch
             yes = torch.tensor([self._class(item, 2) == 1 for item in wanted], device=table.device)
@@ -631,11 +646,8 @@ class Explainer:
                 "give classes=[...] with one name for each."
             )
         if isinstance(target, _Rank):
-            if target.rank >= count:
-                raise InputError(
-                    f"There is no class of rank {target.rank + 1}: the model has {count} classes."
-                )
-            return scores.sort(dim=1, descending=True, stable=True).indices[:, target.rank]
+            rank = target.among(count)
+            return scores.sort(dim=1, descending=True, stable=True).indices[:, rank]
         if target is None:
             return scores.argmax(1)
         wanted = target if isinstance(target, list) else [target] * batch

@@ -154,7 +154,8 @@ class Explanation:
             sign. In logits for 'evidence' (times the weight, 0..1, of the place, if focused) and
             'exact', in paths for 'seed'.
         share: the same as a share of the evidence that the walk set out with, not focused.
-        target: the class of each image; None where another element than a class was asked for.
+        target: the class of each image; None where another element than a class was asked for, or a
+            model with a single score says no.
         label: its name, 'class 7' where names aren't known; that of a `howyouseeme.targets`; '' for
             any other function.
         probability: of that class, 0..1: softmax over the model's scores, or sigmoid where the model
@@ -469,7 +470,7 @@ class Explanation:
         Raises:
             IndexError: there is no such image or point.
         """
-        points = [points] if isinstance(points, int) else points
+        points = [points] if isinstance(points, (int, np.integer)) else points
         if not len(points):
             return ()
         image = self._at(image)

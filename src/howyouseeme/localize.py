@@ -19,7 +19,7 @@ from .errors import InputError, MissingExtraError
 from .explanation import Explanation
 from .images import Geometry, Source
 from .likeness import Likeness
-from .regions import Box, components, edges, suppress
+from .regions import Box, components, edges, overlaps
 
 if TYPE_CHECKING:
     from .explainer import Explainer
@@ -89,17 +89,18 @@ def detect(
     # Where a network says no to its only class, there is nothing to put a box around.
     each = [one.boxes(threshold)[0] for one in likely if one.target[0] is not None]
     strongest = [of_class[0] for of_class in each if of_class]
-    there = {one.target for one in _apart(strongest)}
-    return tuple(_apart([one for of_class in each for one in of_class if one.target in there]))
-
-
-def _apart(found: Sequence[Detection]) -> list[Detection]:
-    """Those of which no better one covers the same place, best first."""
-    if not found:
-        return []
-    boxes = torch.tensor([one.box for one in found], dtype=torch.float64)
-    scores = torch.tensor([one.score for one in found], dtype=torch.float64)
-    return [found[i] for i in suppress(boxes, scores, _ALIKE, len(found)).tolist()]
+    kept: list[Detection] = []
+    gone: set[int | None] = set()
+    for one in sorted((one for of_class in each for one in of_class), key=lambda one: -one.score):
+        if one.target in gone:
+            continue
+        box = torch.tensor(one.box, dtype=torch.float64)
+        others = torch.tensor([other.box for other in kept], dtype=torch.float64).reshape(-1, 4)
+        if bool((overlaps(others, box) <= _ALIKE).all()):
+            kept.append(one)
+        elif one in strongest:
+            gone.add(one.target)
+    return tuple(kept)
 
 
 # From maps to boxes

@@ -514,11 +514,14 @@ class _Recorder(TorchDispatchMode):
                 for i, item in enumerate(lifted)
             )
         # A constant may be put into what was an activation, by `out=`.
-        before = [] if depends else [self.find(tensor) for tensor in tensors]
+        before = [
+            None if depends or not tensor.is_floating_point() else self.find(tensor)
+            for tensor in tensors
+        ]
         for tensor in tensors:
             self._preserve(tensor, facts.moves)
         result = op(*args, **kwargs)
-        for tensor, value in zip(tensors, before, strict=False):
+        for tensor, value in zip(tensors, before, strict=True):
             if value is not None and not facts.moves:
                 put = (value, tensor.detach().clone())
                 call = self._add("aten.copy", torch.ops.aten.copy.default, put, {})
@@ -549,13 +552,7 @@ class _Recorder(TorchDispatchMode):
     def _preserve(self, tensor: Tensor, moves: bool = False) -> None:
         """Keep what a write is about to destroy: values on the tape, constants, buffers."""
         key = _storage(tensor)
-        if moves and id(tensor) in self._known:  # only size and strides change, of the same object
-            value = self._known[id(tensor)][0]
-            value.data = tensor.detach()
-            if key is not None and value not in self._sharing.setdefault(key, []):
-                self._sharing[key].append(value)  # a write was about to happen, and failed
-            return
-        if key is None:
+        if key is None or (moves and id(tensor) in self._known):  # its value is another object
             return
         sharing = self._sharing.get(key, ())
         if len(sharing) == 1 and not self._holders.get(key) and sharing[0].forget():

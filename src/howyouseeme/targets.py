@@ -78,8 +78,8 @@ class Target:
     def _hookable(module: nn.Module | None, network: Network) -> nn.Module | None:
         if isinstance(module, torch.jit.ScriptModule):
             raise InputError(
-                f"{network.name} is TorchScript, which doesn't show what its layers give: ask for a class, "
-                "or explain the model that it was made of."
+                f"This layer of {network.name} is TorchScript, which doesn't show what it gives: ask for a "
+                "class, or explain the model that it was made of."
             )
         return module
 
@@ -99,6 +99,8 @@ def versus(one: int | str | None, other: int | str, network: Network | None = No
         InputError: the model is no classifier, or has no such class, or both are the same.
     """
 
+    names = ["{answer}" if one is None else _class_name(one, network), _class_name(other, network)]
+
     def read(output: Any, network: Network) -> Tensor:
         scores = output.get("logits") if isinstance(output, Mapping) else output
         if not isinstance(scores, Tensor) or scores.dim() != 2:
@@ -111,14 +113,15 @@ def versus(one: int | str | None, other: int | str, network: Network | None = No
             mine = scores.argmax(1)
         else:
             mine = torch.full((len(scores),), _index(scores, one, network), device=scores.device)
-        if bool((mine == rival).any()):
-            answer = "the network's answer" if one is None else names[0]
+        same = (mine == rival).nonzero().flatten().tolist()
+        if same:
+            of = f" to image {same[0]}" if len(scores) > 1 else ""
+            answer = f"the network's answer{of}" if one is None else names[0]
             raise InputError(
-                f"{names[1]} is {answer} itself: name two classes to set against each other."
+                f"{names[1]} is {answer} itself: name another class to set against it."
             )
         return scores.gather(1, mine[:, None])[:, 0] - scores[:, rival]
 
-    names = ["{answer}" if one is None else _class_name(one, network), _class_name(other, network)]
     return Target(f"{names[0]}, not {names[1]}", read)
 
 

@@ -9,7 +9,7 @@ import click
 
 from .explain import DEFAULT_METHOD, METHODS
 from .network import Asked, network_options
-from .photos import find_photos, out_option
+from .photos import find_photos, max_pixels_option, out_option
 from .program import tell, verbose_option
 
 
@@ -43,6 +43,7 @@ from .program import tell, verbose_option
 )
 @network_options
 @out_option("evaluation.csv and evaluation.json")
+@max_pixels_option
 @verbose_option
 def evaluate(
     *,

@@ -29,7 +29,7 @@ def classes(*, asked: Asked, text: str | None) -> None:
     from ..models.classes import imagenet_classes  # noqa: PLC0415
 
     # All these have been trained on ImageNet, so that none has to be downloaded for this.
-    known = asked.model in available()
+    known = asked.classes is None and asked.model in available()
     names = imagenet_classes() if known else asked.load(photos=False).classes
     if names is None:
         raise ModelError(f"{asked.model} has no class names; give --target the index of a class.")

@@ -142,14 +142,13 @@ class Asked:
         if self.mean is None and self.white is None:
             return made
         white, mean = round(255 * made.scale), max(made.mean)
-        fits = mean <= white and (white == 1 or not 0 < mean <= 1)
-        if fits:
+        if mean <= white and not (white == 255 and 0 < mean <= 1):
             return made
         told = ", ".join(f"{number:g}" for number in made.mean)
         given = "its values go" if self.white is None else "--range says that values go"
         raise click.UsageError(
             f"A mean of {told} can't be right for {network.name} where {given} up to {white}: give --range "
-            f"{1 if white == 255 else 255} with it, or a --mean to go with it."
+            f"{255 if mean > 1 else 1} with it, or a --mean to go with it."
         )
 
     def _preprocess_options(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 
 import click
 
@@ -23,7 +24,8 @@ from .program import verbose_option
     multiple=True,
     default=[DEFAULT_MODEL],
     show_default=True,
-    help="Network to load now, as for `howyouseeme explain`; repeatable, the first is the default.",
+    help="Network to load now, as for `howyouseeme explain`; repeatable, the first is the default. Where "
+    "there is one, the options for networks below are its.",
 )
 @options_of_each_network
 @click.option(
@@ -84,13 +86,19 @@ def serve(
 ) -> None:
     """Serve a page to play with in a browser, and an HTTP API (described at /docs)."""
     networks = [asked(model) for model in dict.fromkeys(models)]
-    if networks[0].weights is not None and len(networks) > 1:
+    first = networks[0]
+    if len(networks) > 1 and any(
+        getattr(first, field.name) not in {None, False}
+        for field in fields(first)
+        if field.name not in {"model", "device"}
+    ):
         raise click.UsageError(
-            "--weights are those of one --model; let a factory load the others'."
+            "--weights, --classes, --size and the like are those of one --model; let a factory prepare the "
+            "others."
         )
     limits = Limits(
         body=round(max_mb * 2**20), pixels=max_pixels, queue=max_queue, seconds=max_seconds
     )
-    device = networks[0].device
+    device = first.device
     settings = Settings(host, port, token or None, page, allowed, device, limits)
     serve_web([network.load() for network in networks], settings, say=click.echo)

@@ -163,7 +163,7 @@ def evaluate(
     >>> found.save("out")
 
     Args:
-        model: what `Explainer` takes.
+        model, preprocess, classes: what `Explainer` takes.
         images: paths of pictures, each with a file name of its own.
         boxes: what `read_boxes` takes; or, by file name, rows of class, x0, y0, x1, y1 in pixels of the
             image, x1 and y1 exclusive. Without them, those measures are left out that need them.
@@ -185,7 +185,12 @@ def evaluate(
     """
     network = Explainer(model, preprocess=preprocess, classes=classes).network
     _ = network.photo_input  # or an error, before anything is loaded
-    makers = dict(map(_maker, methods))
+    made_by = dict.fromkeys(methods)  # each once
+    makers = dict(map(_maker, made_by))
+    if len(makers) < len(made_by):
+        raise InputError(
+            f"Of the methods several are called {', '.join(makers)}: give each function a __name__ of its own."
+        )
     if not makers:
         raise InputError("There is no method to measure: give at least one, such as evidence.")
     explains = {name: make(network) for name, make in makers.items()}
@@ -272,7 +277,10 @@ def _maker(method: str | OwnMethod) -> tuple[str, Callable[[Network], Explain]]:
 
 
 def _own_map(name: str, method: OwnMethod, module: nn.Module, x: Tensor, target: int) -> Tensor:
-    found = torch.as_tensor(method(module, x[None], target)).detach().cpu()
+    with torch.enable_grad():  # which many methods need
+        found = torch.as_tensor(method(module, x[None], target)).detach().cpu()
+    if not bool(torch.isfinite(found).all()):
+        raise InputError(f"{name} made a map with NaN or infinity in it.")
     if found.shape != x.shape[-2:]:
         raise InputError(
             f"{name} made a map of the shape {tuple(found.shape)}: it is to be that of the input, "

@@ -104,12 +104,13 @@ def movement(call: Call, output: Value) -> Step:
 def unpool(call: Call, output: Value) -> Step:
     """y = x, each element where the maximum of its window was"""
     step = movement(call, output)
+    dims = len(output.shape)
     for x, link in step.links:
         assert isinstance(link, Selection)
         link.centres = {
-            axis: (torch.arange(size, dtype=torch.float64) + 0.5) * x.shape[axis] / size - 0.5
-            for axis, size in enumerate(output.shape)
-            if axis > 1
+            axis: (torch.arange(output.shape[axis]) + 0.5) * x.shape[axis] / output.shape[axis]
+            - 0.5
+            for axis in range(dims - (2 if call.name.endswith("2d") else 3), dims)
         }
     return step
 

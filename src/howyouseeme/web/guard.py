@@ -86,7 +86,10 @@ class SameOrigin:
         if site is not None:
             return site not in {"same-origin", "none"}
         origin = headers.get("origin")
-        return origin is not None and urlsplit(origin).netloc != headers.get("host")
+        try:
+            return origin is not None and urlsplit(origin).netloc != headers.get("host")
+        except ValueError:  # it is no address
+            return True
 
 
 class BodyLimit:
@@ -156,7 +159,8 @@ class SafeHeaders:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers["X-Content-Type-Options"] = "nosniff"
-                headers["Referrer-Policy"] = "no-referrer"
+                # To this server alone, whose forms say by it where they come from (`SameOrigin`).
+                headers["Referrer-Policy"] = "same-origin"
                 headers["Content-Security-Policy"] = _POLICY
             await send(message)
 

@@ -362,10 +362,10 @@ class Page:
             return [_said(error), *[gr.skip()] * 4]
         first = scenes[0]
         likeliest = [
-            (_choice(one["label"], one["probability"]), str(one["index"]))
+            (_choice(one["label"], one["probability"]), _value(one["index"]))
             for one in first["likeliest"]
         ]
-        chosen = str(first["index"])
+        chosen = _value(first["index"])
         among = chosen in {index for _, index in likeliest}
         classes = self._classes(first["model"])
         beside = scenes[1] if len(scenes) > 1 else None
@@ -376,7 +376,7 @@ class Page:
             gr.update(value=_text(second) or ""),
             gr.update(
                 choices=self._classes(beside["model"] if beside else first["model"]),
-                value=str(beside["index"]) if beside else None,
+                value=_value(beside["index"]) if beside else None,
             ),
         ]
 
@@ -453,7 +453,10 @@ class Page:
         kind = next((kind for at, mark, kind in _VIDEOS if head[at:].startswith(mark)), None)
         if kind is None:
             raise InputError("This is no video that can be read; give MP4, MOV, WebM, MKV or AVI.")
-        return open_video(clip, kind, self.service.limits.pixels)
+        try:
+            return open_video(clip, kind, self.service.limits.pixels)
+        except InputError as error:  # our name for the file says nothing to the visitor
+            raise InputError(str(error).replace(str(clip), "The video")) from error
 
     async def _track(
         self, clip: Any, network: Any, name: Any, box: Any
@@ -518,6 +521,11 @@ _QUIET: dict[str, Any] = {
 
 
 # Small things
+
+
+def _value(index: int | None) -> str:
+    """A class as a choice; empty for the answer of a network that says no to its only class."""
+    return "" if index is None else str(index)
 
 
 def _fitting(frame: np.ndarray) -> np.ndarray:

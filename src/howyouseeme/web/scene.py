@@ -163,7 +163,8 @@ def make_scene(explanation: Explanation, likeliest: Sequence[Explanation]) -> Sc
     image = explanation.samples[0].image
     assert image is not None  # the page explains photos
     walked = stages(explanation.layers())
-    boxes = explanation.boxes()[0]
+    # Where a network says no to its only class, there is nothing to put a box around.
+    boxes = explanation.boxes()[0] if explanation.target[0] is not None else ()
     views = explanation.layer_views(0, list(walked.values()))
     explanation.forget()
     points = explanation.points[0]
