@@ -163,7 +163,9 @@ def evaluate(
     >>> found.save("out")
 
     Args:
-        model, preprocess, classes: what `Explainer` takes.
+        model: what `Explainer` takes, and so are `preprocess` and `classes`.
+        preprocess: how a photo becomes the model's input; that of the `Network` by default.
+        classes: names of the classes, one for each score; those of the `Network` by default.
         images: paths of pictures, each with a file name of its own.
         boxes: what `read_boxes` takes; or, by file name, rows of class, x0, y0, x1, y1 in pixels of the
             image, x1 and y1 exclusive. Without them, those measures are left out that need them.
