@@ -365,6 +365,24 @@ def test_the_command_says_what_it_misses(tmp_path: Path, words: list[str], sente
     assert not list(out.glob("*"))
 
 
+def test_a_frame_that_cannot_be_read_ends_the_command_and_keeps_what_was_found(
+    tmp_path: Path,
+) -> None:
+    frames, truth = passing(20)
+    folder = tmp_path / "walk"
+    folder.mkdir()
+    for i, frame in enumerate(frames[:2]):
+        Image.fromarray(frame).save(folder / f"{i}.png")
+    (folder / "2.png").write_bytes(b"")
+    box = ",".join(map(str, truth[0]))
+    words = ["track", str(folder), "--box", box, "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(cli.main, words)
+    assert result.exit_code == 1  # 2 where nothing could be done
+    assert "found in 2 of 2 frames" in result.stdout
+    assert "2.png is empty" in result.stderr
+    assert len((tmp_path / "out" / "walk.csv").read_text().splitlines()) == 3
+
+
 def test_the_command_takes_no_picture(tmp_path: Path) -> None:
     words = ["track", str(sample_photo()), "--box", "1,1,30,30", "--out", str(tmp_path)]
     result = CliRunner().invoke(cli.main, words)

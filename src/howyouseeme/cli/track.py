@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..errors import HowYouSeeMeError
 from .network import Asked, network_options, read_target
 from .photos import SUFFIXES, make_folder, out_option
-from .program import verbose_option
+from .program import complain, verbose_option
 
 if TYPE_CHECKING:
     from ..video import FrameWriter, VideoWriter
@@ -66,6 +67,7 @@ def track(*, source: str, box: str | None, target: str | None, asked: Asked, out
             else VideoWriter(out / f"{stem}.track.mp4", video.rate or 25)
         )
         seen = frames = 0
+        problem: HowYouSeeMeError | None = None
         bar = click.progressbar(
             follow(video, tracker, choose, table, picture),
             length=video.count,
@@ -77,11 +79,18 @@ def track(*, source: str, box: str | None, target: str | None, asked: Asked, out
             with bar as sightings:
                 for sighting in sightings:
                     seen, frames = seen + sighting.found, frames + 1
+        except HowYouSeeMeError as error:  # what came before it is written
+            if not frames:
+                raise
+            problem = error
         finally:
             if frames:
                 click.echo(
                     f"{source} → found in {seen} of {frames} frames → {table}, {picture.path}"
                 )
+    if problem is not None:
+        complain(None, problem)
+        sys.exit(1)
 
 
 def _read_box(text: str) -> tuple[float, ...]:

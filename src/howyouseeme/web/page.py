@@ -267,8 +267,13 @@ class Page:
                     filterable=len(names) > 8,
                 )
                 target = gr.Radio([], label="Class", elem_id="class")
+                # What is typed is a class's name too, or an error that says which names are close.
                 other = gr.Dropdown(
-                    [], label="Any other class", elem_id="other-class", filterable=True
+                    [],
+                    label="Any other class",
+                    elem_id="other-class",
+                    filterable=True,
+                    allow_custom_value=True,
                 )
                 with gr.Accordion("Beside it, on the same photo", open=False, elem_id="beside"):
                     second = gr.Dropdown(
@@ -279,7 +284,11 @@ class Page:
                         filterable=len(names) > 8,
                     )
                     against = gr.Dropdown(
-                        [], label="Class", elem_id="second-class", filterable=True
+                        [],
+                        label="Class",
+                        elem_id="second-class",
+                        filterable=True,
+                        allow_custom_value=True,
                     )
                     alone = gr.Button("Only one again", size="sm", elem_id="alone")
             with gr.Column(scale=3, min_width=320, elem_id="stage"):
