@@ -464,8 +464,8 @@ class Explanation:
         >>> for node in explanation.path(0, [0])[0].nodes:
         ...     print(node.module, node.channel, node.position, node.share)
 
-        `points` are indices into `explanation.points[image]`, or one of them. The pass is recorded once more, the first
-        time, so that an explanation need not keep all activations.
+        `points` are indices into `explanation.points[image]`, or one of them. The pass is recorded once
+        more, the first time, so that an explanation need not keep all activations.
 
         Raises:
             IndexError: there is no such image or point.

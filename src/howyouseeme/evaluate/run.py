@@ -185,7 +185,8 @@ def evaluate(
         InputError: an argument can't be used, or no image can.
         ModelError, MissingExtraError: as `Explainer`.
     """
-    network = Explainer(model, preprocess=preprocess, classes=classes).network
+    explainer = Explainer(model, preprocess=preprocess, classes=classes)
+    network = explainer.network
     _ = network.photo_input  # or an error, before anything is loaded
     made_by = dict.fromkeys(methods)  # each once
     makers = dict(map(_maker, made_by))
@@ -202,7 +203,7 @@ def evaluate(
     if known is not None:
         _compare_names(files, known, found)
         files = {name: path for name, path in files.items() if name in known.of}
-    predict = _load_all(network, Explainer(network), files, known, limit, found)
+    predict = _load_all(network, explainer, files, known, limit, found)
     made = make_grids(found.items, grids)
     if not made and grids:
         found.notes.append(

@@ -121,9 +121,9 @@ class Evidence(Method):
         reached = {}
         seed = _against_rivals(plan, alone) if self.contrast else alone
         for value, multiplier in multipliers(plan, seed, until=maps.__contains__):
-            # What counts for nothing may be infinite, as where a mask has put it.
-            evidence = (multiplier * value.data).masked_fill_(multiplier == 0, 0)
             if value in maps or value.call is None:
+                # What counts for nothing may be infinite, as where a mask has put it.
+                evidence = (multiplier * value.data).masked_fill_(multiplier == 0, 0)
                 reached[value] = _Arrived(evidence)
         if trail is not None:  # a path starts at the class, not at a rival that it speaks against
             for value, multiplier in multipliers(plan, alone, until=maps.__contains__):

@@ -158,11 +158,8 @@ def maximum(call: Call, output: Value) -> Step:
 
 
 def flip(tape: Tape, source: Value, where: Tensor) -> Value:
-    """A new value on the tape: another with its sign changed in some rows, `where` [batch] is true."""
+    """A new value on the tape: another with its sign changed in the rows where `where` [batch] is true."""
     sign = torch.where(where, -1.0, 1.0).to(source.data)
     sign = sign.reshape(-1, *[1] * (len(source.shape) - 1))
-    call = Call("aten.mul", torch.ops.aten.mul.Tensor, (source, sign), {}, len(tape.calls))
-    last = max(value.index for value in tape.values)
-    call.outputs = (Value(source.data * sign, last + 1, call),)
-    tape.calls.append(call)
-    return call.output
+    times = torch.ops.aten.mul.Tensor
+    return tape.append("aten.mul", times, (source, sign), source.data * sign)

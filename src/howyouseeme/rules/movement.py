@@ -236,11 +236,7 @@ def _selected(output: Value, index: Tensor, sources: list[tuple[Value, int]]) ->
 
 def pick(tape: Tape, source: Value, index: Tensor) -> Value:
     """A new value on the tape, made of the elements of another at flat positions `index`."""
-    call = Call("hysm.pick", None, (source, index), {}, len(tape.calls))
-    last = max(value.index for value in tape.values)
-    call.outputs = (Value(source.flat[index], last + 1, call),)
-    tape.calls.append(call)
-    return call.output
+    return tape.append("hysm.pick", None, (source, index), source.flat[index])
 
 
 @rule("hysm.pick")
