@@ -14,6 +14,7 @@ from nbclient import NotebookClient
 from PIL import Image, ImageFilter
 
 import howyouseeme as hysm
+from howyouseeme.decompositions import decompositions
 from howyouseeme.draw import boxes_picture, percent
 from howyouseeme.explanation import Explanation
 from howyouseeme.localize import detect
@@ -211,7 +212,21 @@ def rules_page() -> None:
             calls = ", ".join(f"`{name}`" for name in names)
             lines.append(f"| {calls} | {text.replace('|', chr(92) + '|')} |")
         lines.append("")
-    page.write_text("\n".join(lines))
+    lines += [
+        "## Taken apart",
+        "",
+        "Calls that the tape records as the simpler calls that they are made of, each of which has a rule above.",
+        "",
+        "| calls | what they make |",
+        "| --- | --- |",
+    ]
+    parts: dict[str, list[str]] = {}
+    for name, function in sorted(decompositions().items()):
+        parts.setdefault((inspect.getdoc(function) or "").splitlines()[0], []).append(name)
+    for text, names in parts.items():
+        calls = ", ".join(f"`{name}`" for name in names)
+        lines.append(f"| {calls} | {text.replace('|', chr(92) + '|')} |")
+    page.write_text("\n".join([*lines, ""]))
 
 
 def gallery() -> None:

@@ -647,6 +647,28 @@ def roi_align(
     return result
 
 
+def roi_pool(x: Array, regions: Array, *, scale: float, bins: Shape) -> Map:
+    """The largest place in each bin of regions [n, (image, x0, y0, x1, y1)], rounded to whole places."""
+    _, channels, height, width = x.shape
+    out_shape = (len(regions), channels, *bins)
+    result = empty(x.shape, out_shape)
+    for r, c, i, j in places(out_shape):
+        image = int(regions[r, 0])
+        scaled = [v * scale for v in regions[r, 1:].tolist()]
+        x0, y0, x1, y1 = (int(math.copysign(math.floor(abs(v) + 0.5), v)) for v in scaled)
+
+        def bin_(k: int, start: int, end: int, count: int, size: int) -> range:
+            step = max(end - start + 1, 1) / count
+            low, high = math.floor(k * step) + start, math.ceil((k + 1) * step) + start
+            return range(min(max(low, 0), size), min(max(high, 0), size))
+
+        within = list(product(bin_(i, y0, y1, bins[0], height), bin_(j, x0, x1, bins[1], width)))
+        if within:
+            best = strongest(x[image, c], within)
+            result.matrix[flat((r, c, i, j), out_shape), flat((image, c, *best), x.shape)] = 1
+    return result
+
+
 def settled(at: float, size: int, padding: str, align: bool) -> float:
     """A position -1..1 as a place; outside, the border or what a mirror at the edge shows."""
     at = (at + 1) / 2 * (size - 1) if align else ((at + 1) * size - 1) / 2

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .decompositions import decompositions
 from .errors import ModelError
 
 __all__ = ["Call", "Reader", "Tape", "Value", "at_hand", "record"]
@@ -273,6 +274,7 @@ class _Facts:
     factory: bool
     uninitialised: bool
     silent: bool
+    parts: Callable[..., Any] | None  # what it is made of, where that is what gets recorded
     functional: Any = None  # the overload that does the same and writes nothing, once asked for
 
 
@@ -293,6 +295,7 @@ def _facts(op: Any) -> _Facts:
         factory=name in _FACTORIES,
         uninitialised=name in _UNINITIALISED,
         silent=name in _SILENT_WRITES,
+        parts=decompositions().get(name),
     )
     return facts
 
@@ -390,6 +393,7 @@ class _Recorder(TorchDispatchMode):
         self.reads: list[Any] = [None] * len(readers)
         self.calls: list[Call] = []
         self.count = 0
+        self._taking_apart = 0  # calls that are being made as the calls that they are made of
         self._thread = threading.get_ident()
         # By id of the tensor, which `_alive` keeps alive: its value, and the memory it had then.
         self._known: dict[int, tuple[Value, int | None]] = {}
@@ -470,7 +474,7 @@ class _Recorder(TorchDispatchMode):
         """An argument as the tape keeps it; notes the values in it, and the memory of constants."""
         if isinstance(item, Tensor):
             key = _storage(item)
-            floats = item.is_floating_point() or item.is_complex()
+            floats = item.is_floating_point() or item.is_complex() or item.is_quantized
             value = self._find(item, key) if floats else None
             if value is None:
                 constants.append(key)
@@ -497,20 +501,42 @@ class _Recorder(TorchDispatchMode):
             if key not in facts.outs
         }
         depends = bool(values) and not facts.factory
+        parts = facts.parts if depends else None
+        if parts is None and self._taking_apart:  # where composite calls may come, as nowhere else
+            parts = op.decompose
+        if parts is not None:
+            result = self._in_parts(parts, facts, args, kwargs)
+            if result is not NotImplemented:
+                return result
         if facts.silent and args[5]:
             for statistic in args[3:5]:
                 if statistic is not None:
                     self._preserve(statistic)
-        if not facts.writes:
-            result = op(*args, **kwargs)
-            if facts.uninitialised:
-                result.zero_()
-            if depends:
-                call = self._add(facts.name, op, lifted, lifted_kwargs)
-                self._hold(call, constants)
-                call.outputs = self._outputs(result, call)
-            return result
+        if facts.writes:
+            return self._write(
+                op, facts, args, kwargs, lifted, lifted_kwargs, constants if depends else None
+            )
+        result = op(*args, **kwargs)
+        if facts.uninitialised:
+            result.zero_()
+        if depends:
+            call = self._add(facts.name, op, lifted, lifted_kwargs)
+            self._hold(call, constants)
+            call.outputs = self._outputs(result, call)
+        return result
 
+    def _write(
+        self,
+        op: Any,
+        facts: _Facts,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        lifted: tuple[Any, ...],
+        lifted_kwargs: dict[str, Any],
+        constants: list[int | None] | None,
+    ) -> Any:
+        """Make a call that writes to some of its arguments; `constants` is None if none depends on the input."""
+        depends = constants is not None
         written = [
             args[i] if i < len(args) else kwargs.get(target.name)
             for i, target in zip(facts.writes, facts.targets, strict=True)
@@ -534,7 +560,7 @@ class _Recorder(TorchDispatchMode):
                 put = (value, tensor.detach().clone())
                 call = self._add("aten.copy", torch.ops.aten.copy.default, put, {})
                 call.outputs = (self._written(tensor, call, 0, moves=False),)
-        if depends:
+        if constants is not None:
             call = self._add(facts.name, _functional(op, facts), lifted, lifted_kwargs)
             self._hold(call, constants)
             returned = self._outputs(result, call) if facts.fresh else ()
@@ -543,6 +569,28 @@ class _Recorder(TorchDispatchMode):
                 for i, tensor in enumerate(tensors)
             )
         return result
+
+    def _in_parts(
+        self,
+        parts: Callable[..., Any],
+        facts: _Facts,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Make a call as the calls that it is made of, which are recorded in its place."""
+        self._taking_apart += 1
+        try:
+            with self:
+                result = parts(*args, **{k: v for k, v in kwargs.items() if k not in facts.outs})
+                if result is NotImplemented or not facts.writes or parts is not facts.parts:
+                    return result
+                (position,) = facts.writes
+                given = args[position] if position < len(args) else kwargs[facts.targets[0].name]
+                if given.shape != result.shape:
+                    given.resize_(result.shape)
+                return given.copy_(result)
+        finally:
+            self._taking_apart -= 1
 
     def _hold(self, call: Call, constants: list[int | None]) -> None:
         """Remember where the call's constants lie, in case that they are overwritten later."""
@@ -645,19 +693,17 @@ def _geometry(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], int]:
 
 _HOOKS = threading.Lock()
 _taken_apart = 0  # recordings under way, with PyTorch's fused layers switched off
-_fused = True, True
+_fused = True
 
 
 @contextmanager
-def _layers_taken_apart(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Record transformer layers and LSTMs call by call, not as a whole layer in one call."""
+def _layers_taken_apart() -> Iterator[None]:
+    """Record transformer layers call by call, not as a whole layer in one call."""
     global _taken_apart, _fused  # noqa: PLW0603 - the switch is PyTorch's, and global as well
     with _HOOKS:
         if not _taken_apart:
-            _fused = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
+            _fused = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
-        if any(isinstance(module, nn.LSTM) for module in modules):
-            torch._C._set_mkldnn_enabled(False)
         _taken_apart += 1
     try:
         yield
@@ -665,8 +711,7 @@ def _layers_taken_apart(modules: Iterable[nn.Module]) -> Iterator[None]:
         with _HOOKS:
             _taken_apart -= 1
             if not _taken_apart:
-                torch.backends.mha.set_fastpath_enabled(_fused[0])
-                torch._C._set_mkldnn_enabled(_fused[1])
+                torch.backends.mha.set_fastpath_enabled(_fused)
 
 
 @contextmanager
@@ -760,7 +805,7 @@ def record(
                 inputs.append(value)
         args, kwargs = pytree.tree_unflatten(leaves, spec)
         try:
-            with _layers_taken_apart(names), _read_by(recorder), recorder:
+            with _layers_taken_apart(), _read_by(recorder), recorder:
                 output = model(*args, **kwargs)
                 recorder.read(None, output)
             output = pytree.tree_map(recorder.result, output)

@@ -150,6 +150,8 @@ class Evidence(Method):
                 lost += _positive(ended, batch)
             for source, part in sent:
                 part.evidence = part.evidence.to(source.dtype)
+                if isinstance(part.orientation, Tensor):
+                    part.orientation = part.orientation.to(source.dtype)
                 waiting[source] = waiting[source].plus(part) if source in waiting else part
         return {value: arrived.evidence for value, arrived in waiting.items()}, lost
 

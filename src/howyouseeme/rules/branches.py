@@ -141,13 +141,18 @@ def glu(call: Call, output: Value) -> Step:
     return Step([(x, Selection(x.shape, output.shape, place.chunk(2, axis)[0], gate))])
 
 
-@rule("aten.maximum", "aten.minimum")
+@rule("aten.maximum", "aten.minimum", "aten.fmax", "aten.fmin")
 def maximum(call: Call, output: Value) -> Step:
     """y = max(a, b): the larger one; the first wins a tie"""
+    return one_of(output, call.args[:2])
+
+
+def one_of(output: Value, terms: Sequence[Any]) -> Step:
+    """y = one of several terms at each place: the first that has y there."""
     links: list[tuple[Value, Link]] = []
     taken = torch.zeros_like(output.data, dtype=torch.bool)
     bias = torch.zeros_like(output.data)
-    for term in call.args[:2]:
+    for term in terms:
         chosen = (contents(term, output.data) == output.data) & ~taken
         taken |= chosen
         if isinstance(term, Value):

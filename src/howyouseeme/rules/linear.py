@@ -89,16 +89,6 @@ def linear(call: Call, output: Value) -> Step:
     return _times(x, weight, output, bias)
 
 
-@rule("aten.mv", "aten.dot")
-def vector_product(call: Call, output: Value) -> Step:
-    """y = a b, where b is a vector"""
-    a, b = call.args[:2]
-    if isinstance(a, Value) and isinstance(b, Value):
-        raise Refusal("only a product with one computed operand is supported")
-    x, weight = (a, b[None]) if isinstance(a, Value) else (b, a.reshape(-1, b.numel))
-    return Step([(x, BatchedMatrix(x.shape, output.shape, weight[None]))])
-
-
 def axes_of(x: Value, dims: int | list[int] | None) -> list[int]:
     """The axes that a reduction goes over, counted from 0."""
     if isinstance(dims, int):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ..links import Diagonal, Link, Pad, Permutation, Selection
+from ..links import Diagonal, Link, Pad, Permutation, Selection, Sparse, sparse
 from ..tape import Call, Tape, Value
 from . import Refusal, Step, rule
 
@@ -62,10 +62,10 @@ _FILLERS = {"aten.masked_fill", "aten.fill", "aten.scatter"}
 )
 def movement(call: Call, output: Value) -> Step:
     """y[i] = x[j] for the j that the call itself tells; padding and constants are bias"""
-    if call.name == "aten.index_put" and call.argument(3, "accumulate", False):
-        raise Refusal("only an index_put that replaces, and does not add, is supported")
-    if call.kwargs.get("reduce"):
-        raise Refusal("only a scatter that replaces is supported")
+    if call.kwargs.get("reduce") or (
+        call.name == "aten.index_put" and call.argument(3, "accumulate", False)
+    ):
+        return added(call, output)
     sources: list[tuple[Value, int]] = []
     total = 1  # 0 is for what is constant, as the calls themselves pad with zeros
 
@@ -98,6 +98,40 @@ def movement(call: Call, output: Value) -> Step:
     if isinstance(result, (list, tuple)):
         result = result[output.output]
     return _selected(output, result.reshape(-1).long(), sources)
+
+
+@rule("aten.scatter_add", "aten.scatter_reduce", "aten.index_add")
+def added(call: Call, output: Value) -> Step:
+    """y = x, and at each place the sum of what is sent there"""
+    x, *args = call.args
+    if call.argument(4, "reduce", "sum") not in {"sum", "add"} or not call.argument(
+        5, "include_self", True
+    ):
+        raise Refusal("only a scatter that replaces or adds is supported")
+    place = torch.arange(output.numel, device=output.device).reshape(output.shape)
+    if call.name == "aten.index_put":
+        indices, sent = args[:2]
+        to = torch.ops.aten.index(place, indices)
+    elif call.name == "aten.index_add":
+        axis, index, sent = args[:3]
+        to = place.index_select(axis, index)
+    else:
+        axis, index, sent = args[:3]
+        to = place.gather(axis, index)
+    links: list[tuple[Value, Link]] = []
+    if isinstance(x, Value):
+        links.append((x, Diagonal(x.shape, output.shape)))
+    if isinstance(sent, Value):
+        start = torch.arange(sent.numel, device=sent.device).reshape(sent.shape)
+        if call.name.startswith("aten.scatter"):  # which may send less than all
+            start = start[tuple(slice(size) for size in to.shape)]
+        edges = torch.stack([to.reshape(-1), start.expand(to.shape).reshape(-1)])
+        factor = float(call.kwargs.get("alpha", 1))
+        weight = torch.full(edges.shape[1:], factor, dtype=output.dtype, device=output.device)
+        entries = sparse(edges, weight, (output.numel, sent.numel))
+        links.append((sent, Sparse(sent.shape, output.shape, entries)))
+    bias = [link.forward(source.data) for source, link in links]
+    return Step(links, output.data - torch.stack(bias).sum(0) if len(links) < 2 else None)
 
 
 @rule("aten.max_unpool2d", "aten.max_unpool3d")

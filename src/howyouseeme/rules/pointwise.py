@@ -12,6 +12,7 @@ from torch import Tensor
 from ..links import Diagonal
 from ..tape import Call, Value
 from . import Refusal, Step, rule
+from .branches import one_of
 
 
 def secant(call: Call, output: Value, at_zero: Tensor | None = None) -> Step:
@@ -50,7 +51,11 @@ def _at_zero(call: Call, x: Value, output: Value) -> Tensor | None:
 
 #: Calls whose output is 0 where their input is, with any further arguments.
 _THROUGH_ZERO = {
-    f"aten.{name}" for name in "abs gelu hardswish leaky_relu mish relu relu6 silu tanh".split()
+    f"aten.{name}"
+    for name in (
+        "abs fake_quantize_per_channel_affine_cachemask gelu hardswish leaky_relu mish relu relu6 "
+        "silu tanh"
+    ).split()
 }
 
 
@@ -64,12 +69,24 @@ _RISING = {
 }
 
 for _name in (
-    "abs acos acosh asin asinh atan atanh ceil celu clamp clamp_max clamp_min cos cosh elu erf erfc "
+    "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams copysign deg2rad erfinv "
+    "fake_quantize_per_channel_affine_cachemask fake_quantize_per_tensor_affine_cachemask "
+    "floor_divide fmod frac heaviside i0 lgamma rad2deg remainder special_entr "
+    "abs acos acosh asin asinh atan atanh ceil celu cos cosh elu erf erfc "
     "exp exp2 expm1 floor gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu log log10 log1p "
     "log2 log_sigmoid_forward logit mish nan_to_num pow reciprocal relu relu6 round rsqrt sigmoid "
     "sign silu sin sinc sinh softplus softshrink sqrt square tan tanh threshold trunc"
 ).split():
     rule(f"aten.{_name}")(secant)
+
+
+@rule("aten.clamp", "aten.clamp_max", "aten.clamp_min")
+def clamp(call: Call, output: Value) -> Step:
+    """y = x between two bounds: an activation where they are constant, else what y is, x or a bound"""
+    x, *bounds = (*call.args, *call.kwargs.values())
+    if not any(isinstance(bound, Value) for bound in bounds):
+        return secant(call, output)
+    return one_of(output, [item for item in (x, *bounds) if item is not None])
 
 
 @rule("aten._softmax", "aten._safe_softmax")

@@ -98,7 +98,10 @@ def _is_between_two(call: Call) -> bool:
     return len(call.args) > 1 and isinstance(call.args[1], (Value, Tensor))
 
 
-@rule("aten.topk", "aten.sort", "aten.kthvalue", "aten.median", "aten.cummax", "aten.cummin")
+@rule(
+    *("aten.topk", "aten.sort", "aten.kthvalue", "aten.median", "aten.nanmedian"),
+    *("aten.cummax", "aten.cummin"),
+)
 def chosen(call: Call, output: Value) -> Step:
     """y = those elements of x that the call's second output tells: the choice is this image's"""
     x = call.args[0]

@@ -1,4 +1,4 @@
-"""Norms, variances and logsumexp: sums of x, each element weighted by what this image made of it."""
+"""Norms, variances, products and logsumexp: sums of x, each element weighted by what this image made of it."""
 
 from __future__ import annotations
 
@@ -65,3 +65,25 @@ def logsumexp(call: Call, output: Value) -> Step:
     weight = (x.data - _kept(output.data, x, axes)).exp()
     link = _weighted(x, output, axes, weight)
     return Step([(x, link)], lambda: output.data - link.forward(x.data))
+
+
+@rule("aten.prod")
+def prod(call: Call, output: Value) -> Step:
+    """y = product of the n elements over the axis = sum of x · (product of the others) / n
+
+    Each element gets the same share: what it is worth on average over the orders in which the
+    elements may come (Shapley).
+    """
+    x, axis = call.args[0], call.argument(1, "dim")
+    axes = axes_of(x, axis)
+    rest = [axis for axis in range(len(x.shape)) if axis not in axes]
+    rows = x.data.to(output.dtype).permute(*rest, *axes).flatten(len(rest))
+    if not axes:
+        rows = rows[None]
+    one = torch.ones_like(rows[..., :1])
+    before = torch.cat([one, rows[..., :-1]], -1).cumprod(-1)
+    after = torch.cat([rows[..., 1:], one], -1).flip(-1).cumprod(-1).flip(-1)
+    weight = before * after / max(rows.shape[-1], 1)
+    there = [x.shape[axis] for axis in (*rest, *axes)]
+    back = sorted(range(len(there)), key=[*rest, *axes].__getitem__)
+    return Step([(x, _weighted(x, output, axes, weight.reshape(there).permute(back)))])

@@ -8,7 +8,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from ..links import Sparse, sparse
+from ..links import Selection, Sparse, sparse
 from ..tape import Call, Value
 from . import Refusal, Step, rule
 from .branches import contents
@@ -74,6 +74,20 @@ def roi_align(call: Call, output: Value) -> Step:
         parts=(x.shape[0], len(regions)),
     )
     return Step([(x, link)])
+
+
+@rule("torchvision.roi_pool")
+def roi_pool(call: Call, output: Value) -> Step:
+    """y = max of x over each bin of a fixed region, 0 where a bin is empty"""
+    x, regions, at = call.args[0], call.args[1], call.outputs[1]
+    if not isinstance(x, Value):
+        raise Refusal("only regions of computed features are supported")
+    assert at is not None
+    channels, space = x.shape[1], x.shape[2:].numel()
+    image = contents(regions, x.data)[:, 0].long().reshape(-1, 1, 1, 1)
+    plane = image * channels + torch.arange(channels, device=x.device).reshape(1, -1, 1, 1)
+    index = torch.where(at.data < 0, -1, plane * space + at.data)
+    return Step([(x, Selection(x.shape, output.shape, index))])
 
 
 def _outer(rows: Tensor, columns: Tensor, image: Tensor, images: int) -> Tensor:

@@ -1,0 +1,198 @@
+"""Calls that the tape takes apart: they give what PyTorch gives, and their parts have rules."""
+# ruff: noqa: E731 - a table of lambdas is what this is
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision import ops
+
+from howyouseeme import Explainer
+from howyouseeme.backtrack import plan
+from howyouseeme.decompositions import decompositions
+from howyouseeme.tape import record
+
+aten = torch.ops.aten
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + 7 * sum(shape))
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+class Made(nn.Module):
+    """A model whose forward is a function, or another module."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+        self.eval()
+
+    def forward(self, *args: Any) -> Any:
+        return self.function(*args)
+
+
+A, B, V, C = numbers(3, 4), numbers(3, 4, seed=1), numbers(4), numbers(3)
+STACK, OTHERS = numbers(2, 3, 4), numbers(2, 4, 3)
+MAP = numbers(2, 8, 6, 7)
+HOLES = torch.where(A > 1, torch.nan, A)
+REGIONS = torch.tensor([[0, 0.3, 1.1, 4.7, 3.9], [1, -2, -1.5, 9, 7]]).double()
+LSTM = nn.LSTM(4, 5, num_layers=2, bidirectional=True).double()
+FIRST = nn.LSTM(4, 5, batch_first=True, bias=False)
+PAIRED = nn.Bilinear(4, 4, 3).double()
+CELL, GATED = nn.LSTMCell(4, 5).double(), nn.GRUCell(4, 5).double()
+
+
+def deformed(
+    groups: int, parts: int, stride: Any, padding: Any, dilation: int, kernel: tuple[int, int]
+) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
+    weight, bias = numbers(4, 8 // groups, *kernel), numbers(4)
+    options = {"stride": stride, "padding": padding, "dilation": dilation}
+    (out,) = (torch.nn.functional.conv2d(MAP[:1, :1], numbers(1, 1, *kernel), **options).shape[2:],)
+    offset, mask = (numbers(2, n * parts * kernel[0] * kernel[1], *out) for n in (2, 1))
+    run = lambda x, offset, mask=None: ops.deform_conv2d(
+        x, offset, weight, bias, mask=mask, **options
+    )
+    return run, (MAP, offset * 2, mask) if stride == 1 else (MAP, offset * 2)
+
+
+CASES: list[tuple[str, str, Callable[..., Any], tuple[Tensor, ...]]] = [
+    ("aten.mv", "matrix", lambda a: a @ V, (A,)),
+    ("aten.mv", "vector", lambda v: A @ v, (V,)),
+    ("aten.mv", "both", lambda a, v: a @ v, (A, V)),
+    ("aten.dot", "one", lambda v: v @ B[0], (V,)),
+    ("aten.dot", "both", lambda v, w: v @ w, (V, B[0])),
+    ("aten.addmv", "plain", lambda a: torch.addmv(C, a, V), (A,)),
+    ("aten.addmv", "factors", lambda c, v: torch.addmv(c, A, v, beta=0.5, alpha=-2), (C, V)),
+    ("aten.addmv", "in place", lambda c, v: (c * 1).addmv_(A, v), (C, V)),
+    ("aten.addmv", "beta 0", lambda v: torch.addmv(C * torch.nan, A, v, beta=0), (V,)),
+    ("aten.addr", "plain", lambda v, c: torch.addr(A, c, v), (V, C)),
+    ("aten.addr", "factors", lambda v: torch.addr(A, C, v, beta=2, alpha=3), (V,)),
+    ("aten.addbmm", "plain", lambda a, b: torch.addbmm(A[:, :3], a, b), (STACK, OTHERS)),
+    (
+        "aten.addbmm",
+        "out",
+        lambda a: torch.addbmm(A, a, STACK, out=A.new_empty(0)),
+        (numbers(2, 3, 3),),
+    ),
+    ("aten._trilinear", "both", PAIRED, (A, B)),
+    ("aten._trilinear", "one", lambda a: PAIRED(a, B), (A,)),
+    ("aten._cdist_forward", "2", lambda a: torch.cdist(a, B), (A,)),
+    (
+        "aten._cdist_forward",
+        "both",
+        lambda a, b: torch.cdist(a, b, p=1.0),
+        (STACK, STACK.flip(1) * 2),
+    ),
+    ("aten._euclidean_dist", "many", lambda a: torch.cdist(a, numbers(30, 4)), (numbers(40, 4),)),
+    ("aten.norm", "distance", lambda a: nn.functional.pairwise_distance(a, B), (A,)),
+    ("aten.norm", "all", lambda a: aten.norm.Scalar(a, 3), (A,)),
+    ("aten.norm", "axis", lambda a: aten.norm.ScalarOpt_dim(a, None, [1], True), (A,)),
+    ("aten.norm", "no axis", lambda a: aten.norm.ScalarOpt_dim(a, 2, []), (A,)),
+    ("aten.logaddexp", "both", torch.logaddexp, (A, B)),
+    ("aten.logaddexp", "broadcast", lambda a: torch.logaddexp(a, V), (A,)),
+    ("aten.hypot", "both", torch.hypot, (A, B)),
+    ("aten.index_fill", "number", lambda a: a.index_fill(-1, torch.tensor([2, 0]), 3.0), (A,)),
+    ("aten.index_fill", "tensor", lambda a: a.index_fill(0, torch.tensor([1]), C[0]), (A,)),
+    ("aten.index_fill", "in place", lambda a: (a * 1).index_fill_(0, torch.tensor(1), 2), (A,)),
+    ("aten.nansum", "all", lambda a: torch.where(HOLES.isnan(), HOLES, a).nansum(), (A,)),
+    ("aten.nansum", "axis", lambda a: torch.where(HOLES.isnan(), HOLES, a).nansum(1, True), (A,)),
+    ("aten.aminmax", "all", lambda a: torch.stack(a.aminmax()), (A,)),
+    ("aten.aminmax", "axis", lambda a: torch.stack(a.aminmax(dim=1, keepdim=True)), (A,)),
+    ("torchvision.deform_conv2d", "masked", *deformed(1, 1, 1, 1, 1, (3, 3))),
+    ("torchvision.deform_conv2d", "parts", *deformed(2, 4, 2, 2, 1, (3, 2))),
+    ("torchvision.deform_conv2d", "both", *deformed(4, 2, (1, 2), (0, 1), 2, (2, 3))),
+    ("torchvision.ps_roi_align", "2", lambda x: ops.ps_roi_align(x, REGIONS, 2, 0.7, 2), (MAP,)),
+    (
+        "torchvision.ps_roi_align",
+        "any",
+        lambda x: ops.ps_roi_align(x, REGIONS, (4, 1), 1.0),
+        (MAP,),
+    ),
+    ("aten.mkldnn_rnn_layer", "first", lambda x: FIRST(x)[0], (STACK.float(),)),
+    ("aten.mkldnn_rnn_layer", "both ways", lambda x: LSTM.float()(x)[0], (STACK.float(),)),
+    ("aten.mkldnn_rnn_layer", "states", lambda x: torch.cat(LSTM.float()(x)[1]), (STACK.float(),)),
+]
+
+
+@pytest.mark.parametrize(("name", "run", "inputs"), [(n, r, i) for n, _, r, i in CASES])
+def test_parts_make_what_the_call_makes(
+    name: str, run: Callable[..., Any], inputs: tuple[Tensor, ...]
+) -> None:
+    with torch.no_grad():
+        want = run(*inputs)
+    tape = record(Made(run), inputs)
+    assert name not in {call.name for call in tape.calls}
+    single = want.dtype == torch.float32
+    torch.testing.assert_close(
+        tape.output.data, want, **({} if single else {"rtol": 1e-9, "atol": 1e-12})
+    )
+    # What is walked back, and the biases on the way, add up to the output again.
+    walk = plan(tape, tape.output)
+    for value, step in walk.steps:
+        total = step.bias_like(value.data)
+        for source, link in step.links:
+            total = total + link.forward(source.data)
+        torch.testing.assert_close(total, value.data, equal_nan=True)
+    assert set(walk.inputs) == set(tape.inputs[: 1 if "deform" in name else None])
+
+
+def test_cells_of_a_gpu() -> None:
+    """Calls that PyTorch makes on a GPU alone, against the layers that make them."""
+    x, h, c = numbers(3, 4), numbers(3, 5), numbers(3, 5, seed=1)
+    for cell, name, state in [
+        (CELL, "aten._thnn_fused_lstm_cell", (h, c)),
+        (GATED, "aten._thnn_fused_gru_cell", h),
+    ]:
+        halves = x @ cell.weight_ih.mT, h @ cell.weight_hh.mT
+        parts = decompositions()[name]
+        made = parts(*halves, c if cell is CELL else h, cell.bias_ih, cell.bias_hh)
+        want = cell(x, state)
+        for one, other in zip(made, want if cell is CELL else [want], strict=False):
+            torch.testing.assert_close(one, other)
+        bare = parts(halves[0] + cell.bias_ih, halves[1] + cell.bias_hh, c if cell is CELL else h)
+        torch.testing.assert_close(bare[0], made[0])
+
+
+def test_every_call_that_is_taken_apart_has_a_case() -> None:
+    on_a_gpu = {"aten._thnn_fused_lstm_cell", "aten._thnn_fused_gru_cell"}
+    assert set(decompositions()) == {name for name, *_ in CASES} | on_a_gpu
+
+
+def test_what_cannot_be_taken_apart_stays_whole() -> None:
+    tape = record(
+        Made(lambda a: aten._trilinear(a, B, B, [], [], [], [1])), [A]
+    )  # no nn.Bilinear makes this
+    assert [call.name for call in tape.calls] == ["aten._trilinear"]
+
+
+def test_constants_are_left_alone() -> None:
+    tape = record(Made(lambda a: a + torch.addmv(C, B, V)[0]), [A])
+    assert [call.name for call in tape.calls] == ["aten.add"]
+
+
+def test_an_lstm_is_walked_back_through_time() -> None:
+    """What it says after the eighth column of a picture is due to the columns up to there."""
+
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = nn.Conv2d(1, 6, 3, padding=1)
+            self.lstm = nn.LSTM(6, 8, batch_first=True)
+            self.head = nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            columns = self.features(x).relu().amax(2).mT
+            return self.head(self.lstm(columns)[0][:, 7])
+
+    torch.manual_seed(3)
+    model, picture = Reader().eval(), torch.rand(1, 1, 12, 20)
+    explanation = Explainer(model)(picture)[0]
+    assert explanation.target[0] == int(model(picture).argmax())
+    by_column = torch.as_tensor(explanation.evidence).abs().reshape(12, 20).sum(0)
+    assert not by_column[9:].any()  # the kernel reaches one column further
+    assert (by_column[:9] > 0).sum() >= 3
