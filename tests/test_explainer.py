@@ -18,6 +18,7 @@ from torchvision import transforms
 
 import howyouseeme as hysm
 from howyouseeme import Explainer, InputError, ModelError, Network, Preprocess
+from howyouseeme.methods import Evidence
 from howyouseeme.tape import record
 
 CLASSES = ("red fox", "grey fox", "hen", "cock")
@@ -453,6 +454,15 @@ def test_classes_of_a_model_that_does_nothing() -> None:
         assert one.evidence.shape == other.evidence.shape == (1, 3)
         assert int(one.evidence.argmax()) == 0
         assert int(other.evidence.argmax()) == 2
+
+
+def test_a_method_with_its_parameters(net: nn.Module, images: Tensor) -> None:
+    by_name = Explainer(net, "evidence", nodes=50)(images)
+    by_itself = Explainer(net, Evidence(nodes=50))(images)
+    assert torch.equal(by_name.evidence, by_itself.evidence)
+    assert by_itself.method == Evidence(nodes=50)
+    with pytest.raises(InputError, match="is a method with all its parameters: give k when"):
+        Explainer(net, Evidence(), k=3)
 
 
 def test_many_of_nothing_is_nothing(explainer: Explainer, images: Tensor) -> None:

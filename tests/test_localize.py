@@ -20,6 +20,7 @@ from howyouseeme.localize import (
     LEAST,
     Detection,
     detect,
+    object_map,
     object_of,
     regions,
     to_coco,
@@ -105,6 +106,20 @@ def test_regions_are_the_connected_parts_above_the_level(seed: int) -> None:
         assert strength == pytest.approx(share)
         # Edges lie where the map crosses the level: less than a cell off the cells' own.
         assert np.abs(np.subtract(box, cells)).max() < 0.5 + 1e-6
+
+
+def test_the_object_is_what_is_alike_to_where_evidence_is(explainer: Explainer) -> None:
+    """(seen · reach²)^(1/3), pixel by pixel."""
+    explanation = explainer(sample_photo("cat"))
+    (alike,) = explanation.alike
+    seen = explanation.levels[0]
+    reach = alike.reach(seen)
+    heat = object_map(seen, alike)
+    for y, x in ((100, 100), (60, 150), (200, 20)):
+        want = (float(seen[y, x]) * float(reach[y, x]) ** 2) ** (1 / 3)
+        assert float(heat[y, x]) == pytest.approx(want, rel=1e-5)
+    assert 0 < float(seen.mean()) != float(reach.mean())
+    assert object_map(seen, None) is seen
 
 
 def test_regions_are_told_in_pixels_of_a_larger_map() -> None:

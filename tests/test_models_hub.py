@@ -18,7 +18,7 @@ from howyouseeme.errors import ModelError
 from howyouseeme.images import sample_photo
 from howyouseeme.models import hub, load_model
 
-huggingface_hub = pytest.importorskip("huggingface_hub", reason="pip install huggingface_hub")
+constants = pytest.importorskip("huggingface_hub.constants", reason="pip install huggingface_hub")
 
 #: Nobody listens there.
 NOWHERE = "http://127.0.0.1:9"
@@ -91,7 +91,7 @@ def test_without_a_network_it_is_one_sentence(name: str, tmp_path: Path) -> None
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(hub, "answers", lambda: False)
     return tmp_path
 

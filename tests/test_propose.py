@@ -196,6 +196,24 @@ def test_a_module_and_its_preprocessing_do(proposer: Proposer) -> None:
 # What is refused
 
 
+def test_a_network_that_tells_probabilities_proposes_the_same(proposer: Proposer) -> None:
+    """The scores are read as an explanation reads them: before a softmax, and out of a dict."""
+
+    class Told(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = proposer.network.module
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"out": self.network(x).softmax(1)}
+
+    other = Proposer(Told().eval(), preprocess=proposer.network.preprocess)
+    picture = sample_photo("cat")
+    mine, theirs = proposer(picture), other(picture)
+    np.testing.assert_allclose(mine.saliency, theirs.saliency, atol=1e-5)
+    assert mine.regions == theirs.regions
+
+
 def test_what_cannot_be_proposed_is_said(proposer: Proposer) -> None:
     with pytest.raises(InputError, match="0 regions are none"):
         proposer(sample_photo(), 0)

@@ -2256,6 +2256,24 @@ def test_a_rule_may_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
         plan(tape, tape.output)
 
 
+def test_a_rule_keeps_the_family_of_the_one_it_replaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a sigmoid made is a gate also after calls whose rule is the user's."""
+    flip = rules.rules()["aten.flip"]
+    monkeypatch.setitem(rules.rules(), "aten.flip", flip)
+    assert rules.family_of("aten.flip") == "movement"
+
+    @rule("aten.flip", replace=True)
+    def other(call: Call, output: Value) -> Step:
+        return flip(call, output)
+
+    assert rules.family_of("aten.flip") == "movement"
+    tape = record(Made(lambda x: x * x.sigmoid().flip(0)), [numbers(3, 4)])
+    ((value, step), *_) = plan(tape, tape.output).steps
+    assert value is tape.output
+    assert [source for source, _ in step.links] == tape.inputs  # not the gate
+    assert rules.family_of("aten.nothing") == ""
+
+
 def test_a_rule_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(rules.rules(), "aten.cumsum")
     x = numbers(3, 4)

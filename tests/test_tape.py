@@ -575,6 +575,27 @@ def test_what_is_made_again_has_the_type_that_it_had() -> None:
         torch.testing.assert_close(value.data, expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("forward", "signed"),
+    [
+        (lambda x: F.hardtanh(x, -1, 1), True),
+        (lambda x: F.hardtanh(x, 0, 6), False),
+        (lambda x: x.clamp(-0.5), True),
+        (lambda x: x.clamp(max=1), True),
+        (lambda x: x.clamp(min=0), False),
+        (lambda x: x.relu(), False),
+        (lambda x: x.sigmoid(), False),
+        (lambda x: x.tanh(), True),
+    ],
+)
+def test_the_sign_is_known_from_the_call_or_looked_up(
+    forward: Callable[[Tensor], Tensor], signed: bool
+) -> None:
+    tape = record(made(forward), [torch.linspace(-2, 2, 9)])
+    assert tape.output.signed is signed
+    assert bool((tape.output.data < 0).any()) is signed
+
+
 def test_a_plan_makes_nothing_again_for_its_sign(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a device signs are looked at ahead, but for those of what was overwritten."""
     monkeypatch.setattr(backtrack, "at_hand", lambda tensor: False)

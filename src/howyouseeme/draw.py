@@ -83,8 +83,8 @@ def explanation_picture(subject: Subject) -> Image.Image:
     panels = [
         (panel, "photo"),
         (points, points_text),
-        (_paint_map(panel, subject.attention), "attention: where it looked"),
-        (_paint_map(panel, subject.saliency), "saliency: what answers for it"),
+        (paint_map(panel, subject.attention), "attention: where it looked"),
+        (paint_map(panel, subject.saliency), "saliency: what answers for it"),
     ]
 
     zoom = _zoom(width)
@@ -128,8 +128,8 @@ def frames(subject: Subject, layers: Sequence[LayerView]) -> list[tuple[str, str
     found = [
         ("photo", "as it was given", panel),
         ("points", points_text, points),
-        ("attention", "where the network looked", _paint_map(panel, subject.attention)),
-        ("saliency", "which pixels answer for it, by levels", _paint_map(panel, subject.saliency)),
+        ("attention", "where the network looked", paint_map(panel, subject.attention)),
+        ("saliency", "which pixels answer for it, by levels", paint_map(panel, subject.saliency)),
     ]
     for layer in layers:
         size = " × ".join(str(side) for side in reversed(layer.grid))
@@ -390,7 +390,7 @@ def _tile(photo: Image.Image, layer: LayerView, photo_size: tuple[int, int]) -> 
     if layer.box is not None:
         left, top, right, bottom = layer.box
         box = (round(left * wide), round(top * high), round(right * wide), round(bottom * high))
-    picture = _paint_map(photo, layer.map, box, cells=True)
+    picture = paint_map(photo, layer.map, box, cells=True)
     dots, _ = _dots(layer.points_y, layer.points_x, layer.strength, photo_size, photo.size)
     rows, columns = layer.grid
     if not len(dots) or rows * columns == 1:  # the one node of a class is nowhere in particular
@@ -436,7 +436,7 @@ def _with_axes(picture: Image.Image, draw: Any) -> Image.Image:
 # Maps
 
 
-def _paint_map(
+def paint_map(
     photo: Image.Image,
     values: np.ndarray,
     box: tuple[int, int, int, int] | None = None,

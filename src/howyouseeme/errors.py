@@ -25,3 +25,8 @@ class UnsupportedCallError(ModelError, NotImplementedError):
 
 class MissingExtraError(HowYouSeeMeError, ImportError):
     """An optional package is missing; the message names the command that installs it."""
+
+
+def first_line(error: Exception) -> str:
+    """What another library's error says first, to be quoted in a sentence of ours; its type if nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import __version__, draw, localize, notebook
 from .errors import InputError
 from .images import Geometry
 from .likeness import Likeness
@@ -390,7 +391,6 @@ class Explanation:
         Raises:
             InputError: the threshold isn't between 0 and 1, or the input is no picture.
         """
-        from . import localize  # noqa: PLC0415 - most explanations need no boxes
 
         level = localize.THRESHOLD if threshold is None else threshold
         return tuple(localize.boxes(self, i, level) for i in range(len(self)))
@@ -529,7 +529,6 @@ class Explanation:
         Raises:
             InputError: the input is no picture, but has one axis, or three.
         """
-        from . import draw  # noqa: PLC0415 - needs matplotlib
 
         subject = self._subject(i)
         picture = draw.explanation_picture(subject)
@@ -550,12 +549,10 @@ class Explanation:
         Raises:
             InputError: the input is no picture.
         """
-        from . import draw  # noqa: PLC0415 - needs matplotlib
 
         return draw.frames(self._subject(i), self._views(i))
 
     def _subject(self, i: int) -> Subject:
-        from . import draw  # noqa: PLC0415
 
         i = self._at(i)
         sample, one = self.samples[i], self[i]
@@ -590,7 +587,6 @@ class Explanation:
 
         >>> [view.name for view in explanation.layer_views(0, explanation.layers(0)[-3:])]
         """
-        from . import draw  # noqa: PLC0415
 
         geometry = self.samples[i].geometry
         assert geometry is not None  # a picture is being drawn
@@ -645,7 +641,6 @@ class Explanation:
         >>> explanation.provenance()["method"]
         'evidence'
         """
-        from . import __version__  # noqa: PLC0415 - the package imports this module
 
         given = self.samples[i].input
         return {
@@ -681,7 +676,6 @@ class Explanation:
             InputError: the input is no picture (`to_dict` has its points), or the name is none.
             OSError: the folder can't be written to.
         """
-        from . import draw  # noqa: PLC0415 - needs matplotlib
 
         if name is not None and FilePath(name).name != name:
             raise InputError(
@@ -739,7 +733,6 @@ class Explanation:
     def _repr_html_(self) -> str | None:
         if any(sample.geometry is None for sample in self.samples):
             return None  # no picture: the notebook falls back to repr
-        from . import notebook  # noqa: PLC0415
 
         return notebook.html_of(self)
 
@@ -749,7 +742,6 @@ class Explanation:
         no_picture = any(sample.geometry is None for sample in self.samples)
         if no_picture or not hasattr(get_ipython(), "kernel"):  # a terminal has none
             raise NotImplementedError  # IPython goes on to repr
-        from . import notebook  # noqa: PLC0415
 
         notebook.display(self)
 

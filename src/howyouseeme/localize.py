@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .errors import InputError, MissingExtraError
-from .explanation import Explanation
 from .images import Geometry, Source
 from .likeness import Likeness
 from .regions import Box, components, edges, overlaps
 
 if TYPE_CHECKING:
     from .explainer import Explainer
+    from .explanation import Explanation
 
 __all__ = [
     "THRESHOLD",

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .backtrack import Plan, plan
+from .draw import paint_map
 from .errors import InputError, ModelError
 from .images import Geometry, Source, load_image
 from .likeness import likeness
@@ -31,6 +32,7 @@ from .methods.evidence import Evidence
 from .models import Model, Prepare, as_network
 from .places import spatial
 from .regions import Box, components, edges, merged, overlaps, suppress
+from .scores import certainties, logits_of, recorded_scores
 from .tape import Value, record
 
 __all__ = ["Proposals", "Proposer", "Region"]
@@ -74,9 +76,8 @@ class Proposals:
 
         >>> proposals.picture("photo.jpg").save("proposals.png")
         """
-        from .draw import _paint_map  # noqa: PLC0415 - needs matplotlib
 
-        picture = _paint_map(load_image(image), self.saliency)
+        picture = paint_map(load_image(image), self.saliency)
         pen = ImageDraw.Draw(picture)
         thin = max(1, round(min(picture.size) / 250))
         for rank, region in reversed(list(enumerate(self.regions[:boxes]))):
@@ -187,14 +188,16 @@ class Proposer:
     def _seen(self, image: Source, target: int | None) -> _Seen:
         """What the network sees in a picture, or of a class in it, all from one recorded pass."""
         tensor, geometry = self._prepare(load_image(image))
-        like = next(self.network.module.parameters(), torch.empty(0))
+        like = self.network.like
         tape = record(self.network.module, [tensor[None].to(like)])
-        if not isinstance(tape.output, Value) or len(tape.output.shape) != 2:
+        told = recorded_scores(tape)
+        if told.shape[0] != 1 or told.shape[2:].numel() != 1 or told.numel == 1:
             raise ModelError(
                 f"{self.network.name} gives no scores [batch, classes], as proposals need."
             )
-        way = plan(tape, tape.output)
-        chances = tape.output.data[0].float().softmax(0)
+        logits, squashed_by = logits_of(told)
+        way = plan(tape, logits, squashed_by != "aten.sigmoid")
+        chances = certainties(told.data.reshape(1, -1).float(), squashed_by)[0]
         likely = chances.topk(min(self.classes, len(chances)))
         asked = dict(zip(likely.indices.tolist(), likely.values.tolist(), strict=True))
         last, middle = self._stages(way)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .errors import InputError
+from .scores import scores_in
 
 if TYPE_CHECKING:
     from .models import Network
@@ -92,7 +93,7 @@ def versus(one: int | str | None, other: int | str, network: Network | None = No
     What speaks for both alike cancels out, and what tells them apart is left: the question to ask of a
     wrong answer, with the right one as the other. Classes go by index or name; None is the class that
     the network finds likeliest in each image. The scores are the model's output [batch, classes], or
-    its 'logits', as they are: a model that ends in a softmax is asked for a difference of probabilities.
+    its 'logits' or 'out', as they are: a model that ends in a softmax is asked for a difference of probabilities.
     With its `network` the target's label has the full names of the classes.
 
     Raises, when it is explained:
@@ -102,7 +103,7 @@ def versus(one: int | str | None, other: int | str, network: Network | None = No
     names = ["{answer}" if one is None else _class_name(one, network), _class_name(other, network)]
 
     def read(output: Any, network: Network) -> Tensor:
-        scores = output.get("logits") if isinstance(output, Mapping) else output
+        scores = scores_in(output)
         if not isinstance(scores, Tensor) or scores.dim() != 2:
             raise InputError(
                 f"{network.name} is no classifier whose output is [batch, classes]: give a function of "

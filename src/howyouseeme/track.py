@@ -28,7 +28,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .errors import InputError, ModelError
+from .errors import InputError, ModelError, first_line
 from .folding import folded
 from .images import Source, load_image
 from .models import Model, Network, Prepare, as_network
@@ -475,8 +475,7 @@ class _Stages:
 
     def __init__(self, network: Network, side: int, strides: Sequence[int]) -> None:
         self.module, self.layout = network.module, torch.contiguous_format
-        like = next((p for p in self.module.parameters() if p.is_floating_point()), torch.empty(0))
-        blank = torch.zeros(1, _channels(network), side, side).to(like)
+        blank = torch.zeros(1, _channels(network), side, side).to(network.like)
         sizes: list[tuple[str, int]] = []  # of square feature maps, in the order of the pass
 
         def note(name: str) -> Any:
@@ -490,7 +489,7 @@ class _Stages:
         try:
             self._run(blank, hooks)
         except (RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise ModelError(
                 f"{network.name} can't run on an input of {side} x {side} pixels ({reason}); give the "
                 "tracker's settings a side that it can take."

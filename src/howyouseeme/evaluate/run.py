@@ -5,11 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .. import __version__
 from ..errors import InputError, ModelError
 from ..explainer import Explainer
 from ..images import Geometry, load_image
+from ..methods import Method
 from ..models import Model, Network, Prepare
+from ..scores import certainties, logits_of, recorded_scores, scores_in
+from ..tape import record
 from .boxes import Box, Boxes, read_boxes
 from .measures import Array, Interval, Predict, bootstrap
 from .randomise import randomised
@@ -54,7 +57,7 @@ class Evaluation:
     problems: tuple[str, ...]
     notes: tuple[str, ...]
 
-    @property
+    @cached_property
     def summary(self) -> dict[str, dict[str, Interval | None]]:
         """{method: {measure: mean and 95 % bootstrap interval}}; None where there is nothing to it."""
         return {
@@ -86,8 +89,6 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Means and intervals, ready for JSON."""
-        from .. import __version__  # noqa: PLC0415 - the package imports this module
-
         return {
             "schema": SCHEMA_VERSION,
             "model": self.model,
@@ -150,7 +151,7 @@ def evaluate(
     *,
     preprocess: Prepare | None = None,
     classes: Sequence[str] | None = None,
-    methods: Sequence[str | OwnMethod] = ("evidence",),
+    methods: Sequence[str | Method | OwnMethod] = ("evidence",),
     limit: int | None = None,
     grids: int = 10,
     settings: Settings | None = None,
@@ -170,6 +171,7 @@ def evaluate(
         boxes: what `read_boxes` takes; or, by file name, rows of class, x0, y0, x1, y1 in pixels of the
             image, x1 and y1 exclusive. Without them, those measures are left out that need them.
         methods: names that `Explainer` takes; "seed:attention" measures another map than the saliency.
+            Or methods with parameters, `Evidence(nodes=2000)`, which go by what they print as.
             And functions of your own, from the module, an input [1, channel, height, width] and a class
             to a map [height, width]; they go by their `__name__`.
         limit: at most so many images are measured.
@@ -255,13 +257,16 @@ class _Found:
 # -- in -------------------------------------------------------------------------------------------
 
 
-def _maker(method: str | OwnMethod) -> tuple[str, Callable[[Network], Explain]]:
+def _maker(method: str | Method | OwnMethod) -> tuple[str, Callable[[Network], Explain]]:
     """The name of a method, and what makes its maps of a network."""
-    if not isinstance(method, str):
+    if not isinstance(method, (str, Method)):
         own = method
         name = getattr(own, "__name__", type(own).__name__)
         return name, lambda network: partial(_own_map, name, own, network.module)
-    walk, _, view = method.partition(":")
+    walk: str | Method = method
+    name, view = str(method), ""
+    if isinstance(method, str):
+        walk, _, view = method.partition(":")
     if view not in ("", "saliency", "attention"):
         raise InputError(
             f"{method!r} asks for no map: it is saliency or attention, as in {walk}:attention."
@@ -276,7 +281,7 @@ def _maker(method: str | OwnMethod) -> tuple[str, Callable[[Network], Explain]]:
 
         return explain
 
-    return method, make
+    return name, make
 
 
 def _own_map(name: str, method: OwnMethod, module: nn.Module, x: Tensor, target: int) -> Tensor:
@@ -352,9 +357,10 @@ def _load_all(
             break
         try:
             x, geometry = network.photo_input(load_image(path))
-            x = _like(x, network.module)
+            x = x.to(network.like)
             if predict is None:
-                predict = _predict(network.module, explainer, x)
+                explainer(x[None])  # which refuses what can't be explained
+                predict = _predict(network, x)
             item = _item(name, x, geometry, predict, boxes.of[name] if boxes else None, found)
         except InputError as error:
             sentence = str(error)
@@ -439,53 +445,24 @@ def _to_input(box: Box, geometry: Geometry, found: _Found) -> list[float] | None
     return corners
 
 
-def _like(x: Tensor, module: nn.Module) -> Tensor:
-    """On the device of the module, and of its type."""
-    tensors = (item for item in (*module.parameters(), *module.buffers()))
-    like = next((item for item in tensors if item.is_floating_point()), None)
-    return x if like is None else x.to(like)
-
-
 # -- asking ---------------------------------------------------------------------------------------
 
 
-def _scores(output: Any) -> Tensor:
-    """The class scores [batch, classes] in a model's output, where the explainer finds them."""
-    if isinstance(output, Mapping):
-        named = [output[name] for name in ("logits", "out") if name in output]
-        output = named[0] if named else list(output.values())
-    if isinstance(output, Sequence) and len(output) == 1:
-        output = output[0]
-    assert isinstance(output, Tensor)  # or the explainer would have refused it
-    return output
-
-
-def _predict(module: nn.Module, explainer: Explainer, x: Tensor) -> Predict:
-    """From inputs to probabilities: that reading of the scores which agrees with an explanation's."""
-    with torch.no_grad():
-        scores = _scores(module(x[None])).float()
-    if not bool(torch.isfinite(scores).all()):
+def _predict(network: Network, x: Tensor) -> Predict:
+    """From inputs to probabilities, as an explanation tells them."""
+    tape = record(network.module, [x[None]])
+    scores = recorded_scores(tape)
+    if not bool(torch.isfinite(scores.data).all()):
         raise InputError("the network's answer has NaN or infinity.")
-    if scores.shape[1:].numel() == 1:
+    if scores.numel == 1:
         raise ModelError(
-            f"{explainer.network.name} has a single score, and the measures compare classes: give a module "
+            f"{network.name} has a single score, and the measures compare classes: give a module "
             "that returns two, torch.cat([-score, score], 1), of no and yes."
         )
-    explanation = explainer(x[None])
-    target, expected = explanation.target[0], explanation.probability[0]
-    assert target is not None
-    assert expected is not None
-    readings: list[Callable[[Tensor], Tensor]] = [
-        lambda scores: scores,
-        lambda scores: scores.softmax(1),
-        torch.sigmoid,
-        torch.exp,
-    ]
-    with torch.no_grad():
-        gaps = [abs(float(read(scores)[0, target]) - expected) for read in readings]
-    best = gaps.index(min(gap for gap in gaps if not math.isnan(gap)))
+    _, squashed_by = logits_of(scores)
 
     def predict(batch: Tensor) -> Tensor:
-        return readings[best](_scores(module(batch)).float())
+        found: Tensor = scores_in(network.module(batch)).float()
+        return certainties(found, squashed_by)
 
     return torch.no_grad()(predict)

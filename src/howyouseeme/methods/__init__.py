@@ -19,8 +19,8 @@ __all__ = ["METHODS", "Evidence", "Exact", "Method", "Seed", "Walked", "get_meth
 METHODS: dict[str, type[Method]] = {"evidence": Evidence, "seed": Seed, "exact": Exact}
 
 
-def get_method(name: str, **parameters: Any) -> Method:
-    """The method called `name`, with its parameters.
+def get_method(name: str | Method, **parameters: Any) -> Method:
+    """The method called `name`, with its parameters; a method itself stays what it is.
 
     >>> get_method("seed", k=10)
     Seed(k=10, position='contribution', outliers=True)
@@ -28,6 +28,12 @@ def get_method(name: str, **parameters: Any) -> Method:
     Raises:
         InputError: no such method, or the method has no such parameter.
     """
+    if isinstance(name, Method):
+        if parameters:
+            raise InputError(
+                f"{name!r} is a method with all its parameters: give {', '.join(parameters)} when you make it."
+            )
+        return name
     if name not in METHODS:
         raise InputError(f"There is no method {name!r}: choose one of {', '.join(METHODS)}.")
     method = METHODS[name]

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import MissingExtraError, ModelError
+from ..errors import MissingExtraError, ModelError, first_line
 from .network import Network
 
 __all__ = ["from_keras", "is_keras", "load_keras", "on_torch"]
@@ -90,7 +90,7 @@ def load_keras(path: Path, allow_code: bool = False) -> Network:
                 f"{path} holds a layer of Python code (Lambda), which would run, so it is not loaded; "
                 "if you trust its source, allow it with --allow-code (allow_code=True)."
             ) from error
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = first_line(error)
         raise ModelError(f"{path} can't be loaded by Keras ({reason}).") from error
     return from_keras(model, path.name)
 

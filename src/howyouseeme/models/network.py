@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import chain
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..errors import InputError, ModelError
 from ..images import Preprocess
@@ -44,6 +46,25 @@ class Network:
                 "preprocess=howyouseeme.Preprocess(...), or a howyouseeme.Network that has it."
             )
         return self.preprocess
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the type and on the device that the model's input must have.
+
+        >>> tensor = tensor.to(network.like)
+
+        Raises:
+            ModelError: the model has no contents yet.
+        """
+        module = self.module
+        tensors = chain(module.parameters(), module.buffers())
+        found = next((item for item in tensors if item.is_floating_point()), torch.empty(0))
+        if found.is_meta:
+            raise ModelError(
+                f"The model {self.name} is on the meta device, where tensors have no contents: "
+                "load its weights first."
+            )
+        return found
 
     def class_index(self, name_or_index: str | int) -> int:
         """The index of a class given by its name, a part of it that no other has, or its index.

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import MissingExtraError, ModelError, UnsupportedCallError
+from ..errors import MissingExtraError, ModelError, UnsupportedCallError, first_line
 from .network import Network
 from .onnx_operators import DTYPES, OPERATORS, Attributes, to_tensor
 
@@ -114,7 +114,7 @@ def load_onnx(path: Path) -> Network:
         model = inliner.inline_local_functions(onnx.load(path))
     except Exception as error:  # protobuf's, of missing external data, and the inliner's
         raise ModelError(
-            f"{path} can't be read as ONNX ({_first_line(error)}); export it again."
+            f"{path} can't be read as ONNX ({first_line(error)}); export it again."
         ) from error
     _check_operators(model, path)
     try:
@@ -123,7 +123,7 @@ def load_onnx(path: Path) -> Network:
         raise UnsupportedCallError(f"{path}: {error}") from error
     except Exception as error:  # a graph that no exporter writes
         raise ModelError(
-            f"{path} is no valid graph ({type(error).__name__}: {_first_line(error)}); export it again."
+            f"{path} is no valid graph ({type(error).__name__}: {first_line(error)}); export it again."
         ) from error
     _compare(module, model, path)
     return Network(path.name, module)
@@ -187,7 +187,7 @@ def _compare(module: OnnxModule, model: Any, path: Path) -> None:
     except Exception as error:  # onnxruntime's have no common base
         raise ModelError(
             f"{path} does not run on inputs of {[list(one.shape) for one in feeds.values()]} "
-            f"({_first_line(error)})."
+            f"({first_line(error)})."
         ) from error
     for name, mine, other in zip(module.outputs, _several(ours), theirs, strict=False):
         expected = torch.from_numpy(np.asarray(other))
@@ -227,7 +227,3 @@ def _key(name: str, holder: nn.Module) -> str:
         number += 1
         key = f"{base}:{number}"
     return key
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import ModelError
+from ..errors import ModelError, first_line
 from .network import Network
 from .weights import read_weights
 
@@ -54,7 +54,9 @@ def load_program(path: Path, allow_code: bool = False) -> Network:
     except ModelError:
         raise
     except Exception as error:  # code from a file may raise anything
-        raise ModelError(f"{path} can't be loaded as {_KINDS[kind]} ({_reason(error)}).") from error
+        raise ModelError(
+            f"{path} can't be loaded as {_KINDS[kind]} ({first_line(error)})."
+        ) from error
     if not isinstance(module, nn.Module):
         raise ModelError(f"{path} holds a {type(module).__name__}, not a torch.nn.Module.")
     return Network(path.name, module)
@@ -120,7 +122,3 @@ def _load_pickle(path: Path) -> Any:
 
 
 _LOADERS = {"export": _load_export, "script": _load_script, "pickle": _load_pickle}
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import MissingExtraError, ModelError
+from ..errors import MissingExtraError, ModelError, first_line
 from ..images import Preprocess
 from . import hub
 from .classes import imagenet_classes
@@ -95,7 +95,7 @@ def _from_hub(timm: ModuleType, name: str) -> nn.Module:
             options = {"pretrained_cfg_overlay": {"file": file}}
         module: nn.Module = timm.create_model(name, pretrained=True, **options)
     except Exception as error:  # the hub's errors have no common base
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = first_line(error)
         raise ModelError(
             f"The weights of {PREFIX}{name} could not be had from timm's hub ({reason}); "
             "fetch them elsewhere and pass --weights FILE."

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor, nn
 
-from ..errors import InputError, MissingExtraError, ModelError
+from ..errors import InputError, MissingExtraError, ModelError, first_line
 from ..images import Preprocess
 from . import hub
 from .network import Network
@@ -51,7 +51,7 @@ def load_transformers(place: str, weights: Path | None = None) -> Network:
         raise
     except Exception as error:  # OSError, ValueError, and those of the hub and of safetensors
         gone = local and not folder
-        reason = f"there is no such folder, and {hub.silence()}" if gone else _first_line(error)
+        reason = f"there is no such folder, and {hub.silence()}" if gone else first_line(error)
         raise ModelError(
             f"{PREFIX}{place} can't be loaded ({reason}); give a folder with config.json "
             "and model.safetensors of an image classifier."
@@ -95,7 +95,3 @@ def _preprocess(transformers: ModuleType, place: str, options: dict[str, Any]) -
         return Preprocess.like(prepare)
     except InputError:
         return None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..links import Link
 from ..tape import Call, Value
 
-__all__ = ["Refusal", "Step", "find_rule", "rule", "rules"]
+__all__ = ["Refusal", "Step", "family_of", "find_rule", "rule", "rules"]
 
 
 @dataclass(frozen=True)
@@ -56,20 +56,23 @@ class Step:
 Rule = Callable[[Call, Value], Step]
 
 _RULES: dict[str, Rule] = {}
+_FAMILIES: dict[str, str] = {}
 
 
 class Refusal(Exception):  # noqa: N818 - never leaves the package; becomes UnsupportedCallError
     """A rule knows the call, but not this way of calling it; the message says which."""
 
 
-def rule(*names: str, replace: bool = False) -> Callable[[Rule], Rule]:
+def rule(*names: str, family: str | None = None, replace: bool = False) -> Callable[[Rule], Rule]:
     """Register a rule for one or more calls.
 
-    >>> @rule("aten.expm1")
+    >>> @rule("aten.expm1", family="pointwise")
     ... def expm1(call, output):
     ...     return secant(call, output)
 
-    With `replace` it takes the place of the rules that there are.
+    The `family` says what kind of call it is, where others go by that: a sigmoid is a gate also after
+    'movement', 'pooling' and 'branches'. It is that of the rule whose place is taken, or else the name of
+    the module. With `replace` it takes the place of the rules that there are.
 
     Raises:
         ValueError: a name has a rule already.
@@ -83,6 +86,8 @@ def rule(*names: str, replace: bool = False) -> Callable[[Rule], Rule]:
                     f"to put another in its place, @rule({name!r}, replace=True)."
                 )
             _RULES[name] = function
+            own = function.__module__.rsplit(".", 1)[-1]
+            _FAMILIES[name] = family or _FAMILIES.get(name, own)
         return function
 
     return register
@@ -91,6 +96,11 @@ def rule(*names: str, replace: bool = False) -> Callable[[Rule], Rule]:
 def rules() -> dict[str, Rule]:
     """The registry: call name to rule. Changing it changes what can be explained."""
     return _RULES
+
+
+def family_of(name: str) -> str:
+    """The family of a call such as 'aten.relu', which is 'pointwise'; '' where it has no rule."""
+    return _FAMILIES[name] if name in _RULES else ""
 
 
 def find_rule(name: str) -> Rule | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..tape import Value
-from . import find_rule
+from . import family_of
 
 _BOUNDED = {"aten.sigmoid", "aten.hardsigmoid", "aten._softmax", "aten._safe_softmax"}
 _CLAMPED = {"aten.hardtanh", "aten.clamp"}
@@ -15,9 +15,7 @@ def is_bounded(operand: Value, through: frozenset[str] = _MOVING) -> bool:
     changed since: moved, pooled or scaled."""
     call = operand.call
     while call is not None and call.name not in _BOUNDED | _CLAMPED:
-        find = find_rule(call.name)
-        family = find.__module__.rsplit(".", 1)[-1] if find is not None else ""
-        if family not in through or len(call.inputs) != 1:
+        if family_of(call.name) not in through or len(call.inputs) != 1:
             return False
         call = call.inputs[0].call
     if call is None:

@@ -16,7 +16,7 @@ from PIL import Image
 from ..draw import data_uri, encoded
 from ..explanation import Explanation, Layer
 from ..localize import Detection
-from ..rules import find_rule
+from ..rules import family_of
 
 __all__ = ["Scene", "make_scene", "palette", "stages"]
 
@@ -262,15 +262,10 @@ def _blocks(layers: Sequence[Layer], depth: int) -> dict[str, Layer]:
     shape: tuple[int, ...] = ()
     for name, block in blocks.items():
         last = block[-1]
-        if len(block) > 1 or last.shape != shape or not _pointwise(last.call):
+        if len(block) > 1 or last.shape != shape or family_of(last.call) != "pointwise":
             found[name] = last
         shape = last.shape
     return found
-
-
-def _pointwise(call: str) -> bool:
-    rule = find_rule(call)
-    return rule is not None and rule.__module__.endswith(".pointwise")
 
 
 def palette() -> list[list[int]]:

@@ -1,0 +1,249 @@
+"""What a target asks for: the element of the output that a walk sets out from, and what it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import HowYouSeeMeError, InputError, first_line
+from .models import Network
+from .rules.branches import flip
+from .scores import certainties, detection_scores, logits_of, outline, recorded_scores
+from .tape import Reader, Tape, Value
+from .targets import Target as NamedTarget
+
+__all__ = ["Asked", "Asker", "Rank", "Target", "one_each", "plain"]
+
+#: What can be asked for: nothing (the top class), a class, a box, region, neuron or channel
+#: (`howyouseeme.targets`), a function of the output, or one of these for each sample.
+Target = (
+    None
+    | int
+    | str
+    | NamedTarget
+    | Callable[[Any], Any]
+    | Sequence[int | str | NamedTarget | Callable[[Any], Any]]
+    | Tensor
+    | np.ndarray
+)
+
+
+class Rank:
+    """The class of a rank, 0 being the top one."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def among(self, count: int) -> int:
+        """The rank, if there are so many classes."""
+        if self.rank >= count:
+            raise InputError(
+                f"There is no class of rank {self.rank + 1}: the model has {count} class"
+                f"{'' if count == 1 else 'es'}."
+            )
+        return self.rank
+
+
+class Asked(NamedTuple):
+    """A target, found on a tape: where the walk sets out, and what is known about each sample's."""
+
+    start: Value
+    nodes: Tensor  # [batch], flat indices into the start
+    classes: tuple[int | None, ...]
+    probability: tuple[float | None, ...]
+    exclusive: bool = True  # softmax, not sigmoids
+    labels: tuple[str, ...] | None = None  # where there is no class that has one
+
+
+@dataclass(frozen=True)
+class Asker:
+    """Finds what targets ask for in what a network answered.
+
+    >>> asker = Asker(network, multilabel=False)
+    >>> tape = record(network.module, [images], readers=[asker.reader(t) for t in targets if callable(t)])
+    >>> asked = asker.find(tape, target, iter(tape.reads), len(images))
+    """
+
+    network: Network
+    multilabel: bool = False
+
+    def reader(self, target: Any) -> Reader:
+        """The target function, with an error that says what it was given."""
+        named = target if isinstance(target, NamedTarget) else None
+
+        def read(output: Any) -> Any:
+            try:
+                return target(output) if named is None else named.read(output, self.network)
+            except HowYouSeeMeError:
+                raise
+            except Exception as error:
+                raise InputError(
+                    f"The target function failed with {type(error).__name__}: {first_line(error)}. "
+                    f"It was given the model's output: {outline(output)}."
+                ) from error
+
+        return Reader(read, None if named is None else named.module(self.network))
+
+    def find(self, tape: Tape, target: Any, reads: Iterator[Any], batch: int) -> Asked:
+        """Where the walk sets out for a target; what a function made of the output is in `reads`."""
+        if callable(target):
+            read = next(reads)
+            if not is_whole(read):
+                start, nodes = read, torch.arange(batch, device=read.device)
+                labels, exclusive = ("",) * batch, True
+                certainty: tuple[float | None, ...] = (None,) * batch
+                if isinstance(target, NamedTarget):
+                    labels = self._labels(target.label, tape, batch)
+                    if target.score and read.numel == batch:
+                        certainty = tuple(read.data.reshape(-1).tolist())
+                        start, nodes, exclusive = detection_scores(tape, read, nodes)
+                return Asked(start, nodes, (None,) * batch, certainty, exclusive, labels)
+            target = one_each(read, batch)
+        scores = recorded_scores(tape)
+        # Some networks leave the last convolution's axes of one place: [batch, classes, 1, 1].
+        places = tuple(scores.shape[2:])
+        # Others squeeze away the batch of a single picture.
+        alone = batch == 1 and len(scores.shape) == 1 and tape.inputs[0].data.dim() > 3
+        if not alone and (tuple(scores.shape[:1]) != (batch,) or places not in ((), (1, 1))):
+            raise InputError(
+                f"The model's output has the shape {tuple(scores.shape)} for {batch} image(s), not "
+                "[batch, classes]: is the input [batch, channel, height, width]? For another kind of "
+                "output, give a function as the target: target=lambda output: output[...]."
+            )
+        logits, squashed_by = logits_of(scores)
+        table = logits.data.reshape(batch, -1)
+        if table.shape[1] == 1:
+            return self._yes_or_no(tape, logits, target, scores, squashed_by)
+        classes = self._classes(table, target)
+        told = scores.data.reshape(batch, -1).float()
+        if self.multilabel and not squashed_by:
+            told, squashed_by = told.sigmoid(), "aten.sigmoid"
+        exclusive = squashed_by != "aten.sigmoid"
+        rows = torch.arange(batch, device=table.device)
+        return Asked(
+            logits,
+            rows * table.shape[1] + classes,
+            tuple(classes.tolist()),
+            tuple(certainties(told, squashed_by)[rows, classes].tolist()),
+            exclusive,
+        )
+
+    def _labels(self, label: str, tape: Tape, batch: int) -> tuple[str, ...]:
+        """That of a `howyouseeme.targets` for each image, the likeliest class being named in it."""
+        if "{answer}" not in label:
+            return (label,) * batch
+        likeliest = recorded_scores(tape).data.reshape(batch, -1).argmax(1)
+        return tuple(label.replace("{answer}", self.label(c)) for c in likeliest.tolist())
+
+    def _yes_or_no(
+        self, tape: Tape, logits: Value, target: Any, scores: Value, squashed_by: str
+    ) -> Asked:
+        """The same where there is but one score: below 0 the answer is no, and that is explained.
+
+        Two class names are those of no and yes. With one, or none, the class itself can be asked for too.
+        """
+        table = logits.data.reshape(-1, 1)
+        batch, names = len(table), self.network.classes
+        two = names is not None and len(names) == 2
+        if names is not None and not two:
+            self._classes(table, 0)  # refuses more names than these
+        if target is None or isinstance(target, Rank):
+            rank = 0 if target is None else target.among(2 if two else 1)
+            yes = (table[:, 0] >= 0) ^ (rank == 1)
+        elif two:
+            wanted = target if isinstance(target, list) else [target] * batch
+            yes = torch.tensor([self._class(item, 2) == 1 for item in wanted], device=table.device)
+        else:
+            yes = self._classes(table, target) == 0
+        certain = certainties(scores.data.reshape(batch, 1).float(), squashed_by)[:, 0].tolist()
+        labels, classes = [], []
+        for answer in yes.tolist():
+            classes.append(int(answer) if two else 0 if answer else None)
+            labels.append(self.label(classes[-1]) if two or answer else f"not {self.label(0)}")
+        start = logits if bool(yes.all()) else flip(tape, logits, ~yes)
+        return Asked(
+            start,
+            torch.arange(batch, device=table.device),
+            tuple(classes),
+            tuple(p if answer else 1 - p for p, answer in zip(certain, yes.tolist(), strict=True)),
+            False,
+            tuple(labels),
+        )
+
+    def _classes(self, scores: Tensor, target: Any) -> Tensor:
+        """Each sample's class [batch], given its scores [batch, classes]."""
+        batch, count = scores.shape
+        names = self.network.classes
+        if names is not None and len(names) != count:
+            raise InputError(
+                f"{self.network.name} has {len(names)} class names and {count} scores: "
+                "give classes=[...] with one name for each."
+            )
+        if isinstance(target, Rank):
+            rank = target.among(count)
+            return scores.sort(dim=1, descending=True, stable=True).indices[:, rank]
+        if target is None:
+            return scores.argmax(1)
+        wanted = target if isinstance(target, list) else [target] * batch
+        return torch.tensor([self._class(item, count) for item in wanted], device=scores.device)
+
+    def _class(self, name: Any, count: int) -> int:
+        name = plain(name)
+        if isinstance(name, bool) or not isinstance(name, (int, str)):
+            raise InputError(
+                f"A target is None, a class (index or name), one for each image, or a function of the "
+                f"model's output, not {name!r}."
+            )
+        index = self.network.class_index(name) if isinstance(name, str) else name
+        if not 0 <= index < count:
+            raise InputError(
+                f"There is no class {index}: {self.network.name} has {count} classes, 0 to {count - 1}."
+            )
+        return index
+
+    def label(self, index: int | None) -> str:
+        return "" if index is None else self.network.label(index)
+
+
+def one_each(target: Any, batch: int) -> Any:
+    """Several classes as a list, one for each sample; anything else as it is."""
+    target = plain(target)
+    if not isinstance(target, Sequence) or isinstance(target, str):
+        return target
+    if len(target) != batch:
+        raise InputError(
+            f"There are {len(target)} targets for {batch} image(s): give one for each, or one for all."
+        )
+    return list(target)
+
+
+def is_whole(item: Any) -> bool:
+    """True for a class index or a tensor of them."""
+    if isinstance(item, Tensor):
+        return not (item.is_floating_point() or item.is_complex() or item.dtype == torch.bool)
+    return isinstance(item, int) and not isinstance(item, bool)
+
+
+def plain(item: Any) -> Any:
+    """Python's numbers and lists instead of a tensor's or numpy's."""
+    return item.tolist() if isinstance(item, (Tensor, np.ndarray, np.generic)) else item
+
+
+def check_read(read: Any, batch: int) -> None:
+    """Whether a target function returned something that can be explained."""
+    if is_whole(read) or (isinstance(read, Value) and read.numel in {1, batch}):
+        if isinstance(read, Value) and not bool(torch.isfinite(read.data).all()):
+            raise InputError("The target function returned NaN or infinity for this input.")
+        return
+    found = f"a tensor {list(read.shape)}" if isinstance(read, (Value, Tensor)) else repr(read)
+    constant = " that does not depend on the input" if isinstance(read, Tensor) else ""
+    raise InputError(
+        "A target function returns elements of the model's output, one for each image or one alone: "
+        f"for {batch} image(s) this one returned {found}{constant}. "
+        "For example: target=lambda output: output[:, 281]."
+    )
