@@ -22,6 +22,8 @@ from torch import Tensor, nn
 import howyouseeme as hysm
 from howyouseeme import Explainer, Explanation, InputError, Network, Preprocess, record
 from howyouseeme import __version__ as version
+from howyouseeme import explainer as explainer_module
+from howyouseeme import explanation as explanation_module
 from howyouseeme.backtrack import plan
 from howyouseeme.explanation import MOST_POINTS, Node
 from howyouseeme.maps import gaussian_blur
@@ -826,3 +828,55 @@ def test_show(where: str, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> No
     Explainer(network())(images).show()
     assert len(notebook.shown) == (2 if where == "notebook" else 0)
     assert len(viewer) == (0 if where == "notebook" else 2)
+
+
+def test_what_was_made_once_is_there_for_each_image(
+    images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image of a batch has the maps of the batch, and the pass that was recorded for it last."""
+    explanation = Explainer(network())(images)
+    whole, points = explanation.saliency, explanation.points
+    made: list[str] = []
+    for name in ("gaussian_blur", "levels", "strongest_points"):
+        function = getattr(explanation_module, name)
+        monkeypatch.setattr(
+            explanation_module,
+            name,
+            lambda *a, f=function, n=name, **k: made.append(n) or f(*a, **k),
+        )
+    for i in range(2):
+        assert torch.equal(explanation[i].saliency[0], whole[i])
+        assert explanation[i].points[0] is points[i]
+    assert not made
+
+    recorded: list[int] = []
+    record = explainer_module.record
+    monkeypatch.setattr(
+        explainer_module, "record", lambda *a, **k: recorded.append(1) or record(*a, **k)
+    )
+    explanation[1].layers()
+    explanation[1].path(0, 0)
+    explanation.path(1, 0)
+    assert len(recorded) == 1
+    explanation[0].path(0, 0)
+    explanation[0:1].layers()
+    assert len(recorded) == 2
+    explanation[0].forget()
+    explanation.path(0, 0)
+    assert len(recorded) == 3
+
+
+def test_pictures_of_one_photo_make_its_maps_once(
+    photo: Image.Image, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made: list[str] = []
+    blur = explanation_module.gaussian_blur
+    monkeypatch.setattr(
+        explanation_module, "gaussian_blur", lambda *a, **k: made.append("blur") or blur(*a, **k)
+    )
+    explanation = Explainer(network(Preprocess((16, 12))))(photo)
+    explanation.save(tmp_path, maps=True)
+    explanation.picture()
+    explanation.hidden()
+    assert len(explanation.attention) == 1
+    assert made == ["blur"]

@@ -50,6 +50,12 @@ SCHEMA_VERSION = 1
 #: The power of the evidence, beside that of likeness, 1, in levels of saliency.
 _EVIDENCE = 0.8
 
+#: What an explanation keeps once it was asked for, one item an image.
+_BY_IMAGE = (
+    *("points", "coverage", "attention", "saliency", "counted", "levels", "paths"),
+    *("_strongest", "_around"),
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Sample:
@@ -192,7 +198,7 @@ class Explanation:
             IndexError: there is no such image.
         """
         some = i if isinstance(i, slice) else slice(self._at(i), self._at(i) + 1)
-        return replace(
+        part = replace(
             self,
             samples=self.samples[some],
             evidence=self.evidence[some],
@@ -204,6 +210,14 @@ class Explanation:
             alike=self.alike[some],
             inputs=tuple(part[some] for part in self.inputs),
         )
+        # What is known of these images already, and the pass that was recorded last.
+        known = {name: vars(self)[name][some] for name in _BY_IMAGE if name in vars(self)}
+        vars(part).update(known, _trails=self._trails)
+        return part
+
+    def _alone(self, i: int) -> Explanation:
+        """The explanation of one image; this itself where there is no other."""
+        return self if len(self) == 1 else self[i]
 
     def _at(self, i: int) -> int:
         """The index of an image, from 0."""
@@ -391,7 +405,6 @@ class Explanation:
         Raises:
             InputError: the threshold isn't between 0 and 1, or the input is no picture.
         """
-
         level = localize.THRESHOLD if threshold is None else threshold
         return tuple(localize.boxes(self, i, level) for i in range(len(self)))
 
@@ -417,7 +430,7 @@ class Explanation:
             raise InputError(
                 f"A share of {share:g} hides nothing, or all: give one between 0 and 1."
             )
-        one = self[i]
+        one = self._alone(i)
         photo = one.samples[0].image or _displayed(one.samples[0].input, self.model)
         blurred = photo.filter(ImageFilter.GaussianBlur(min(photo.size) / 9))
         seen = one._maps(one.levels)[0] > 1 - share
@@ -427,17 +440,18 @@ class Explanation:
     # -- by what way --------------------------------------------------------------------------------
 
     @cached_property
-    def _trails(self) -> dict[int, tuple[Plan, Trail, int]]:
+    def _trails(self) -> dict[Callable[[], Any], tuple[Plan, Trail, int]]:
+        """The last recorded pass, by what records it; slices of the batch share it."""
         return {}
 
     def _trail(self, i: int) -> tuple[Plan, Trail, int]:
         """The walk that image i was part of, and its row there; only the last one is kept."""
-        i = self._at(i)
-        if i not in self._trails:
-            walked = self.walk_again[i]()
+        again = self.walk_again[self._at(i)]
+        if again not in self._trails:
+            walked = again()
             self._trails.clear()
-            self._trails[i] = walked
-        return self._trails[i]
+            self._trails[again] = walked
+        return self._trails[again]
 
     def forget(self) -> None:
         """Let go of the pass that `path`, `layers` and pictures of layers recorded, which is large.
@@ -529,7 +543,6 @@ class Explanation:
         Raises:
             InputError: the input is no picture, but has one axis, or three.
         """
-
         subject = self._subject(i)
         picture = draw.explanation_picture(subject)
         if not layers:
@@ -549,13 +562,11 @@ class Explanation:
         Raises:
             InputError: the input is no picture.
         """
-
         return draw.frames(self._subject(i), self._views(i))
 
     def _subject(self, i: int) -> Subject:
-
         i = self._at(i)
-        sample, one = self.samples[i], self[i]
+        sample, one = self.samples[i], self._alone(i)
         points = one.points[0]
         return draw.Subject(
             image=sample.image or _displayed(sample.input, self.model),
@@ -587,7 +598,6 @@ class Explanation:
 
         >>> [view.name for view in explanation.layer_views(0, explanation.layers(0)[-3:])]
         """
-
         geometry = self.samples[i].geometry
         assert geometry is not None  # a picture is being drawn
         (height, width), (down, across) = geometry.input_size, geometry.scale
@@ -641,7 +651,6 @@ class Explanation:
         >>> explanation.provenance()["method"]
         'evidence'
         """
-
         given = self.samples[i].input
         return {
             "howyouseeme": __version__,
@@ -676,7 +685,6 @@ class Explanation:
             InputError: the input is no picture (`to_dict` has its points), or the name is none.
             OSError: the folder can't be written to.
         """
-
         if name is not None and FilePath(name).name != name:
             raise InputError(
                 f"{name!r} is no name of a file without its folder: give that as folder."
@@ -699,7 +707,7 @@ class Explanation:
             written += [picture, data]
             if maps:
                 written.append(folder / f"{stem}.npz")
-                _write(written[-1], self[i]._npz())
+                _write(written[-1], self._alone(i)._npz())
         return written
 
     def _npz(self) -> bytes:
@@ -733,7 +741,6 @@ class Explanation:
     def _repr_html_(self) -> str | None:
         if any(sample.geometry is None for sample in self.samples):
             return None  # no picture: the notebook falls back to repr
-
         return notebook.html_of(self)
 
     def _ipython_display_(self) -> None:
@@ -742,7 +749,6 @@ class Explanation:
         no_picture = any(sample.geometry is None for sample in self.samples)
         if no_picture or not hasattr(get_ipython(), "kernel"):  # a terminal has none
             raise NotImplementedError  # IPython goes on to repr
-
         notebook.display(self)
 
 
