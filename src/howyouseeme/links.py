@@ -32,6 +32,7 @@ __all__ = [
     "Edges",
     "Link",
     "Matrix",
+    "Moves",
     "Pad",
     "Permutation",
     "Selection",
@@ -212,7 +213,29 @@ class Diagonal(Link):
         return Diagonal(self.in_shape, self.out_shape, weight.clamp(max=0))
 
 
-class Selection(Link):
+class Moves(Link):
+    """Each output element is one input element or none, times a weight."""
+
+    one_to_one = True
+    #: One for each output [outputs]; None is 1 for all.
+    weight: Tensor | None = None
+
+    @abstractmethod
+    def ended(self, y: Tensor) -> Tensor:
+        """What of a tensor of the output's shape lies where nothing was selected; 0 elsewhere."""
+
+    def unweighted(self) -> Moves:
+        """The same, each weight being 1."""
+        return self
+
+    def positive(self) -> Link | None:
+        return self
+
+    def negative(self) -> Link | None:
+        return None
+
+
+class Selection(Moves):
     """Each output element is the input element at `index` [outputs], times a weight.
 
     An index of -1 selects nothing: the output is 0 there. `weight` [outputs] may be None, for 1.
@@ -220,8 +243,6 @@ class Selection(Link):
     Where the contents of a window decide, as in max-pooling, `centres` tells for some axes, which stay
     in their order, where on the input's axis the centre of each output's window lies.
     """
-
-    one_to_one = True
 
     def __init__(
         self,
@@ -253,11 +274,9 @@ class Selection(Link):
         return Spread(self)
 
     def unweighted(self) -> Selection:
-        """The same selection, each weight being 1."""
         return self if self.weight is None else Selection(self.in_shape, self.out_shape, self.index)
 
     def ended(self, y: Tensor) -> Tensor:
-        """What of a tensor of the output's shape lies where nothing was selected; 0 elsewhere."""
         return y.masked_fill((self.index >= 0).reshape(self.out_shape), 0)
 
     def keeps_samples(self, batch: int) -> bool:
@@ -279,7 +298,7 @@ class Selection(Link):
         return None if self.weight is None else self._with(self.weight.clamp(max=0))
 
 
-class Pad(Selection):
+class Pad(Moves):
     """A tensor with constants around it, or, where `margins` are negative, without its edges.
 
     `margins` are those of `torch.nn.functional.pad`: for the last axis before and after, then for the
@@ -287,13 +306,8 @@ class Pad(Selection):
     """
 
     def __init__(self, in_shape: Shape, out_shape: Shape, margins: Sequence[int]) -> None:
-        Link.__init__(self, in_shape, out_shape)
+        super().__init__(in_shape, out_shape)
         self.margins = tuple(margins)
-        self.weight = self.centres = None
-
-    @property
-    def index(self) -> Tensor:  # type: ignore[override]
-        return self.edges(torch.arange(prod(self.out_shape))).index
 
     @property
     def axes(self) -> list[tuple[int, int, int]]:
@@ -350,20 +364,15 @@ class Pad(Selection):
         return Edges(index.masked_fill(~inside, -1), inside.float())
 
     def keeps_samples(self, batch: int) -> bool:
-        return not any(self._first) and Link.keeps_samples(self, batch)
+        return not any(self._first) and super().keeps_samples(batch)
 
 
-class Permutation(Selection):
+class Permutation(Moves):
     """The same elements with the axes in another order: axis i of the output is axis `axes[i]` of the input."""
 
     def __init__(self, in_shape: Shape, out_shape: Shape, axes: Sequence[int]) -> None:
-        Link.__init__(self, in_shape, out_shape)
+        super().__init__(in_shape, out_shape)
         self.axes = tuple(axes)
-        self.weight = self.centres = None
-
-    @property
-    def index(self) -> Tensor:  # type: ignore[override]
-        return self.edges(torch.arange(prod(self.out_shape))).index
 
     def forward(self, x: Tensor) -> Tensor:
         return x.permute(self.axes)
@@ -388,7 +397,7 @@ class Permutation(Selection):
 
     def keeps_samples(self, batch: int) -> bool:
         stays = not self.axes or self.axes[0] == 0
-        return stays and Link.keeps_samples(self, batch)
+        return stays and super().keeps_samples(batch)
 
 
 class Spread(Link):

@@ -14,7 +14,17 @@ import torch
 from torch import Tensor
 
 from .backtrack import Plan
-from .links import Convolution, Diagonal, Link, Matrix, Pad, Permutation, Selection, Separable
+from .links import (
+    Convolution,
+    Diagonal,
+    Link,
+    Matrix,
+    Moves,
+    Pad,
+    Permutation,
+    Selection,
+    Separable,
+)
 from .tape import Value
 
 __all__ = ["Layout", "Line", "layouts", "onto_input", "spatial"]
@@ -47,7 +57,7 @@ def layouts(plan: Plan, source: Value) -> dict[Value, Layout]:
             _carried(link, found[item], step.apart) for item, link in step.links if item in found
         ]
         if options:
-            partly = step.apart or any(isinstance(link, Selection) for _, link in step.links)
+            partly = step.apart or any(isinstance(link, Moves) for _, link in step.links)
             found[value] = _merged(options) if partly else max(options, key=len)
     plan.layouts[source] = found
     return found
@@ -130,10 +140,8 @@ def _centres(link: Link, axes: set[int], apart: bool = False) -> dict[int, tuple
         return {axis: (axis, _window(link, axis - 2)) for axis in axes if axis >= 2}
     if isinstance(link, Separable):
         return _separable(link, axes)
-    if isinstance(link, Pad):
-        return {axis: (axis, _padded(link, axis, apart)) for axis in axes}
-    if isinstance(link, Selection):
-        return _selected(link, axes)
+    if isinstance(link, Moves):
+        return _moved(link, axes, apart)
     if isinstance(link, Matrix):
         same = link.in_shape[:-1] == link.out_shape[:-1]
         return {axis: (axis, None) for axis in axes if same and axis < len(link.in_shape) - 1}
@@ -213,10 +221,16 @@ def _reshaped(link: Diagonal, axes: set[int]) -> dict[int, tuple[int, Line | Non
     return kept
 
 
-def _selected(link: Selection, axes: set[int]) -> dict[int, tuple[int, Line | None]]:
-    """As the selection itself tells, or as it looks."""
+def _moved(link: Moves, axes: set[int], apart: bool) -> dict[int, tuple[int, Line | None]]:
+    if isinstance(link, Pad):
+        return {axis: (axis, _padded(link, axis, apart)) for axis in axes}
     if isinstance(link, Permutation):
         return {axis: (link.axes.index(axis), None) for axis in axes}
+    return _selected(link, axes) if isinstance(link, Selection) else {}
+
+
+def _selected(link: Selection, axes: set[int]) -> dict[int, tuple[int, Line | None]]:
+    """As the selection itself tells, or as it looks."""
     if link.centres is not None:
         kept: dict[int, tuple[int, Line | None]] = {}
         for axis in axes & link.centres.keys():

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ..backtrack import Plan, multipliers, signs
 from ..errors import InputError
-from ..links import Convolution, Diagonal, Link, Matrix, Selection
+from ..links import Convolution, Diagonal, Link, Matrix, Moves
 from ..places import layouts, onto_input, spatial
 from ..rules import Step
 from ..tape import Value, at_hand
@@ -297,7 +297,7 @@ def _hand_on(
         if len(step.links) > 1:  # each takes a part of the places
             return _distribute(value, step, arrived)
         source, link = step.links[0]
-        ended = link.ended(arrived.evidence) if isinstance(link, Selection) else None
+        ended = link.ended(arrived.evidence) if isinstance(link, Moves) else None
         if isinstance(link, Diagonal) and not link.rising:
             assert link.weight is not None
             cut = link.weight == 0  # nothing passes here: the output is the bias
@@ -317,7 +317,7 @@ def _distribute(
     sent = []
     for source, link in step.links:
         sent.append((source, _move(value, link, arrived)))
-        if step.bias is not None and rest is not None and isinstance(link, Selection):
+        if step.bias is not None and rest is not None and isinstance(link, Moves):
             rest = link.ended(rest)
     return sent, rest if step.bias is not None else None
 
@@ -328,7 +328,7 @@ def _move(value: Value, link: Link, arrived: _Arrived, shifted: bool = False) ->
     Asked is what made the output as it is, also where a constant that was added changed its sign.
     """
     orientation = arrived.orientation
-    if isinstance(link, Selection):
+    if isinstance(link, Moves):
         spread = link.unweighted().transposed()
         evidence = spread.forward(arrived.evidence)
         if orientation is None and link.weight is None:
