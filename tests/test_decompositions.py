@@ -113,6 +113,13 @@ CASES: list[tuple[str, str, Callable[..., Any], tuple[Tensor, ...]]] = [
         lambda x: ops.ps_roi_align(x, REGIONS, (4, 1), 1.0),
         (MAP,),
     ),
+    ("aten.pixel_unshuffle", "2", lambda x: nn.functional.pixel_unshuffle(x, 2), (MAP[..., :6],)),
+    (
+        "aten.pixel_unshuffle",
+        "one",
+        lambda x: nn.functional.pixel_unshuffle(x, 3),
+        (MAP[0, ..., :6],),
+    ),
     ("aten.mkldnn_rnn_layer", "first", lambda x: FIRST(x)[0], (STACK.float(),)),
     ("aten.mkldnn_rnn_layer", "both ways", lambda x: LSTM.float()(x)[0], (STACK.float(),)),
     ("aten.mkldnn_rnn_layer", "states", lambda x: torch.cat(LSTM.float()(x)[1]), (STACK.float(),)),

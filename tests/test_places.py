@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import howyouseeme as hysm
+from howyouseeme import Explainer
 from howyouseeme.backtrack import Plan, plan
 from howyouseeme.places import Layout, layouts, onto_input, spatial
 from howyouseeme.tape import Value, record
@@ -99,6 +101,20 @@ KEPT = {
         [3.5 + 2 * i for i in range(3)], [3.5 + 2 * i for i in range(5)],
     ),
 }  # fmt: skip
+
+
+KEPT |= {
+    "pixels put into channels": (
+        lambda x: F.pixel_unshuffle(x, 2),
+        [2 * i + 0.5 for i in range(6)],
+        [2 * i + 0.5 for i in range(8)],
+    ),
+    "the same by views": (
+        lambda x: x.view(1, 2, 3, 4, 4, 4).permute(0, 3, 5, 1, 2, 4).reshape(1, 32, 3, 4),
+        [1.5, 5.5, 9.5],
+        [1.5, 5.5, 9.5, 13.5],
+    ),
+}
 
 
 @pytest.mark.parametrize("name", KEPT)
@@ -250,3 +266,97 @@ def test_nothing_comes_through_a_scale_of_zero() -> None:
     explanation = hysm.explain(net.eval(), torch.rand(1, 3, 8, 8), focus=False)
     assert not explanation.evidence.any()
     assert explanation.coverage == (0.0,)
+
+
+class Features(nn.Module):
+    """A small classifier whose picture, or a map on the way, goes through something that changes nothing."""
+
+    def __init__(self, first: Any = None, between: Any = None) -> None:
+        super().__init__()
+        torch.manual_seed(7)
+        self.first, self.between = first, between
+        self.low, self.high = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1)
+        self.head = nn.Linear(8, 3)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.low(x if self.first is None else self.first(x)).relu()
+        x = self.high(x if self.between is None else self.between(x)).relu()
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x.flatten(2).unflatten(2, x.shape[2:]),
+        lambda x: x.flatten(1).view(x.shape),
+        lambda x: (x.flatten(1) * 2).view(x.shape) / 2,
+    ],
+)
+@pytest.mark.parametrize("where", ["first", "between"])
+def test_what_is_reshaped_and_back_is_where_it_was(where: str, change: Any) -> None:
+    x = torch.randn(1, 3, 24, 20, generator=torch.Generator().manual_seed(1))
+    plain = Explainer(Features())(x)
+    there = Explainer(Features(**{where: change}))(x)
+    torch.testing.assert_close(there.evidence, plain.evidence)
+    torch.testing.assert_close(there.saliency, plain.saliency)
+
+
+def mixed(x: Tensor) -> Tensor:
+    """The same, by products with the identity: where places lie isn't known after it."""
+    eye = torch.eye(x.shape[2])
+    return torch.einsum("ij,bcjw->bciw", eye, x)
+
+
+@pytest.mark.parametrize("where", ["first", "between"])
+def test_a_map_whose_places_are_not_known_is_one_all_the_same(where: str) -> None:
+    """Only the focus is lost, which needs to know where they lie."""
+    x = torch.randn(1, 3, 24, 20, generator=torch.Generator().manual_seed(1))
+    plain = Explainer(Features(), focus=False)(x)
+    there = Explainer(Features(**{where: mixed}))(x)
+    torch.testing.assert_close(there.evidence, plain.evidence)
+    assert not torch.allclose(plain.evidence, Explainer(Features(), "exact")(x).evidence, rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    "join",
+    [
+        lambda a, b: torch.cat([a, b], 1),
+        lambda a, b: torch.cat([a + b, a], 1),
+        lambda a, b: torch.cat([(a - b).abs(), b], 1),
+        lambda a, b: torch.cat([torch.maximum(a, b), a], 1),
+    ],
+)
+def test_halves_that_are_compared_keep_what_each_showed(join: Any) -> None:
+    """Branches that see different parts of a picture do not agree on where a place is: no focus falls."""
+
+    class Compared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.see, self.judge = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(8, 4, 3, padding=1)
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            left, right = (self.see(half).relu() for half in x.chunk(2, -1))
+            return self.head(self.judge(join(left, right)).relu().mean((2, 3)))
+
+    torch.manual_seed(0)
+    model = Compared().eval()
+    x = torch.randn(1, 3, 16, 32)
+    focused, not_focused = (Explainer(model, focus=focus)(x) for focus in (True, False))
+    assert not_focused.evidence[..., 16:].abs().sum() > 0
+    torch.testing.assert_close(focused.evidence, not_focused.evidence)
+
+
+def test_branches_of_different_strides_agree() -> None:
+    """Enlarged maps, side inputs and shortcuts lie within a place of each other: the focus stays."""
+
+    def forward(x: Tensor) -> Tensor:
+        fine, coarse = (nn.functional.avg_pool2d(x, size) for size in (2, 8))
+        larger = nn.functional.interpolate(coarse, scale_factor=4)
+        smooth = nn.functional.interpolate(coarse, scale_factor=4, mode="bilinear")
+        return torch.cat([fine + larger, fine * 1 + smooth], 1)
+
+    found, _, _ = layout(forward, (1, 2, 32, 24))
+    assert sorted(found) == [2, 3]
+    assert found[2][1].tolist() == pytest.approx((np.arange(16) * 2 + 0.5).tolist(), abs=4)

@@ -1755,7 +1755,6 @@ MOVES: list[tuple[str, str, Callable[[Tensor], Tensor]]] = [
     ("replication_pad3d", "pad", lambda x: F.pad(x[None], (1, 2, 0, 1, 2, 1), mode="replicate")),
     ("hysm.reread", "circular pad", lambda x: F.pad(x, (1, 2, 0, 1), mode="circular")),
     ("pixel_shuffle", "2", lambda x: F.pixel_shuffle(x, 2)),
-    ("pixel_unshuffle", "2", lambda x: F.pixel_unshuffle(x.repeat(1, 1, 1, 2), 2)),
     ("channel_shuffle", "2", lambda x: F.channel_shuffle(x, 2)),
     ("native_channel_shuffle", "2", lambda x: aten.native_channel_shuffle(x, 2)),
     ("where", "two", lambda x: torch.where(MASK, x, x.flip(1))),

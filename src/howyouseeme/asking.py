@@ -109,7 +109,11 @@ class Asker:
         places = tuple(scores.shape[2:])
         # Others squeeze away the batch of a single picture.
         alone = batch == 1 and len(scores.shape) == 1 and tape.inputs[0].data.dim() > 3
-        if not alone and (tuple(scores.shape[:1]) != (batch,) or places not in ((), (1, 1))):
+        # Or all axes but that of the images, where there is a single score.
+        single = scores.numel == batch and len(scores.shape) < 2
+        if not (alone or single) and (
+            tuple(scores.shape[:1]) != (batch,) or places not in ((), (1, 1))
+        ):
             raise InputError(
                 f"The model's output has the shape {tuple(scores.shape)} for {batch} image(s), not "
                 "[batch, classes]: is the input [batch, channel, height, width]? For another kind of "

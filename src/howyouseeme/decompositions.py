@@ -155,6 +155,17 @@ def aminmax(x: Tensor, *, dim: int | None = None, keepdim: bool = False) -> tupl
     return x.amin(axes, keepdim), x.amax(axes, keepdim)
 
 
+@made_of("aten.pixel_unshuffle")
+def pixel_unshuffle(x: Tensor, factor: int) -> Any:
+    """The pixels of each block put into channels"""
+    *rest, channels, height, width = x.shape
+    down, across = height // factor, width // factor
+    if down * factor != height or across * factor != width:
+        return NotImplemented  # and is refused
+    blocks = x.reshape(-1, channels, down, factor, across, factor).permute(0, 1, 3, 5, 2, 4)
+    return blocks.reshape(*rest, channels * factor**2, down, across)
+
+
 # -- regions --------------------------------------------------------------------------------------
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, TypeGuard
@@ -79,6 +79,11 @@ def prepare(network: Network, images: Images) -> Batch:
     ):
         images = _check_tensor(network, images)
         return Batch((images,), (_samples(images),))
+    if not isinstance(images, Tensor) and _holds_tensors(images):
+        raise InputError(
+            f"The input is {_kind(images)} with tensors in it: several inputs go in as one tuple of tensors, "
+            "each [batch, ...]. For anything else, give a module that takes these and calls the model."
+        )
     if network.preprocess is None:
         raise InputError(
             f"Explaining {_kind(images)} needs to know how the model wants its input: give "
@@ -97,6 +102,17 @@ def prepare(network: Network, images: Images) -> Batch:
         name = str(source) if isinstance(source, (str, PurePath)) else None
         samples.append(Sample(tensor, geometry, picture, name))
     return Batch((torch.stack(tensors),), (tuple(samples),))
+
+
+def _holds_tensors(images: Any) -> bool:
+    """Whether it is a dict of tensors, or a mixture of tensors and what is no picture."""
+    if isinstance(images, Mapping):
+        return any(isinstance(item, Tensor) for item in images.values())
+    if not isinstance(images, (list, tuple)) or not images:
+        return False
+    tensors = [isinstance(item, Tensor) and item.dim() != 3 for item in images]
+    others = [item is None or isinstance(item, (bool, int, float, Mapping)) for item in images]
+    return all(tensors) or (any(tensors) and any(others))
 
 
 def _load(source: Source) -> PIL.Image.Image:
@@ -129,6 +145,8 @@ def _check_inputs(network: Network, inputs: tuple[Tensor, ...]) -> Batch:
             raise InputError(f"Input {position} contains NaN or infinity: check how it was loaded.")
     if not any(tensor.is_floating_point() and tensor.dim() > 1 for tensor in inputs):
         raise InputError("None of the inputs is of floats [batch, ...], which can be explained.")
+    for tensor in inputs:
+        _warn_of_axes(tensor)
     inputs = tuple(tensor.detach().clone() for tensor in inputs)
     return Batch(inputs, tuple(map(_samples, inputs)))
 
@@ -154,7 +172,20 @@ def _check_tensor(network: Network, images: Tensor) -> Tensor:
             "Give pictures themselves, or what the network's preprocess makes of them.",
             stacklevel=5,
         )
+    _warn_of_axes(images)
     return images.detach().clone()  # the user's may change before paths are looked up
+
+
+def _warn_of_axes(images: Tensor) -> None:
+    """Say so where colours look as if they lay on another axis than that of channels."""
+    colours = [axis for axis in range(1, images.dim()) if images.shape[axis] == 3]
+    if images.is_floating_point() and images.dim() in {4, 5} and colours and colours[0] > 1:
+        warnings.warn(
+            f"The input has the shape {tuple(images.shape)}, of which axis 1 is taken for channels, that are "
+            f"summed over, and the others for places. If channels are axis {colours[0]}, give a module that "
+            "takes [batch, channel, ...] and moves the axes itself.",
+            stacklevel=6,
+        )
 
 
 def _are_inputs(images: Any, pictures: bool) -> TypeGuard[tuple[Tensor, ...]]:

@@ -47,20 +47,36 @@ def layouts(plan: Plan, source: Value) -> dict[Value, Layout]:
     """
     if source in plan.layouts:
         return plan.layouts[source]
-    start = {
+    start: Layout = {
         axis: (axis, np.arange(size, dtype=float))
         for axis, size in enumerate(source.shape[2:], start=2)
     }
     found = {source: start}
+    # Where the same elements lay, in the same order, when the most was known of them.
+    known: dict[Value, tuple[torch.Size, Layout]] = {}
     for value, step in reversed(plan.steps):
-        options = [
-            _carried(link, found[item], step.apart) for item, link in step.links if item in found
-        ]
+        options = []
+        for item, link in step.links:
+            if item not in found:
+                continue
+            layout = _carried(link, found[item], step.apart)
+            if isinstance(link, Diagonal):
+                shape, before = known.get(item, (item.shape, found[item]))
+                again = _carried(Diagonal(shape, value.shape), before)
+                layout = again if len(again) > len(layout) else layout
+                if len(before) > len(layout):
+                    known[value] = shape, before
+            options.append(layout)
+        if step.apart and value.shape[:1] != source.shape[:1] and options:
+            options = [max(options, key=len)]  # views, one behind the other: the first is told
         if options:
             partly = step.apart or any(isinstance(link, Moves) for _, link in step.links)
-            found[value] = _merged(options) if partly else max(options, key=len)
-    plan.layouts[source] = found
-    return found
+            found[value] = _merged(options) if partly else _common(options)
+    plan.layouts[source] = {
+        value: {axis: place for axis, place in layout.items() if not _unknown(place)}
+        for value, layout in found.items()
+    }
+    return plan.layouts[source]
 
 
 def spatial(plan: Plan) -> dict[Value, int]:
@@ -105,17 +121,48 @@ def _interpolation(places: bytes, pixels: int) -> Tensor:
     return torch.from_numpy(matrix[:, of])
 
 
+def _common(options: list[Layout]) -> Layout:
+    """What branches of one picture agree on; where they see different parts of it, no place is known: NaN."""
+    first = max(options, key=len)
+    return {
+        axis: place if _agree(axis, place, options) else (place[0], np.full(len(place[1]), np.nan))
+        for axis, place in first.items()
+    }
+
+
+def _unknown(place: tuple[int, Line]) -> bool:
+    return bool(np.isnan(place[1]).all())
+
+
+def _agree(axis: int, place: tuple[int, Line], options: list[Layout]) -> bool:
+    """Whether all who know an axis have most of its places where these are, within the distance of two."""
+    of, line = place
+    for option in options:
+        other_of, other = option.get(axis, place)
+        if other_of != of or _unknown((of, other)):
+            return False
+        apart = np.abs(line - other)
+        apart = apart[~np.isnan(apart)]
+        if len(apart) and np.median(apart) > max(_spacing(line), _spacing(other)):
+            return False
+    return True
+
+
+def _spacing(line: Line) -> float:
+    """The largest distance between neighbouring places that differ; anything if all are the same."""
+    places = np.unique(line[~np.isnan(line)])
+    return float(np.diff(places).max()) if len(places) > 1 else np.inf
+
+
 def _merged(options: list[Layout]) -> Layout:
     """Branches of one picture agree on where its places are, or (side by side) each knows some."""
-    first = max(options, key=len)
     merged = {}
-    for axis, (of, line) in first.items():
+    for axis, (of, line) in _common(options).items():
         known = line
         for option in options:
-            if axis in option and option[axis][0] == of:
+            if axis in option and not _unknown((of, line)):
                 known = np.where(np.isnan(known), option[axis][1], known)
-        if not np.isnan(known).all():
-            merged[axis] = of, _filled(known)
+        merged[axis] = of, known if _unknown((of, known)) else _filled(known)
     return merged
 
 
@@ -207,7 +254,7 @@ def _uneven(before: int, after: int) -> float:
 
 
 def _reshaped(link: Diagonal, axes: set[int]) -> dict[int, tuple[int, Line | None]]:
-    """An axis stays itself if it has the same size, and as much behind it."""
+    """An axis stays itself if it has the same size, and as much behind it; cut in equal parts, these are it."""
     if link.in_shape == link.out_shape:
         return {axis: (axis, None) for axis in axes}
     outputs = {
@@ -218,6 +265,11 @@ def _reshaped(link: Diagonal, axes: set[int]) -> dict[int, tuple[int, Line | Non
         here = link.in_shape[axis], prod(link.in_shape[axis + 1 :])
         if here[0] > 1 and here in outputs:
             kept[axis] = outputs[here], None
+            continue
+        for (count, behind), out in outputs.items():
+            each = behind // here[1]  # places in a part
+            if 1 < count < here[0] and count * each == here[0] and behind == each * here[1]:
+                kept[axis] = out, np.arange(count) * each + (each - 1) / 2
     return kept
 
 

@@ -26,6 +26,7 @@ __all__ = [
 
 def scores_in(output: Any) -> Any:
     """Where in a model's output the class scores are: the output itself, its 'logits' or 'out', or all it has."""
+    given = output
     if isinstance(output, Mapping):
         named = [output[name] for name in ("logits", "out") if name in output]
         output = named[0] if named else list(output.values())
@@ -34,8 +35,9 @@ def scores_in(output: Any) -> Any:
     if isinstance(output, (Value, Tensor)):
         return output
     raise InputError(
-        f"Which part of the model's output are the class scores? It is {outline(output)}: give a "
-        "function as the target: target=lambda output: output[...]."
+        f"Which part of the model's output are the class scores? It is {outline(given)}: give a "
+        "function as the target, target=lambda output: output[...], or one of howyouseeme.targets, such as "
+        "region for a segmenter and box for a detector."
     )
 
 
@@ -75,7 +77,10 @@ def before_squashing(scores: Value, nodes: Tensor) -> tuple[Value, Tensor, str]:
         if call.name in _SQUASHING:
             squashed: Value = call.args[0]
             dims = len(squashed.shape)
-            if call.name != "aten.sigmoid" and call.args[1] % dims != dims - 1:
+            if (
+                call.name != "aten.sigmoid"
+                and squashed.shape[call.args[1] % dims + 1 :].numel() != 1
+            ):
                 break  # over something else than classes
             start, chosen, squashed_by = squashed, nodes, squashed_by or call.name
             found = start, nodes

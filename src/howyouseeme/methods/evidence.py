@@ -233,7 +233,8 @@ def _feature_maps(plan: Plan) -> set[Value]:
 
     Where one place is all that is left, a convolution is a fully connected layer. And where the start is
     such a map itself (a detector's scores, a neuron), the evidence there would be but the score: the head
-    takes one convolution more.
+    takes one convolution more. Where it is not known which places of the picture a map shows, it is one by
+    its shape, [batch, channel, ...], as the convolution made it.
     """
     weighed: set[Value] = set()
     for value, step in plan.steps:
@@ -241,11 +242,17 @@ def _feature_maps(plan: Plan) -> set[Value]:
             if value in weighed or not link.one_to_one:
                 weighed.add(source)
     made: set[Value] = set()
+    shaped: set[Value] = set()  # as a convolution shapes them
     for value, step in reversed(plan.steps):
         for source, link in step.links:
             if source in made if link.one_to_one else isinstance(link, Convolution):
                 made.add(value)
-    axes = spatial(plan)
+                same = source in shaped and isinstance(link, Diagonal)
+                if not link.one_to_one or (same and link.in_shape == link.out_shape):
+                    shaped.add(value)
+    axes = spatial(plan) | {
+        value: 1 for value in shaped - spatial(plan).keys() if len(value.shape) > 2
+    }
     return {
         value
         for value in made & weighed & axes.keys()

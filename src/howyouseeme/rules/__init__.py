@@ -86,7 +86,7 @@ def rule(*names: str, family: str | None = None, replace: bool = False) -> Calla
                     f"to put another in its place, @rule({name!r}, replace=True)."
                 )
             _RULES[name] = function
-            own = function.__module__.rsplit(".", 1)[-1]
+            own = (function.__module__ or "").rsplit(".", 1)[-1]
             _FAMILIES[name] = family or _FAMILIES.get(name, own)
         return function
 

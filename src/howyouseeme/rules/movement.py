@@ -52,7 +52,7 @@ _FILLERS = {"aten.masked_fill", "aten.fill", "aten.scatter"}
     aten.stack aten.expand aten.repeat aten.roll aten.flip aten.rot90 aten.unfold
     aten.reflection_pad1d aten.reflection_pad2d aten.reflection_pad3d
     aten.replication_pad1d aten.replication_pad2d aten.replication_pad3d
-    aten.pixel_shuffle aten.pixel_unshuffle aten.channel_shuffle aten.native_channel_shuffle
+    aten.pixel_shuffle aten.channel_shuffle aten.native_channel_shuffle
     aten.upsample_nearest1d aten.upsample_nearest2d aten.upsample_nearest3d
     aten._upsample_nearest_exact1d aten._upsample_nearest_exact2d aten._upsample_nearest_exact3d
     aten.where aten.masked_fill aten.copy aten.slice_scatter aten.select_scatter aten.index_put
@@ -142,7 +142,9 @@ def unpool(call: Call, output: Value) -> Step:
     for x, link in step.links:
         assert isinstance(link, Selection)
         link.centres = {
-            axis: (torch.arange(output.shape[axis]) + 0.5) * x.shape[axis] / output.shape[axis]
+            axis: (torch.arange(output.shape[axis], device="cpu") + 0.5)
+            * x.shape[axis]
+            / output.shape[axis]
             - 0.5
             for axis in range(dims - (2 if call.name.endswith("2d") else 3), dims)
         }

@@ -31,7 +31,7 @@ def _pooled(
 def _centres(x: Value, axis: int, dims: int, pool: Callable[[Tensor], Tensor]) -> Tensor:
     """The centre of each window along an axis: what a pool makes of a ramp there, and of one down."""
     size = x.shape[axis]
-    ramp = torch.arange(size, dtype=torch.float64).reshape(size, *[1] * (-axis - 1))
+    ramp = torch.arange(size, dtype=torch.float64, device="cpu").reshape(size, *[1] * (-axis - 1))
     ramp = ramp.expand(1, *x.shape[-dims:])
     centre = (pool(ramp) - pool(-ramp)) / 2
     return centre.movedim(axis, 0).reshape(centre.shape[axis], -1)[:, 0]
