@@ -380,13 +380,30 @@ def nearest(in_shape: Shape, out_space: Shape, exact: bool = False) -> Map:
 
 
 def elementwise(x: Array, function: Callable[[float], float]) -> Map:
-    """The line from (0, f(0)) to (x, f(x)), for each element; f(0) is 0 where f has no value."""
+    """The line from (0, f(0)) to (x, f(x)), for each element; from ±1 where f has no value at 0."""
     try:
         zero = function(0.0)
     except (ValueError, ZeroDivisionError):
-        zero = 0.0
+        return _from_one(x, function)
     slopes = [(function(v) - zero) / v if v else 0.0 for v in x.reshape(-1).tolist()]
     return Map(np.diag(slopes), np.full(x.size, zero))
+
+
+def _from_one(x: Array, function: Callable[[float], float]) -> Map:
+    """The line from (1, f(1)) to (x, f(x)), or from (-1, f(-1)) where x < 0; from 1/2 if there is no end at 1."""
+    values = x.reshape(-1).tolist()
+    slopes = []
+    for v in values:
+        start = math.copysign(1.0, v)
+        try:
+            value = function(start)
+        except (ValueError, ZeroDivisionError):
+            start, value = 0.5, function(0.5)
+        slopes.append((function(v) - value) / (v - start))
+    return Map(
+        np.diag(slopes),
+        np.array([function(v) - s * v for v, s in zip(values, slopes, strict=True)]),
+    )
 
 
 def scaled(x: Array, scale: Array, shift: Array) -> Map:

@@ -963,7 +963,32 @@ case(
     "of a constant",
     lambda a: C / (a + 5),
     P,
-    lambda: naive.compose(times(P, C.numpy() / (P.numpy() + 5) ** 2), times(P, 1, 5)),
+    lambda: naive.compose(
+        times(P, -C.numpy() / (P.numpy() + 5), C.numpy() / (P.numpy() + 5) + C.numpy()),
+        times(P, 1, 5),
+    ),
+)
+case(
+    "div",
+    "of a constant by numbers of both signs",
+    lambda a: C / a,
+    P + 0.1,
+    lambda: times(
+        P,
+        -C.numpy() / np.abs(P.numpy() + 0.1),
+        C.numpy() / (P.numpy() + 0.1) + C.numpy() * np.sign(P.numpy() + 0.1),
+    ),
+)
+ABOVE_NOUGHT = P.abs() + 1.5
+case(
+    "addcdiv",
+    "constant numerator",
+    lambda a, c: torch.addcdiv(a, C, c, value=3),
+    (P, ABOVE_NOUGHT),
+    lambda: [
+        times(P, 1),
+        times(P, -3 * C.numpy() / ABOVE_NOUGHT.numpy(), 3 * (C / ABOVE_NOUGHT + C).numpy()),
+    ],
 )
 case("neg", "plain", lambda a: -a, P, lambda: times(P, -1))
 case("neg", "in place", lambda a: a.neg_(), P, lambda: times(P, -1))
@@ -1650,13 +1675,6 @@ for name, label, run, inputs, want in [
         torch.addcdiv,
         (P, Q, R.abs() + 1),
         lambda: [1, 1 / (R.abs() + 1).numpy(), None],
-    ),
-    (
-        "addcdiv",
-        "constant numerator",
-        lambda a, c: torch.addcdiv(a, C, c, value=3),
-        (P, R.abs() + 1),
-        lambda: [1, 3 * C.numpy() / (R.abs() + 1).numpy() ** 2],
     ),
 ]:
     case(

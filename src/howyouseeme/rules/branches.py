@@ -93,13 +93,19 @@ def mul(call: Call, output: Value) -> Step:
 
 @rule("aten.div")
 def div(call: Call, output: Value) -> Step:
-    """y = a / b: the numerator is the signal, the denominator its gate"""
+    """y = a / b: the numerator is the signal, the denominator its gate; of a constant / b, b is the signal"""
     a, b = call.args[:2]
     if call.kwargs.get("rounding_mode"):
         raise Refusal("division with rounding is not supported")
-    if not isinstance(a, Value):  # constant / x
-        return _sum(output, [(b, output.data / b.data)])
+    if not isinstance(a, Value):
+        return _sum(output, _inverse(b, output.data))
     return _sum(output, [(a, 1 / contents(b, output.data))])
+
+
+def _inverse(b: Value, quotient: Tensor) -> list[tuple[Any, Any]]:
+    """constant / b as terms of `_sum`: the line through it at 1, or at -1 where b < 0."""
+    slope = -quotient * torch.where(b.data < 0, -1.0, 1.0).to(quotient.dtype)
+    return [(b, slope), (quotient - slope * b.data, 1)]
 
 
 @rule("aten.addcmul")
@@ -117,7 +123,7 @@ def addcdiv(call: Call, output: Value) -> Step:
     x, a, b = call.args[:3]
     factor = call.kwargs.get("value", 1) / contents(b, output.data)
     if isinstance(b, Value) and not isinstance(a, Value):
-        return _sum(output, [(x, 1), (b, factor * a / b.data)])
+        return _sum(output, [(x, 1), *_inverse(b, factor * a)])
     return _sum(output, [(x, 1), (a, factor)])
 
 

@@ -1,7 +1,8 @@
 """Calls that work on each element alone: activations, normalisation with fixed statistics.
 
 An activation y = f(x) is frozen to the line through (0, f(0)) and (x, y): all of y - f(0) is due to
-x. Its slope has the sign that turns *most* into *least* where f falls.
+x. Its slope has the sign that turns *most* into *least* where f falls. Where f has no value at 0 (log, 1/x),
+the line goes through another point: (1, f(1)), or (-1, f(-1)) on that side of 0.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from .branches import one_of
 def secant(call: Call, output: Value, at_zero: Tensor | None = None) -> Step:
     """The step of any elementwise call: y = s x + f(0), with the slope s = (y - f(0)) / x.
 
-    `at_zero` is f(0) where it can't be had by calling f on a zero. Where f(0) is not finite (log),
-    it counts as 0.
+    `at_zero` is f(0) where it can't be had by calling f on a zero. Where f(0) is not finite, the line goes
+    through another point (`_anchor`); where it isn't expected to be, f(0) counts as 0.
     """
     x = call.inputs[0]
     if any(value is not x for value in call.inputs):
@@ -27,7 +28,9 @@ def secant(call: Call, output: Value, at_zero: Tensor | None = None) -> Step:
     if x.shape != output.shape:
         raise Refusal("an input that is broadcast is not supported")
     if at_zero is None:
-        at_zero = _at_zero(call, x, output)
+        if (anchor := _anchor(call)) is not None:
+            return _through(anchor, call, x, output)
+        at_zero = _at(call, x, output, 0.0)
     zero = None if at_zero is None else at_zero.nan_to_num(0.0, 0.0, 0.0)
 
     def slope() -> Tensor:
@@ -39,14 +42,45 @@ def secant(call: Call, output: Value, at_zero: Tensor | None = None) -> Step:
     return Step([(x, Diagonal(x.shape, output.shape, slope, call.name in _RISING))], zero)
 
 
-def _at_zero(call: Call, x: Value, output: Value) -> Tensor | None:
-    """f(0); None where it is 0 whatever else the call is given."""
+def _at(call: Call, x: Value, output: Value, place: float) -> Tensor | None:
+    """f(place); None where f(0) is 0 whatever else the call is given."""
     if call.name in _THROUGH_ZERO:
         return None
-    nought = torch.zeros((), dtype=x.dtype, device=output.device)
-    made = call.op(*(nought if a is x else a for a in call.args), **call.kwargs)
-    at_zero: Tensor = made[output.output] if isinstance(made, tuple) else made
-    return at_zero
+    there = torch.full((), place, dtype=x.dtype, device=output.device)
+    made = call.op(*(there if a is x else a for a in call.args), **call.kwargs)
+    found: Tensor = made[output.output] if isinstance(made, tuple) else made
+    return found
+
+
+def _anchor(call: Call) -> float | None:
+    """Where a line of a function goes through that has no value at 0; None for all others."""
+    if call.name == "aten.pow":
+        power = call.args[1]
+        return 1.0 if isinstance(power, (int, float)) and power < 0 else None
+    return _ANCHORS.get(call.name)
+
+
+def _through(anchor: float, call: Call, x: Value, output: Value) -> Step:
+    """The line through (a, f(a)) and (x, y), or (-a, f(-a)) where x < 0; where x is a, to a point beside it."""
+    here, other, near = (
+        _at(call, x, output, place) for place in (anchor, -anchor, anchor * (1 + 1 / 64))
+    )
+    assert here is not None
+    assert other is not None
+    assert near is not None
+    place = torch.where(x.data < 0, -anchor, anchor).to(output.dtype)
+    start = torch.where(x.data < 0, other, here)
+    beside = (near - here) * (64 / anchor)
+    slope = torch.where(x.data == place, beside, (output.data - start) / (x.data - place))
+    slope = slope.nan_to_num(0.0, 0.0, 0.0).masked_fill(x.data == 0, 0)
+    return Step([(x, Diagonal(x.shape, output.shape, slope))], output.data - slope * x.data)
+
+
+#: For functions that have no value at 0, a place where they have one.
+_ANCHORS = {
+    "aten.logit": 0.5,
+    **{f"aten.{name}": 1.0 for name in "acosh lgamma log log10 log2 reciprocal rsqrt".split()},
+}
 
 
 #: Calls whose output is 0 where their input is, with any further arguments.
