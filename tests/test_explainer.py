@@ -1157,7 +1157,7 @@ def test_all_unsupported_calls_are_named_at_once(images: Tensor, tmp_path: Path)
     ("change", "error", "message"),
     [
         (lambda s: None, InputError, r"class scores\? It is NoneType"),
-        (lambda s: {}, InputError, r"class scores\? It is list"),
+        (lambda s: {}, InputError, r"class scores\? It is dict \{\}"),
         (lambda s: (s * 2, s), InputError, r"Which part .* tuple \(tensor \[1, 4\], tensor"),
         (lambda s: s[:, :, None], InputError, r"shape \(1, 4, 1\) for 1 image\(s\), not \[batch"),
         (lambda s: torch.ones(3, 4), ModelError, "does not depend on its input"),

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import howyouseeme as hysm
-from howyouseeme import targets
+from howyouseeme import Explainer, targets
 from howyouseeme.errors import InputError
 from howyouseeme.explanation import Explanation
 from howyouseeme.models import Network
@@ -421,3 +421,63 @@ def test_torchvisions_segmenters(name: str) -> None:
     for method in ("evidence", "exact"):
         explanation = hysm.explain(model, images, targets.region(mask, category), method=method)
         assert all(len(points) for points in explanation.points), method
+
+
+@pytest.mark.parametrize(("brightness", "sure"), [(0.2, False), (0.4, False), (3.0, True)])
+def test_a_detectors_best_score_is_explained_whether_above_one_half_or_below(
+    brightness: float, sure: bool
+) -> None:
+    """As YOLO's: boxes and scores in one map, whose boxes go through one more convolution."""
+
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = nn.Conv2d(3, 8, 3, 2, 1)
+            self.boxes, self.scores = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 2, 1)
+            self.decode = nn.Conv1d(4, 4, 1)
+            for layer in (self.features, self.scores):
+                layer.weight.data.abs_()
+            self.scores.bias.data.fill_(-2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.features(x).relu()
+            raw = torch.cat([self.boxes(x), self.scores(x)], 1).flatten(2)
+            boxes, scores = raw.split([4, 2], 1)
+            return torch.cat([self.decode(boxes), scores.sigmoid()], 1)
+
+    torch.manual_seed(0)
+    model = Detector().eval()
+    picture = torch.zeros(1, 3, 16, 16)
+    picture[..., 4:9, 9:14] = brightness
+    score = float(model(picture)[0, 5].max())
+    assert (score > 0.5) is sure
+    explanation = Explainer(model)(picture, lambda output: output[:, 5].amax(1))
+    evidence = torch.as_tensor(explanation.evidence[0])
+    assert evidence[4:9, 9:14].sum() > 0
+    assert evidence[4:9, 9:14].sum() == pytest.approx(float(evidence.clamp(min=0).sum()))
+    logit = Explainer(model)(picture, lambda output: output[:, 5].logit().amax(1))
+    close = torch.corrcoef(torch.stack([evidence.flatten(), logit.evidence[0].flatten()]))[0, 1]
+    assert close > 0.99
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda p: p.log(),
+        lambda p: -1 / p,
+        lambda p: -1 / p.sqrt(),
+        lambda p: p.log2() * 3 + 1,
+        lambda p: p.logit(),
+        lambda p: -(p**-2),
+    ],
+)
+def test_what_rises_with_a_score_has_the_picture_of_the_score(change: Any, images: Tensor) -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(
+        *(nn.Conv2d(images.shape[1], 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)),
+    ).eval()
+    plain = Explainer(model)(images, lambda output: output.sigmoid()[:, 1]).evidence
+    risen = Explainer(model)(images, lambda output: change(output.sigmoid()[:, 1])).evidence
+    for one, other in zip(plain, risen, strict=True):
+        assert torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1] > 0.98

@@ -101,7 +101,8 @@ class Asker:
                     labels = self._labels(target.label, tape, batch)
                     if target.score and read.numel == batch:
                         certainty = tuple(read.data.reshape(-1).tolist())
-                        start, nodes, exclusive = detection_scores(tape, read, nodes)
+                if read.numel == batch:
+                    start, nodes, exclusive = detection_scores(tape, read, nodes)
                 return Asked(start, nodes, (None,) * batch, certainty, exclusive, labels)
             target = one_each(read, batch)
         scores = recorded_scores(tape)

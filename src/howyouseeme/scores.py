@@ -126,7 +126,7 @@ def detection_scores(tape: Tape, scores: Value, nodes: Tensor) -> tuple[Value, T
     if squashed_by in {"", "aten.sigmoid"}:
         return start, found, False
     # A softmax has one row of classes for each detection: only theirs stand against each other.
-    classes = start.shape[-1]
+    classes = next((size for size in reversed(start.shape) if size > 1), 1)
     first = torch.div(found, classes, rounding_mode="floor") * classes
     rows = first[:, None] + torch.arange(classes, device=found.device)
     picked = pick(tape, start, rows)

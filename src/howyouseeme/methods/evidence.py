@@ -117,9 +117,10 @@ class Evidence(Method):
 
     def _head(self, plan: Plan, alone: Tensor, trail: Trail | None) -> dict[Value, _Arrived]:
         """Exact evidence at the last feature maps."""
-        maps = _feature_maps(plan)
-        reached = {}
         seed = _against_rivals(plan, alone) if self.contrast else alone
+        maps = _feature_maps(plan)
+        maps -= _scores_themselves(plan, seed, maps)
+        reached = {}
         for value, multiplier in multipliers(plan, seed, until=maps.__contains__):
             if value in maps or value.call is None:
                 # What counts for nothing may be infinite, as where a mask has put it.
@@ -258,6 +259,26 @@ def _feature_maps(plan: Plan) -> set[Value]:
         for value in made & weighed & axes.keys()
         if value.numel > value.shape[0] * value.shape[axes[value]]
     }
+
+
+def _scores_themselves(plan: Plan, seed: Tensor, maps: set[Value]) -> set[Value]:
+    """Those maps of which no more than one node of each sample counts: a detector's scores, say.
+
+    The evidence there would be but the score, and none if that is below zero.
+    """
+    if len(plan.start.shape) == 2 and plan.start.shape[1] > 1:
+        return set()  # classes, which all have a say
+    found: set[Value] = set()
+    while True:
+        kept = maps - found
+        more = {
+            value
+            for value, multiplier in multipliers(plan, seed, until=kept.__contains__)
+            if value in kept and int(multiplier.flatten(1).count_nonzero(1).max()) <= 1
+        }
+        if not more:
+            return found
+        found |= more
 
 
 @dataclass
