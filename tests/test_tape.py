@@ -1187,3 +1187,36 @@ def test_a_part_without_channels() -> None:
             hysm.explain(Split(change).eval(), x, 1, method).evidence for change in (True, False)
         )
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda x: (x * 50).round().to(torch.int8).float() / 50 + x * 0,
+        lambda x: (x * 50).long().view(-1).float().sum() + x,
+        lambda x: ((x * 50).int() * 2 + 1) / 50 + x,
+        lambda x: (x * 50).byte().double() * 0.02 + x,
+    ],
+)
+def test_activations_that_are_rounded_and_used_are_told(
+    forward: Callable[[Tensor], Tensor],
+) -> None:
+    with pytest.warns(UserWarning, match="rounds activations to whole numbers"):
+        record(made(forward), [torch.rand(2, 3)])
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda x: x[(x[:, 0] * 2).long()],
+        lambda x: x.gather(1, x.argsort(1)),
+        lambda x: x * (x > 0.5).float(),
+        lambda x: x.gather(1, (x * 2).long().clamp(0, 2)),
+        lambda x: x.floor() + x,
+    ],
+)
+def test_positions_and_masks_are_no_rounded_activations(
+    forward: Callable[[Tensor], Tensor], recwarn: pytest.WarningsRecorder
+) -> None:
+    record(made(forward), [torch.rand(2, 3)])
+    assert not [w for w in recwarn if "whole numbers" in str(w.message)]

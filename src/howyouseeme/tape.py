@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -349,6 +350,25 @@ _UNINITIALISED = {
 _SILENT_WRITES = {"aten.native_batch_norm", "aten.cudnn_batch_norm", "aten.miopen_batch_norm"}
 
 
+# They take whole numbers for positions, which this image fixed.
+_INDEXED = {
+    f"aten.{name}"
+    for name in (
+        *(
+            "index",
+            "index_select",
+            "gather",
+            "take",
+            "take_along_dim",
+            "embedding",
+            "_unsafe_index",
+        ),
+        *("scatter", "scatter_add", "index_put", "index_copy", "index_add", "index_fill"),
+        *("masked_fill", "where", "one_hot", "repeat_interleave", "cross_entropy_loss"),
+    )
+}
+
+
 def _storage(tensor: Tensor) -> int | None:
     """Identifies the memory behind a tensor; None where it has none of its own (sparse, mkldnn)."""
     try:
@@ -393,6 +413,9 @@ class _Recorder(TorchDispatchMode):
         self.reads: list[Any] = [None] * len(readers)
         self.calls: list[Call] = []
         self.count = 0
+        self._rounded: dict[int, Tensor] = {}  # whole numbers made of activations, by id
+        self._given_rounded = False  # whether the call that is being made is given some of them
+        self.back_from_rounded: nn.Module | None = None  # what made floats of them
         self._taking_apart = 0  # calls that are being made as the calls that they are made of
         self._thread = threading.get_ident()
         # By id of the tensor, which `_alive` keeps alive: its value, and the memory it had then.
@@ -477,6 +500,7 @@ class _Recorder(TorchDispatchMode):
             floats = item.is_floating_point() or item.is_complex() or item.is_quantized
             value = self._find(item, key) if floats else None
             if value is None:
+                self._given_rounded |= id(item) in self._rounded
                 constants.append(key)
                 return item.detach()  # under an object whose memory, size and strides stay
             values.append(value)
@@ -494,6 +518,7 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         values: list[Value] = []
         constants: list[int | None] = []
+        self._given_rounded = False
         lifted = tuple([self._lift(item, values, constants) for item in args])
         lifted_kwargs = {
             key: self._lift(item, values, constants)
@@ -501,6 +526,7 @@ class _Recorder(TorchDispatchMode):
             if key not in facts.outs
         }
         depends = bool(values) and not facts.factory
+        rounded = self._given_rounded and facts.name not in _INDEXED
         parts = facts.parts if depends else None
         if parts is None and self._taking_apart:  # where composite calls may come, as nowhere else
             parts = op.decompose
@@ -523,7 +549,19 @@ class _Recorder(TorchDispatchMode):
             call = self._add(facts.name, op, lifted, lifted_kwargs)
             self._hold(call, constants)
             call.outputs = self._outputs(result, call)
+        if rounded or (depends and facts.name == "aten._to_copy"):
+            self._follow_rounded(result, rounded)
         return result
+
+    def _follow_rounded(self, result: Any, rounded: bool) -> None:
+        """Remember whole numbers made of activations, and where they become floats again."""
+        for item in pytree.tree_leaves(result):
+            if not isinstance(item, Tensor) or item.dtype == torch.bool:
+                continue
+            if not (item.is_floating_point() or item.is_complex() or item.is_quantized):
+                self._rounded[id(item)] = item
+            elif rounded and self.back_from_rounded is None:
+                self.back_from_rounded = _running() or self._model
 
     def _write(
         self,
@@ -811,6 +849,13 @@ def record(
             output = pytree.tree_map(recorder.result, output)
         finally:
             recorder.restore()
+    if recorder.back_from_rounded is not None:
+        where = names.get(recorder.back_from_rounded, "") or "the model itself"
+        warnings.warn(
+            f"The model rounds activations to whole numbers, and goes on with them in {where}: what goes that "
+            "way gets no evidence. Explain it in floating point, if it can be had so.",
+            stacklevel=2,
+        )
     for call in recorder.calls:
         call.module = names.get(call.owner, "") if call.owner is not None else ""
     return Tape(inputs, recorder.calls, output, recorder.reads)
