@@ -112,7 +112,8 @@ class Scene:
 
     def picture(self, layers: bool = False) -> bytes:
         """The picture of the command line, a PNG."""
-        made = encoded(self.explanation.picture(0, layers))
+        one = self.explanation[0]  # which goes with its maps
+        made = encoded(one.picture(0, layers))
         self.explanation.forget()
         return made
 
@@ -122,7 +123,7 @@ class Scene:
 
     def archive(self) -> bytes:
         """A ZIP with the pictures, the maps, and the numbers."""
-        explanation = self.explanation[0]  # its maps go with it
+        explanation = self.explanation[0]
         made = {
             "explanation.png": self.picture(layers=True),
             "explanation.json": self.numbers(),
