@@ -93,6 +93,13 @@ CASES: list[tuple[str, str, Callable[..., Any], tuple[Tensor, ...]]] = [
     ("aten.norm", "all", lambda a: aten.norm.Scalar(a, 3), (A,)),
     ("aten.norm", "axis", lambda a: aten.norm.ScalarOpt_dim(a, None, [1], True), (A,)),
     ("aten.norm", "no axis", lambda a: aten.norm.ScalarOpt_dim(a, 2, []), (A,)),
+    (
+        "aten._euclidean_dist",
+        "very many",
+        lambda a: torch.cdist(a, numbers(999, 40)),
+        (numbers(998, 40),),
+    ),
+    ("aten.logaddexp", "a number", lambda a: torch.logaddexp(a, C[0]), (A.float(),)),
     ("aten.logaddexp", "both", torch.logaddexp, (A, B)),
     ("aten.logaddexp", "broadcast", lambda a: torch.logaddexp(a, V), (A,)),
     ("aten.hypot", "both", torch.hypot, (A, B)),

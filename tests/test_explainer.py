@@ -456,6 +456,21 @@ def test_classes_of_a_model_that_does_nothing() -> None:
         assert int(other.evidence.argmax()) == 2
 
 
+def test_a_quotient_that_is_not_taken_leaves_no_infinity() -> None:
+    class Guarded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.see, self.head = nn.Conv2d(3, 6, 3), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.see(x).relu()
+            return self.head(torch.where(h > 0.05, 2 / h, 0).mean((2, 3)))
+
+    torch.manual_seed(0)
+    found = Explainer(Guarded().eval())(torch.rand(1, 3, 10, 10))
+    assert bool(torch.isfinite(found.evidence).all())
+
+
 def test_a_method_with_its_parameters(net: nn.Module, images: Tensor) -> None:
     by_name = Explainer(net, "evidence", nodes=50)(images)
     by_itself = Explainer(net, Evidence(nodes=50))(images)

@@ -709,6 +709,8 @@ def test_images_are_taken_by_number_or_slice(images: Tensor, tmp_path: Path) -> 
     assert torch.equal(explanation[:].evidence, explanation.evidence)
     assert torch.equal(explanation[-1:].evidence, explanation[-1].evidence)
     assert len(explanation[2:]) == 0
+    assert torch.equal(explanation[::-1].evidence, explanation.evidence.flip(0))
+    assert explanation[::-1].target == explanation.target[::-1]
     assert explanation.path(-1, 0) == explanation.path(1, [0])
     for ask in (
         explanation.__getitem__,

@@ -1213,6 +1213,8 @@ def test_activations_that_are_rounded_and_used_are_told(
         lambda x: x * (x > 0.5).float(),
         lambda x: x.gather(1, (x * 2).long().clamp(0, 2)),
         lambda x: x.floor() + x,
+        lambda x: x + torch.zeros_like(x.long()).float(),
+        lambda x: x + x.int().new_ones(3, dtype=torch.float32),
     ],
 )
 def test_positions_and_masks_are_no_rounded_activations(

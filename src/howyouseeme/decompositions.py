@@ -24,6 +24,9 @@ __all__ = ["decompositions", "made_of"]
 
 Parts = Callable[..., Any]
 
+#: So many differences are worth their memory; more distances are told by products, if they can be.
+_MOST = 2**24
+
 _PARTS: dict[str, Parts] = {}
 
 
@@ -94,9 +97,14 @@ def trilinear(*args: Any) -> Any:
 
 
 @made_of("aten._cdist_forward", "aten._euclidean_dist")
-def cdist(a: Tensor, b: Tensor, p: float = 2, _mode: int | None = None) -> Tensor:
+def cdist(a: Tensor, b: Tensor, p: float = 2, _mode: int | None = None) -> Any:
     """The distance of each row of a from each row of b: |a - b|_p"""
-    return _length(a[..., :, None, :] - b[..., None, :, :], p, -1)
+    if a.shape[-2] * b.shape[-2] * a.numel() // max(a.shape[-2], 1) <= _MOST:
+        return _length(a[..., :, None, :] - b[..., None, :, :], p, -1)
+    if p != 2:
+        return NotImplemented
+    squares = (a * a).sum(-1, keepdim=True) + (b * b).sum(-1)[..., None, :]
+    return (squares - 2 * (a @ b.mT)).clamp_min(0).sqrt()
 
 
 def _length(x: Tensor, p: float, axes: Any, *more: Any, **options: Any) -> Tensor:
@@ -119,13 +127,19 @@ def norm(
 @made_of("aten.logaddexp")
 def logaddexp(a: Tensor, b: Tensor) -> Tensor:
     """log(exp a + exp b)"""
-    return torch.logsumexp(torch.stack(torch.broadcast_tensors(a, b)), 0)
+    return torch.logsumexp(_beside(a, b), 0)
 
 
 @made_of("aten.hypot")
 def hypot(a: Tensor, b: Tensor) -> Tensor:
     """sqrt(a² + b²)"""
-    return _length(torch.stack(torch.broadcast_tensors(a, b)), 2, 0)
+    return _length(_beside(a, b), 2, 0)
+
+
+def _beside(a: Tensor, b: Tensor) -> Tensor:
+    """Two operands along a new first axis, in the type that they have together."""
+    dtype = torch.result_type(a, b)
+    return torch.stack(torch.broadcast_tensors(a.to(dtype), b.to(dtype)))
 
 
 @made_of("aten.index_fill")

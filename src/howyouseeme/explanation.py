@@ -198,6 +198,8 @@ class Explanation:
             IndexError: there is no such image.
         """
         some = i if isinstance(i, slice) else slice(self._at(i), self._at(i) + 1)
+        if some.step is not None and some.step < 0:  # which tensors don't take
+            return Explanation.join([self[at] for at in range(len(self))[some]])
         part = replace(
             self,
             samples=self.samples[some],

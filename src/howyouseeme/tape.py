@@ -526,7 +526,7 @@ class _Recorder(TorchDispatchMode):
             if key not in facts.outs
         }
         depends = bool(values) and not facts.factory
-        rounded = self._given_rounded and facts.name not in _INDEXED
+        rounded = self._given_rounded and not facts.factory and facts.name not in _INDEXED
         parts = facts.parts if depends else None
         if parts is None and self._taking_apart:  # where composite calls may come, as nowhere else
             parts = op.decompose

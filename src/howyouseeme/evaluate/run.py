@@ -463,6 +463,6 @@ def _predict(network: Network, x: Tensor) -> Predict:
 
     def predict(batch: Tensor) -> Tensor:
         found: Tensor = scores_in(network.module(batch)).float()
-        return certainties(found, squashed_by)
+        return certainties(found.reshape(len(batch), -1), squashed_by)
 
     return torch.no_grad()(predict)

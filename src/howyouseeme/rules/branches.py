@@ -105,6 +105,7 @@ def div(call: Call, output: Value) -> Step:
 def _inverse(b: Value, quotient: Tensor) -> list[tuple[Any, Any]]:
     """constant / b as terms of `_sum`: the line through it at 1, or at -1 where b < 0."""
     slope = -quotient * torch.where(b.data < 0, -1.0, 1.0).to(quotient.dtype)
+    slope = slope.masked_fill(b.data == 0, 0)  # what isn't taken, as another is there
     return [(b, slope), (quotient - slope * b.data, 1)]
 
 

@@ -77,13 +77,13 @@ def prod(call: Call, output: Value) -> Step:
     x, axis = call.args[0], call.argument(1, "dim")
     axes = axes_of(x, axis)
     rest = [axis for axis in range(len(x.shape)) if axis not in axes]
-    rows = x.data.to(output.dtype).permute(*rest, *axes).flatten(len(rest))
+    rows = x.data.double().permute(*rest, *axes).flatten(len(rest))
     if not axes:
         rows = rows[None]
     one = torch.ones_like(rows[..., :1])
     before = torch.cat([one, rows[..., :-1]], -1).cumprod(-1)
     after = torch.cat([rows[..., 1:], one], -1).flip(-1).cumprod(-1).flip(-1)
-    weight = before * after / max(rows.shape[-1], 1)
+    weight = (before * after / max(rows.shape[-1], 1)).to(output.dtype)
     there = [x.shape[axis] for axis in (*rest, *axes)]
     back = sorted(range(len(there)), key=[*rest, *axes].__getitem__)
     return Step([(x, _weighted(x, output, axes, weight.reshape(there).permute(back)))])
