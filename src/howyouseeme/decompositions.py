@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
-from torchvision.ops import roi_align
 
 __all__ = ["decompositions", "made_of"]
 
@@ -230,7 +229,8 @@ def ps_roi_align(
     x: Tensor, regions: Tensor, scale: float, height: int, width: int, ratio: int
 ) -> tuple[Tensor, Tensor]:
     """RoI align where each bin reads channels of its own"""
-    full = roi_align(x, regions, (height, width), scale, ratio, aligned=True)
+    # There, for else nobody could have called this; torchvision is no dependency.
+    full = torch.ops.torchvision.roi_align(x, regions, scale, height, width, ratio, True)
     bins = full.reshape(len(full), -1, height, width, height, width)
     own = bins.diagonal(0, 2, 4).diagonal(0, 2, 3)
     channel = torch.arange(x.shape[1], device=x.device, dtype=torch.int32)
