@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -210,3 +212,15 @@ def test_an_lstm_is_walked_back_through_time() -> None:
     by_column = torch.as_tensor(explanation.evidence).abs().reshape(12, 20).sum(0)
     assert not by_column[9:].any()  # the kernel reaches one column further
     assert (by_column[:9] > 0).sum() >= 3
+
+
+def test_the_package_needs_no_torchvision() -> None:
+    """It is none of its dependencies, though some of its calls are taken apart."""
+    program = (
+        "import sys; sys.modules['torchvision'] = None; import howyouseeme as hysm; "
+        "print(hysm.explain('efficientnet-lite0', hysm.sample_photo('cat')).label[0])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert "cat" in done.stdout
