@@ -9,6 +9,7 @@ files are read. Where a package is missing, the test that asked for it is skippe
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,18 @@ import torch
 from torch import Tensor, nn
 
 import howyouseeme as hysm
+
+
+class Made(nn.Module):
+    """A model whose forward is a function, or another module."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+        self.eval()
+
+    def forward(self, *args: Any) -> Any:
+        return self.function(*args)
 
 
 def _file_of(package: str, requirement: str, *parts: str) -> Path:

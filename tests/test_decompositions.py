@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from networks import Made
 from torch import Tensor, nn
 from torchvision import ops
 
@@ -24,18 +25,6 @@ aten = torch.ops.aten
 def numbers(*shape: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed + 7 * sum(shape))
     return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-class Made(nn.Module):
-    """A model whose forward is a function, or another module."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function = function
-        self.eval()
-
-    def forward(self, *args: Any) -> Any:
-        return self.function(*args)
 
 
 A, B, V, C = numbers(3, 4), numbers(3, 4, seed=1), numbers(4), numbers(3)

@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from naive import Map
+from networks import Made
 from torch import Tensor, nn
 from torchvision import ops
 
@@ -67,18 +68,6 @@ class Case:
         if isinstance(self.run, Alone):
             return self.run.tape(self.name, self.inputs)
         return record(Made(self.run), self.inputs)
-
-
-class Made(nn.Module):
-    """A model whose forward is a function."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function = function
-        self.eval()
-
-    def forward(self, *args: Any) -> Any:
-        return self.function(*args)
 
 
 class Alone:
@@ -1412,6 +1401,14 @@ for label, run, axes in [
             lambda g: [math.prod(g[:i] + g[i + 1 :]) / len(g) for i in range(len(g))],
         ),
     )
+
+case(
+    "prod",
+    "of a number",
+    lambda x: x.prod(),
+    numbers(1)[0] + 2,
+    lambda: naive.total((), (), mean=False),
+)
 
 # What is sent to a place is added to what lies there.
 HERE, SENT = weights(3, 4), weights(2, 4, seed=1)

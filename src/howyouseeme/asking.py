@@ -17,7 +17,7 @@ from .scores import certainties, detection_scores, logits_of, outline, recorded_
 from .tape import Reader, Tape, Value
 from .targets import Target as NamedTarget
 
-__all__ = ["Asked", "Asker", "Rank", "Target", "one_each", "plain"]
+__all__ = ["Asked", "Asker", "Rank", "Target", "check_read", "one_each", "plain"]
 
 #: What can be asked for: nothing (the top class), a class, a box, region, neuron or channel
 #: (`howyouseeme.targets`), a function of the output, or one of these for each sample.
@@ -93,7 +93,7 @@ class Asker:
         """Where the walk sets out for a target; what a function made of the output is in `reads`."""
         if callable(target):
             read = next(reads)
-            if not is_whole(read):
+            if not _is_whole(read):
                 start, nodes = read, torch.arange(batch, device=read.device)
                 labels, exclusive = ("",) * batch, True
                 certainty: tuple[float | None, ...] = (None,) * batch
@@ -212,6 +212,7 @@ class Asker:
         return index
 
     def label(self, index: int | None) -> str:
+        """The name of a class; none where no class was asked for."""
         return "" if index is None else self.network.label(index)
 
 
@@ -227,7 +228,7 @@ def one_each(target: Any, batch: int) -> Any:
     return list(target)
 
 
-def is_whole(item: Any) -> bool:
+def _is_whole(item: Any) -> bool:
     """True for a class index or a tensor of them."""
     if isinstance(item, Tensor):
         return not (item.is_floating_point() or item.is_complex() or item.dtype == torch.bool)
@@ -241,7 +242,7 @@ def plain(item: Any) -> Any:
 
 def check_read(read: Any, batch: int) -> None:
     """Whether a target function returned something that can be explained."""
-    if is_whole(read) or (isinstance(read, Value) and read.numel in {1, batch}):
+    if _is_whole(read) or (isinstance(read, Value) and read.numel in {1, batch}):
         if isinstance(read, Value) and not bool(torch.isfinite(read.data).all()):
             raise InputError("The target function returned NaN or infinity for this input.")
         return

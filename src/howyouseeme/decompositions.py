@@ -144,11 +144,8 @@ def _beside(a: Tensor, b: Tensor) -> Tensor:
 @made_of("aten.index_fill")
 def index_fill(x: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
     """x, with a value at some places of an axis"""
-    mask = torch.zeros(x.shape[dim] if x.dim() else 1, dtype=torch.bool, device=x.device)
-    mask[index] = True
-    after = x.dim() - 1 - dim % x.dim() if x.dim() else 0
-    mask = mask.reshape(-1, *[1] * after) if x.dim() else mask.reshape(())
-    return torch.where(mask, value, x)
+    there = torch.zeros_like(x, dtype=torch.bool).index_fill(dim, index, True)
+    return torch.where(there, value, x)
 
 
 # -- sums and choices -----------------------------------------------------------------------------

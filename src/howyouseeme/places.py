@@ -158,11 +158,14 @@ def _merged(options: list[Layout]) -> Layout:
     """Branches of one picture agree on where its places are, or (side by side) each knows some."""
     merged = {}
     for axis, (of, line) in _common(options).items():
+        if _unknown((of, line)):
+            merged[axis] = of, line
+            continue
         known = line
         for option in options:
-            if axis in option and not _unknown((of, line)):
+            if axis in option:
                 known = np.where(np.isnan(known), option[axis][1], known)
-        merged[axis] = of, known if _unknown((of, known)) else _filled(known)
+        merged[axis] = of, _filled(known)
     return merged
 
 

@@ -76,7 +76,6 @@ class Proposals:
 
         >>> proposals.picture("photo.jpg").save("proposals.png")
         """
-
         picture = paint_map(load_image(image), self.saliency)
         pen = ImageDraw.Draw(picture)
         thin = max(1, round(min(picture.size) / 250))

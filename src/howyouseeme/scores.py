@@ -14,7 +14,6 @@ from .rules.movement import pick
 from .tape import Tape, Value
 
 __all__ = [
-    "before_squashing",
     "certainties",
     "detection_scores",
     "logits_of",
@@ -25,7 +24,13 @@ __all__ = [
 
 
 def scores_in(output: Any) -> Any:
-    """Where in a model's output the class scores are: the output itself, its 'logits' or 'out', or all it has."""
+    """Where in a model's output the class scores are: the output itself, its 'logits' or 'out', or all it has.
+
+    >>> scores_in({"aux": aux, "out": scores}) is scores
+
+    Raises:
+        InputError: it has several parts, of which none is named so.
+    """
     given = output
     if isinstance(output, Mapping):
         named = [output[name] for name in ("logits", "out") if name in output]
@@ -42,7 +47,14 @@ def scores_in(output: Any) -> Any:
 
 
 def recorded_scores(tape: Tape) -> Value:
-    """The class scores on a tape."""
+    """The class scores on a tape.
+
+    >>> recorded_scores(record(model, [images])).shape
+    torch.Size([2, 1000])
+
+    Raises:
+        InputError, ModelError: there are none, or they do not depend on the input.
+    """
     found = scores_in(tape.output)
     if isinstance(found, Value):
         return found
@@ -64,7 +76,7 @@ def outline(output: Any) -> str:
     return type(output).__name__
 
 
-def before_squashing(scores: Value, nodes: Tensor) -> tuple[Value, Tensor, str]:
+def _before_squashing(scores: Value, nodes: Tensor) -> tuple[Value, Tensor, str]:
     """Where scores were before a softmax or sigmoid, and its call's name; '' if there was none.
 
     A softmax sets every class against all others, and a sigmoid that is sure of itself is flat.
@@ -113,16 +125,19 @@ def _moved_from(value: Value, nodes: Tensor) -> tuple[Value, Tensor] | None:
 
 
 def logits_of(scores: Value) -> tuple[Value, str]:
-    """The table of scores [batch, classes] before a softmax or sigmoid at the end, and its call."""
+    """The table of scores [batch, classes] before a softmax or sigmoid at the end, and its call.
+
+    >>> logits, squashed_by = logits_of(recorded_scores(tape))     # 'aten._softmax', or ''
+    """
     nodes = torch.arange(scores.numel, device=scores.device)
-    start, found, squashed_by = before_squashing(scores, nodes)
+    start, found, squashed_by = _before_squashing(scores, nodes)
     same = start.numel == scores.numel and torch.equal(found, nodes)
     return (start, squashed_by) if same else (scores, "")
 
 
 def detection_scores(tape: Tape, scores: Value, nodes: Tensor) -> tuple[Value, Tensor, bool]:
     """Where scores [batch] of detections were logits, at which nodes, and whether of a softmax."""
-    start, found, squashed_by = before_squashing(scores, nodes)
+    start, found, squashed_by = _before_squashing(scores, nodes)
     if squashed_by in {"", "aten.sigmoid"}:
         return start, found, False
     # A softmax has one row of classes for each detection: only theirs stand against each other.
@@ -134,7 +149,10 @@ def detection_scores(tape: Tape, scores: Value, nodes: Tensor) -> tuple[Value, T
 
 
 def certainties(scores: Tensor, squashed_by: str) -> Tensor:
-    """The probability of each class [batch, classes], from what the model says: these, or logits."""
+    """The probability of each class, 0..1 [batch, classes], from what the model says: these, or logits.
+
+    >>> certainties(scores, squashed_by)[:, 281]
+    """
     if squashed_by == "aten._log_softmax":
         return scores.exp()
     told = bool((scores >= 0).all()) and torch.allclose(

@@ -354,17 +354,8 @@ _SILENT_WRITES = {"aten.native_batch_norm", "aten.cudnn_batch_norm", "aten.miope
 _INDEXED = {
     f"aten.{name}"
     for name in (
-        *(
-            "index",
-            "index_select",
-            "gather",
-            "take",
-            "take_along_dim",
-            "embedding",
-            "_unsafe_index",
-        ),
+        *("index", "_unsafe_index", "index_select", "gather", "take", "embedding"),
         *("scatter", "scatter_add", "index_put", "index_copy", "index_add", "index_fill"),
-        *("masked_fill", "where", "one_hot", "repeat_interleave", "cross_entropy_loss"),
     )
 }
 

@@ -205,7 +205,7 @@ def evaluate(
     if known is not None:
         _compare_names(files, known, found)
         files = {name: path for name, path in files.items() if name in known.of}
-    predict = _load_all(network, explainer, files, known, limit, found)
+    predict = _load_all(explainer, files, known, limit, found)
     made = make_grids(found.items, grids)
     if not made and grids:
         found.notes.append(
@@ -343,7 +343,6 @@ def _compare_names(files: Mapping[str, Path], boxes: Boxes, found: _Found) -> No
 
 
 def _load_all(
-    network: Network,
     explainer: Explainer,
     files: Mapping[str, Path],
     boxes: Boxes | None,
@@ -351,6 +350,7 @@ def _load_all(
     found: _Found,
 ) -> Predict:
     """Fill `found` with the images that can be measured; how the network is asked."""
+    network = explainer.network
     predict: Predict | None = None
     for name, path in files.items():
         if limit is not None and len(found.items) >= limit:

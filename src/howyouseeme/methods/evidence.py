@@ -251,9 +251,7 @@ def _feature_maps(plan: Plan) -> set[Value]:
                 same = source in shaped and isinstance(link, Diagonal)
                 if not link.one_to_one or (same and link.in_shape == link.out_shape):
                     shaped.add(value)
-    axes = spatial(plan) | {
-        value: 1 for value in shaped - spatial(plan).keys() if len(value.shape) > 2
-    }
+    axes = {value: 1 for value in shaped if len(value.shape) > 2} | spatial(plan)
     return {
         value
         for value in made & weighed & axes.keys()

@@ -57,9 +57,7 @@ def _to_kernel(call: Call, output: Value, share: float) -> tuple[Value, Link]:
         raise Refusal("a computed kernel is supported in 2-d, not transposed, for one image alone")
 
     def patches() -> Tensor:
-        made = unfold(
-            data, weight.shape[2:], dilation, padding, stride
-        )  # [1, channels · taps, places]
-        return share * made.reshape(groups, -1, made.shape[-1]).mT
+        columns = unfold(data, weight.shape[2:], dilation, padding, stride)  # [1, taps, places]
+        return share * columns.reshape(groups, -1, columns.shape[-1]).mT
 
     return weight, BatchedMatrix(weight.shape, output.shape, patches)

@@ -30,7 +30,8 @@ def secant(call: Call, output: Value, at_zero: Tensor | None = None) -> Step:
     if at_zero is None:
         if (anchor := _anchor(call)) is not None:
             return _through(anchor, call, x, output)
-        at_zero = _at(call, x, output, 0.0)
+        if call.name not in _THROUGH_ZERO:
+            at_zero = _at(call, x, output, 0.0)
     zero = None if at_zero is None else at_zero.nan_to_num(0.0, 0.0, 0.0)
 
     def slope() -> Tensor:
@@ -42,10 +43,8 @@ def secant(call: Call, output: Value, at_zero: Tensor | None = None) -> Step:
     return Step([(x, Diagonal(x.shape, output.shape, slope, call.name in _RISING))], zero)
 
 
-def _at(call: Call, x: Value, output: Value, place: float) -> Tensor | None:
-    """f(place); None where f(0) is 0 whatever else the call is given."""
-    if call.name in _THROUGH_ZERO:
-        return None
+def _at(call: Call, x: Value, output: Value, place: float) -> Tensor:
+    """f(place)"""
     there = torch.full((), place, dtype=x.dtype, device=output.device)
     made = call.op(*(there if a is x else a for a in call.args), **call.kwargs)
     found: Tensor = made[output.output] if isinstance(made, tuple) else made
@@ -65,9 +64,6 @@ def _through(anchor: float, call: Call, x: Value, output: Value) -> Step:
     here, other, near = (
         _at(call, x, output, place) for place in (anchor, -anchor, anchor * (1 + 1 / 64))
     )
-    assert here is not None
-    assert other is not None
-    assert near is not None
     place = torch.where(x.data < 0, -anchor, anchor).to(output.dtype)
     start = torch.where(x.data < 0, other, here)
     beside = (near - here) * (64 / anchor)

@@ -74,16 +74,15 @@ def prod(call: Call, output: Value) -> Step:
     Each element gets the same share: what it is worth on average over the orders in which the
     elements may come (Shapley).
     """
-    x, axis = call.args[0], call.argument(1, "dim")
-    axes = axes_of(x, axis)
+    x = call.args[0]
+    axes = axes_of(x, call.argument(1, "dim"))
     rest = [axis for axis in range(len(x.shape)) if axis not in axes]
-    rows = x.data.double().permute(*rest, *axes).flatten(len(rest))
-    if not axes:
-        rows = rows[None]
+    order = [*rest, *axes]
+    rows = x.data.double().permute(order).flatten(len(rest))
     one = torch.ones_like(rows[..., :1])
     before = torch.cat([one, rows[..., :-1]], -1).cumprod(-1)
     after = torch.cat([rows[..., 1:], one], -1).flip(-1).cumprod(-1).flip(-1)
     weight = (before * after / max(rows.shape[-1], 1)).to(output.dtype)
-    there = [x.shape[axis] for axis in (*rest, *axes)]
-    back = sorted(range(len(there)), key=[*rest, *axes].__getitem__)
-    return Step([(x, _weighted(x, output, axes, weight.reshape(there).permute(back)))])
+    weight = weight.reshape([x.shape[axis] for axis in order])
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return Step([(x, _weighted(x, output, axes, weight.permute(back)))])
