@@ -548,6 +548,8 @@ def test_the_scores_are_found_and_taken_before_a_softmax(change: Any, images: Te
         (lambda s: s.softmax(1).clone(), lambda s: s.softmax(1)),
         (lambda s: s.softmax(1).log_softmax(1), lambda s: s.softmax(1).softmax(1)),
         (lambda s: s.exp() / s.exp().sum(1, keepdim=True), lambda s: s.softmax(1)),
+        (lambda s: s.sigmoid() * 0.5, lambda s: s.sigmoid()),
+        (lambda s: (s.softmax(1) + 1e-3).log(), lambda s: s.softmax(1)),
     ],
 )
 def test_the_probability_is_the_one_that_the_model_says(
@@ -557,6 +559,76 @@ def test_the_probability_is_the_one_that_the_model_says(
     with torch.no_grad():
         want = said(make_net()(images))[:, 1]
     assert explanation.probability == pytest.approx(want.tolist(), rel=1e-4)
+
+
+GROWN: list[Any] = [
+    lambda p: p * 100,
+    lambda p: (p + 1e-3).log(),
+    lambda p: p.sqrt(),
+    lambda p: p / p.sum(1, keepdim=True),
+    lambda p: torch.where(p > 0.3, p, 0.0),
+    lambda p: p * (p > 0.3),
+    lambda p: p.masked_fill(p < 0.3, 0.0),
+    lambda p: p.round(decimals=3),
+]
+
+
+@pytest.mark.parametrize("change", GROWN)
+@pytest.mark.parametrize("squash", ["softmax", "sigmoid"])
+def test_what_lets_scores_only_grow_is_seen_through(
+    change: Any, squash: str, images: Tensor
+) -> None:
+    squashed = (lambda s: s.softmax(1)) if squash == "softmax" else torch.sigmoid
+    whole = Explainer(Wrapped(lambda s: change(squashed(s))).eval())
+    plain = Explainer(Wrapped(squashed).eval())
+    for target in (0, 3):  # the answer and others
+        same(whole(images, target), plain(images, target))
+    if change is not GROWN[3]:
+        found, expected = whole(images, 0).probability, plain(images, 0).probability
+        assert found == pytest.approx(expected, abs=1e-3)
+
+
+def test_what_turns_scores_round_is_not_seen_through(images: Tensor) -> None:
+    turned = Explainer(Wrapped(lambda s: -s.softmax(1)).eval())(images, 0)
+    plain = Explainer(Wrapped(lambda s: s.softmax(1)).eval())(images, 0)
+    maps = torch.stack([turned.evidence.flatten(), plain.evidence.flatten()])
+    assert torch.corrcoef(maps)[0, 1] < 0
+
+
+def test_the_answer_is_the_models_where_classes_are_weighed_after_the_softmax(
+    images: Tensor,
+) -> None:
+    prior = torch.tensor([0.01, 0.01, 0.01, 5.0])
+    model = Wrapped(lambda s: s.softmax(1) * prior).eval()
+    with torch.no_grad():
+        order = model(images).argsort(1, descending=True)
+    explainer = Explainer(model)
+    assert explainer(images).target == tuple(order[:, 0].tolist())
+    assert [e.target for e in explainer.top(images, 4)] == [
+        tuple(column) for column in order.T.tolist()
+    ]
+
+
+def test_of_chosen_classes_the_probability_is_among_all(images: Tensor) -> None:
+    with torch.no_grad():
+        said = make_net()(images).softmax(1)
+    chosen = Explainer(Wrapped(lambda s: s.softmax(1)[:, [2, 0]]).eval())(images, 1)
+    assert chosen.probability == pytest.approx(said[:, 0].tolist(), rel=1e-4)
+    logits = Explainer(Wrapped(lambda s: s[:, [2, 0]]).eval())(images, 1)
+    same(chosen, logits)
+
+
+def test_one_class_of_a_softmax_is_explained_by_its_odds(images: Tensor) -> None:
+    with torch.no_grad():
+        scores = make_net()(images)
+    chosen = Explainer(Wrapped(lambda s: s.softmax(1)[:, 1]).eval())(images)
+    odds = Explainer(
+        Wrapped(lambda s: s[:, 1] - torch.cat([s[:, :1], s[:, 2:]], 1).logsumexp(1)).eval()
+    )(images)
+    same(chosen, odds)
+    said = scores.softmax(1)[:, 1]
+    assert chosen.probability == pytest.approx(torch.maximum(said, 1 - said).tolist(), rel=1e-4)
+    assert [label.startswith("not ") for label in chosen.label] == (said < 0.5).tolist()
 
 
 def test_a_function_may_give_each_image_its_own_class(net: nn.Module, images: Tensor) -> None:

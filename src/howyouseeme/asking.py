@@ -120,22 +120,19 @@ class Asker:
                 "[batch, classes]: is the input [batch, channel, height, width]? For another kind of "
                 "output, give a function as the target: target=lambda output: output[...]."
             )
-        logits, squashed_by = logits_of(scores)
-        table = logits.data.reshape(batch, -1)
-        if table.shape[1] == 1:
-            return self._yes_or_no(tape, logits, target, scores, squashed_by)
-        classes = self._classes(table, target)
-        told = scores.data.reshape(batch, -1).float()
-        if self.multilabel and not squashed_by:
-            told, squashed_by = told.sigmoid(), "aten.sigmoid"
-        exclusive = squashed_by != "aten.sigmoid"
-        rows = torch.arange(batch, device=table.device)
+        found = logits_of(tape, scores)
+        told = scores.data.reshape(batch, -1)
+        certain = certainties(told, found, multilabel=self.multilabel)
+        if scores.numel == batch:
+            return self._yes_or_no(tape, target, found.start, certain[:, 0].tolist())
+        classes = self._classes(told, found.start.data.reshape(told.shape), target)
+        rows = torch.arange(batch, device=told.device)
         return Asked(
-            logits,
-            rows * table.shape[1] + classes,
+            found.start,
+            rows * told.shape[1] + classes,
             tuple(classes.tolist()),
-            tuple(certainties(told, squashed_by)[rows, classes].tolist()),
-            exclusive,
+            tuple(certain[rows, classes].tolist()),
+            found.exclusive and not (self.multilabel and not found.squashed_by),
         )
 
     def _labels(self, label: str, tape: Tape, batch: int) -> tuple[str, ...]:
@@ -145,9 +142,7 @@ class Asker:
         likeliest = recorded_scores(tape).data.reshape(batch, -1).argmax(1)
         return tuple(label.replace("{answer}", self.label(c)) for c in likeliest.tolist())
 
-    def _yes_or_no(
-        self, tape: Tape, logits: Value, target: Any, scores: Value, squashed_by: str
-    ) -> Asked:
+    def _yes_or_no(self, tape: Tape, target: Any, logits: Value, certain: list[float]) -> Asked:
         """The same where there is but one score: below 0 the answer is no, and that is explained.
 
         Two class names are those of no and yes. With one, or none, the class itself can be asked for too.
@@ -156,7 +151,7 @@ class Asker:
         batch, names = len(table), self.network.classes
         two = names is not None and len(names) == 2
         if names is not None and not two:
-            self._classes(table, 0)  # refuses more names than these
+            self._classes(table, table, 0)  # refuses more names than these
         if target is None or isinstance(target, Rank):
             rank = 0 if target is None else target.among(2 if two else 1)
             yes = (table[:, 0] >= 0) ^ (rank == 1)
@@ -164,8 +159,7 @@ class Asker:
             wanted = target if isinstance(target, list) else [target] * batch
             yes = torch.tensor([self._class(item, 2) == 1 for item in wanted], device=table.device)
         else:
-            yes = self._classes(table, target) == 0
-        certain = certainties(scores.data.reshape(batch, 1).float(), squashed_by)[:, 0].tolist()
+            yes = self._classes(table, table, target) == 0
         labels, classes = [], []
         for answer in yes.tolist():
             classes.append(int(answer) if two else 0 if answer else None)
@@ -180,8 +174,8 @@ class Asker:
             tuple(labels),
         )
 
-    def _classes(self, scores: Tensor, target: Any) -> Tensor:
-        """Each sample's class [batch], given its scores [batch, classes]."""
+    def _classes(self, scores: Tensor, logits: Tensor, target: Any) -> Tensor:
+        """Each sample's class [batch], given its scores [batch, classes]; logits rank what these hold equal."""
         batch, count = scores.shape
         names = self.network.classes
         if names is not None and len(names) != count:
@@ -191,9 +185,12 @@ class Asker:
             )
         if isinstance(target, Rank):
             rank = target.among(count)
-            return scores.sort(dim=1, descending=True, stable=True).indices[:, rank]
+            first = logits.sort(dim=1, descending=True, stable=True).indices
+            order = scores.gather(1, first).sort(dim=1, descending=True, stable=True).indices
+            return first.gather(1, order)[:, rank]
         if target is None:
-            return scores.argmax(1)
+            best = scores == scores.amax(1, keepdim=True)
+            return logits.masked_fill(~best, -torch.inf).argmax(1)
         wanted = target if isinstance(target, list) else [target] * batch
         return torch.tensor([self._class(item, count) for item in wanted], device=scores.device)
 

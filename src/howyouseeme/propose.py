@@ -194,9 +194,9 @@ class Proposer:
             raise ModelError(
                 f"{self.network.name} gives no scores [batch, classes], as proposals need."
             )
-        logits, squashed_by = logits_of(told)
-        way = plan(tape, logits, squashed_by != "aten.sigmoid")
-        chances = certainties(told.data.reshape(1, -1).float(), squashed_by)[0]
+        found = logits_of(tape, told)
+        way = plan(tape, found.start, found.exclusive)
+        chances = certainties(told.data.reshape(1, -1), found)[0]
         likely = chances.topk(min(self.classes, len(chances)))
         asked = dict(zip(likely.indices.tolist(), likely.values.tolist(), strict=True))
         last, middle = self._stages(way)

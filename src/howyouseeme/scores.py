@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from .rules.movement import pick
 from .tape import Tape, Value
 
 __all__ = [
+    "Found",
     "certainties",
     "detection_scores",
     "logits_of",
@@ -76,16 +77,31 @@ def outline(output: Any) -> str:
     return type(output).__name__
 
 
-def _before_squashing(scores: Value, nodes: Tensor) -> tuple[Value, Tensor, str]:
-    """Where scores were before a softmax or sigmoid, and its call's name; '' if there was none.
+class Found(NamedTuple):
+    """Scores, traced back to where they were logits: elements of `start`, and what they became."""
 
-    A softmax sets every class against all others, and a sigmoid that is sure of itself is flat.
-    Between the two the scores may only have been moved, or clamped.
+    start: Value
+    nodes: Tensor  # flat indices into the start, one for each score
+    squashed_by: str = ""  # the call nearest to the scores, or none
+    told: Tensor | None = None  # what it made of each [scores], probabilities but for log_softmax
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether the scores exclude each other, as those of a softmax and logits do."""
+        return self.squashed_by != "aten.sigmoid"
+
+
+def _before_squashing(scores: Value, nodes: Tensor) -> Found:
+    """Where elements of the scores were before a softmax or sigmoid; there, if there was none.
+
+    A softmax sets every class against all others, and a sigmoid that is sure of itself is flat. What
+    follows them may only move each of its elements or let it grow: a choice, a clamp, a logarithm, a
+    product with a constant.
     """
-    start, chosen, squashed_by = scores, nodes, ""
-    found: tuple[Value, Tensor] | None = scores, nodes
-    while found is not None and (call := found[0].call) is not None:
-        value, nodes = found
+    found = Found(scores, nodes)
+    at: tuple[Value, Tensor] | None = scores, nodes
+    while at is not None and (call := at[0].call) is not None:
+        value, nodes = at
         if call.name in _SQUASHING:
             squashed: Value = call.args[0]
             dims = len(squashed.shape)
@@ -94,70 +110,107 @@ def _before_squashing(scores: Value, nodes: Tensor) -> tuple[Value, Tensor, str]
                 and squashed.shape[call.args[1] % dims + 1 :].numel() != 1
             ):
                 break  # over something else than classes
-            start, chosen, squashed_by = squashed, nodes, squashed_by or call.name
-            found = start, nodes
+            told = value.flat[nodes] if found.told is None else found.told
+            found = Found(squashed, nodes, found.squashed_by or call.name, told)
+            at = squashed, nodes
         else:
-            found = _moved_from(value, nodes)
-    return start, chosen, squashed_by
+            at = _grown_from(value, nodes)
+    return found
 
 
-_SQUASHING = {"aten._softmax", "aten._log_softmax", "aten.sigmoid"}
+_SQUASHING = {"aten._softmax", "aten._safe_softmax", "aten._log_softmax", "aten.sigmoid"}
 
 
-def _moved_from(value: Value, nodes: Tensor) -> tuple[Value, Tensor] | None:
-    """The value that these elements were only moved (or clamped) from, and where they are in it."""
+_MASKING = {"aten.where", "aten.masked_fill"}
+
+
+def _grown_from(value: Value, nodes: Tensor) -> tuple[Value, Tensor] | None:
+    """What alone these elements were made of, each of one and growing with it, and where that is."""
     call = value.call
     assert call is not None
+    if call.name in _MASKING:  # of a score that was masked, what it would have been
+        masked = [v for v in call.inputs if v.data.is_floating_point()]
+        if len(masked) == 1 and masked[0].shape == value.shape:
+            return masked[0], nodes
     find = find_rule(call.name)
     try:
         step = find(call, value) if find is not None else None
     except Refusal:
         step = None
-    for source, link in step.links if step is not None else ():
+    if step is None:
+        return None
+    several = len(step.links) > 1  # of which one may be all that these elements come from
+    for source, link in step.links:
         if not link.one_to_one:
             continue
-        index = link.edges(nodes).index
-        if bool((index < 0).any()):
+        edges = link.edges(nodes)
+        if bool((edges.index < 0).any()) or bool((edges.weight < 0).any()):
             continue
-        if call.name == "aten.clamp" or torch.equal(value.flat[nodes], source.flat[index]):
-            return source, index
+        if not several or torch.equal(value.flat[nodes], source.flat[edges.index]):
+            return source, edges.index
     return None
 
 
-def logits_of(scores: Value) -> tuple[Value, str]:
-    """The table of scores [batch, classes] before a softmax or sigmoid at the end, and its call.
+def logits_of(tape: Tape, scores: Value) -> Found:
+    """The table of scores [batch, classes] before a softmax or sigmoid at the end, and all its nodes.
 
-    >>> logits, squashed_by = logits_of(recorded_scores(tape))     # 'aten._softmax', or ''
+    Of classes that were chosen from others, the table is a new one, of those alone. Of one that was chosen
+    from those of a softmax it is the logarithm of the odds, log p / (1 - p), as before a sigmoid.
+
+    >>> found = logits_of(tape, recorded_scores(tape))
+    >>> found.squashed_by                                          # 'aten._softmax', or ''
     """
     nodes = torch.arange(scores.numel, device=scores.device)
-    start, found, squashed_by = _before_squashing(scores, nodes)
-    same = start.numel == scores.numel and torch.equal(found, nodes)
-    return (start, squashed_by) if same else (scores, "")
+    found = _before_squashing(scores, nodes)
+    start = found.start
+    if found.squashed_by and found.exclusive and scores.numel == scores.shape[:1].numel():
+        start = _odds(tape, found)
+    elif start.numel != scores.numel or not torch.equal(found.nodes, nodes):
+        start = pick(tape, start, found.nodes.reshape(scores.shape))
+    return found._replace(start=start, nodes=nodes)
+
+
+def _odds(tape: Tape, found: Found) -> Value:
+    """log p / (1 - p) of elements of a softmax [n]: their logits less the logsumexp of all others."""
+    rows = _rows(found.start, found.nodes)
+    others = rows[rows != found.nodes[:, None]].reshape(len(rows), -1)
+    one, rest = (pick(tape, found.start, index) for index in (found.nodes, others))
+    aten = torch.ops.aten
+    together = tape.append(
+        "aten.logsumexp", aten.logsumexp.default, (rest, [1]), rest.data.logsumexp(1)
+    )
+    return tape.append("aten.sub", aten.sub.Tensor, (one, together), one.data - together.data)
+
+
+def _rows(start: Value, nodes: Tensor) -> Tensor:
+    """The flat indices [n, classes] of all that was in one softmax with each node."""
+    classes = next((size for size in reversed(start.shape) if size > 1), 1)
+    first = torch.div(nodes, classes, rounding_mode="floor") * classes
+    return first[:, None] + torch.arange(classes, device=nodes.device)
 
 
 def detection_scores(tape: Tape, scores: Value, nodes: Tensor) -> tuple[Value, Tensor, bool]:
     """Where scores [batch] of detections were logits, at which nodes, and whether of a softmax."""
-    start, found, squashed_by = _before_squashing(scores, nodes)
+    start, found, squashed_by, _ = _before_squashing(scores, nodes)
     if squashed_by in {"", "aten.sigmoid"}:
         return start, found, False
     # A softmax has one row of classes for each detection: only theirs stand against each other.
-    classes = next((size for size in reversed(start.shape) if size > 1), 1)
-    first = torch.div(found, classes, rounding_mode="floor") * classes
-    rows = first[:, None] + torch.arange(classes, device=found.device)
-    picked = pick(tape, start, rows)
+    picked = pick(tape, start, _rows(start, found))
+    classes = picked.shape[1]
     return picked, nodes * classes + found % classes, True
 
 
-def certainties(scores: Tensor, squashed_by: str) -> Tensor:
+def certainties(scores: Tensor, found: Found, *, multilabel: bool = False) -> Tensor:
     """The probability of each class, 0..1 [batch, classes], from what the model says: these, or logits.
 
-    >>> certainties(scores, squashed_by)[:, 281]
+    >>> certainties(scores, found)[:, 281]
     """
-    if squashed_by == "aten._log_softmax":
-        return scores.exp()
-    told = bool((scores >= 0).all()) and torch.allclose(
-        scores.sum(1), torch.ones_like(scores[:, 0]), atol=1e-3
-    )
-    if squashed_by or (scores.shape[1] > 1 and told):
-        return scores
-    return scores.sigmoid() if scores.shape[1] == 1 else scores.softmax(1)
+    scores = scores.float()
+    if scores.shape[1] > 1 and bool((scores >= 0).all()):
+        total = scores.sum(1)
+        if torch.allclose(total, torch.ones_like(total), atol=1e-3):
+            return scores
+    if found.told is not None:
+        told = found.told.float().reshape(scores.shape)
+        return told.exp() if found.squashed_by == "aten._log_softmax" else told
+    return scores.sigmoid() if multilabel or scores.shape[1] == 1 else scores.softmax(1)

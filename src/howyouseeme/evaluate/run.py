@@ -22,7 +22,7 @@ from ..explainer import Explainer
 from ..images import Geometry, load_image
 from ..methods import Method
 from ..models import Model, Network, Prepare
-from ..scores import certainties, logits_of, recorded_scores, scores_in
+from ..scores import certainties, logits_of, recorded_scores
 from ..tape import record
 from .boxes import Box, Boxes, read_boxes
 from .measures import Array, Interval, Predict, bootstrap
@@ -459,10 +459,10 @@ def _predict(network: Network, x: Tensor) -> Predict:
             f"{network.name} has a single score, and the measures compare classes: give a module "
             "that returns two, torch.cat([-score, score], 1), of no and yes."
         )
-    _, squashed_by = logits_of(scores)
 
     def predict(batch: Tensor) -> Tensor:
-        found: Tensor = scores_in(network.module(batch)).float()
-        return certainties(found.reshape(len(batch), -1), squashed_by)
+        tape = record(network.module, [batch])
+        told = recorded_scores(tape)
+        return certainties(told.data.reshape(len(batch), -1), logits_of(tape, told))
 
-    return torch.no_grad()(predict)
+    return predict
