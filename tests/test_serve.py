@@ -162,6 +162,47 @@ def test_a_parameter_that_there_is_not_is_refused(client: TestClient) -> None:
     assert client.get("/v1/models?all=1").status_code == 422
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            {"photo": ("a.png", picture()), "target": (None, "tiger cat")},
+            "The form field 'target' is a parameter, which goes into the address: "
+            "/v1/explain?target=tiger+cat",
+        ),
+        (
+            {"photo": ("a.png", picture()), "image": ("b.png", picture())},
+            "There is no form field 'image'; /v1/explain takes photo.",
+        ),
+        (
+            [("photo", ("a.png", picture())), ("photo", ("b.png", picture()))],
+            "There are 2 photos; send one in a request.",
+        ),
+        (
+            {"photo": (None, "cat.jpg")},
+            "The form field 'photo' is the text 'cat.jpg', not a file; with curl, write photo=@cat.jpg",
+        ),
+    ],
+    ids=["parameter", "unknown", "two photos", "no file"],
+)
+def test_a_form_that_is_more_than_a_photo_is_refused(
+    client: TestClient, fields: Any, said: str
+) -> None:
+    refused = client.post("/v1/explain", files=fields)
+    assert refused.status_code == 422
+    assert detail(refused) == said
+
+
+def test_a_parameter_that_is_repeated_is_refused_where_one_counts(client: TestClient) -> None:
+    refused = client.post(
+        "/v1/explain?target=cat&target=dog", files={"photo": ("a.png", picture())}
+    )
+    assert refused.status_code == 422
+    assert detail(refused) == "The parameter 'target' is given 2 times; give it once."
+    assert send(client, "/v1/detect?target=cat&target=dog").status_code == 200
+    assert send(client, "/v1/detect?target=cat&model=tiny&model=other").status_code == 422
+
+
 def test_another_network_and_method(client: TestClient) -> None:
     told = send(client, params={"model": "other", "method": "seed"}).json()
     assert told["provenance"]["model"] == "other"
