@@ -27,7 +27,7 @@ from .guard import problem
 from .service import MOST_CLASSES, Question, Service, TooLargeError
 from .worker import BusyError, LateError
 
-__all__ = ["add_api", "status_of"]
+__all__ = ["add_api", "health", "router", "status_of"]
 
 T = TypeVar("T")
 
@@ -366,6 +366,7 @@ async def propose(
     return Response(content, media_type=kind)
 
 
+@router.head("/models", include_in_schema=False)
 @router.get(
     "/models",
     summary="Which networks can be asked?",
@@ -426,6 +427,7 @@ async def models(request: Request) -> dict[str, Any]:
 health = APIRouter()
 
 
+@health.head("/healthz", include_in_schema=False)
 @health.get(
     "/healthz",
     summary="Is it alive?",
