@@ -162,6 +162,47 @@ def test_a_parameter_that_there_is_not_is_refused(client: TestClient) -> None:
     assert client.get("/v1/models?all=1").status_code == 422
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            {"photo": ("a.png", picture()), "target": (None, "tiger cat")},
+            "The form field 'target' is a parameter, which goes into the address: "
+            "/v1/explain?target=tiger+cat",
+        ),
+        (
+            {"photo": ("a.png", picture()), "image": ("b.png", picture())},
+            "There is no form field 'image'; /v1/explain takes photo.",
+        ),
+        (
+            [("photo", ("a.png", picture())), ("photo", ("b.png", picture()))],
+            "There are 2 photos; send one in a request.",
+        ),
+        (
+            {"photo": (None, "cat.jpg")},
+            "The form field 'photo' is the text 'cat.jpg', not a file; with curl, write photo=@cat.jpg",
+        ),
+    ],
+    ids=["parameter", "unknown", "two photos", "no file"],
+)
+def test_a_form_that_is_more_than_a_photo_is_refused(
+    client: TestClient, fields: Any, said: str
+) -> None:
+    refused = client.post("/v1/explain", files=fields)
+    assert refused.status_code == 422
+    assert detail(refused) == said
+
+
+def test_a_parameter_that_is_repeated_is_refused_where_one_counts(client: TestClient) -> None:
+    refused = client.post(
+        "/v1/explain?target=cat&target=dog", files={"photo": ("a.png", picture())}
+    )
+    assert refused.status_code == 422
+    assert detail(refused) == "The parameter 'target' is given 2 times; give it once."
+    assert send(client, "/v1/detect?target=cat&target=dog").status_code == 200
+    assert send(client, "/v1/detect?target=cat&model=tiny&model=other").status_code == 422
+
+
 def test_another_network_and_method(client: TestClient) -> None:
     told = send(client, params={"model": "other", "method": "seed"}).json()
     assert told["provenance"]["model"] == "other"
@@ -535,6 +576,68 @@ def test_a_wide_host_needs_a_token() -> None:
 def test_a_name_that_was_made_to_mean_this_machine_is_refused(app: FastAPI) -> None:
     with TestClient(app, "http://evil.example") as client:
         assert client.get("/v1/models").status_code == 400
+
+
+def test_a_proxy_may_call_the_server_by_names_that_were_given() -> None:
+    app = make_app([tiny()], Settings(page=False, host_names=("Photos.example.org",)))
+    statuses = {}
+    for host in ("photos.example.org:8443", "evil.example", "127.0.0.1:8000", "[::1]:80", "[", ""):
+        with client_of(app, Host=host) as client:
+            statuses[host] = client.get("/v1/models").status_code
+            assert client.get("/healthz").status_code == 200
+            if host == "evil.example":
+                assert "--host-name NAME" in detail(client.get("/v1/models"))
+    assert [*statuses.values()] == [200, 400, 200, 200, 400, 400]
+    for name in ("https://photos.example.org", "photos.example.org:443", "*", ""):
+        with pytest.raises(hysm.InputError, match="is no host name"):
+            Settings(host_names=(name,))
+
+
+@pytest.mark.parametrize("before", ["", "/see"], ids=["taken off", "left"])
+def test_a_proxy_may_put_the_server_under_a_path(before: str) -> None:
+    settings = Settings("0.0.0.0", token=TOKEN, page=False, root_path="/see")
+    with client_of(make_app([tiny()], settings)) as client:
+        assert client.get(f"{before}/healthz").status_code == 200
+        form = client.get(f"{before}/docs", headers={"Accept": "text/html"})
+        assert 'action="/see/login"' in form.text
+        right = client.post(f"{before}/login", data={"token": TOKEN}, follow_redirects=False)
+        assert right.headers["location"] == "/see/"
+        assert "Path=/see;" in right.headers["set-cookie"]
+        client.headers["Authorization"] = f"Bearer {TOKEN}"  # the cookie is for /see
+        assert client.get(f"{before}/", follow_redirects=False).headers["location"] == "/see/docs"
+        docs = client.get(f"{before}/docs").text
+        assert "/see/openapi.json" in docs
+        assert "/see/static-offline-docs/" in docs
+        assert client.get(f"{before}/static-offline-docs/swagger-ui.css").status_code == 200
+        assert client.get(f"{before}/openapi.json").json()["servers"] == [{"url": "/see"}]
+        assert send(client, f"{before}/v1/explain").status_code == 200
+        assert client.get("/see", follow_redirects=False).headers["location"] == "/see/"
+        assert 'path="/v1/explain"' in client.get(f"{before}/metrics").text
+
+
+def test_a_root_path_that_is_none_is_refused() -> None:
+    for path in ("see", "/see/", "/", "//evil.example", "/a b", "https://a.example/see"):
+        with pytest.raises(hysm.InputError, match="must begin with a slash"):
+            Settings(root_path=path)
+
+
+@pytest.mark.parametrize("page", [True, False])
+def test_the_api_answers_other_methods_beside_the_page_too(page: bool) -> None:
+    if page:
+        pytest.importorskip("gradio")
+    with client_of(make_app([tiny()], Settings(page=page, root_path="/see"))) as client:
+        for path in ("/healthz", "/v1/models", "/metrics"):
+            assert client.head(path).status_code == 200
+        refused = client.get("/v1/explain")
+        assert refused.status_code == 405
+        assert refused.headers["allow"] == "POST"
+        assert detail(refused) == "/v1/explain takes POST, not GET."
+        assert client.delete("/v1/models").headers["allow"] == "GET, HEAD"
+        unknown = client.get("/v1/nothing")
+        assert unknown.status_code == 404
+        assert detail(unknown) == "There is nothing here."
+        if page:
+            assert '"root":"http://127.0.0.1/see"' in client.get("/").text
 
 
 def test_every_answer_forbids_to_load_from_elsewhere(client: TestClient) -> None:

@@ -40,6 +40,20 @@ from .program import verbose_option
     help="What all must know who use the server; needed with a --host that others can reach. "
     "Better given in the environment variable HOWYOUSEEME_TOKEN, which no list of processes shows.",
 )
+@click.option(
+    "--host-name",
+    "host_names",
+    multiple=True,
+    metavar="NAME",
+    help="Name by which a proxy's visitors reach the server, such as photos.example.org; repeatable. "
+    "Requests by others, but this machine's own, are refused.",
+)
+@click.option(
+    "--root-path",
+    default="",
+    metavar="PATH",
+    help="Path under which a proxy shows the server, such as /see.",
+)
 @click.option("--page/--no-page", default=True, help="Serve the page too, or the API alone.")
 @click.option(
     "--max-mb",
@@ -78,6 +92,8 @@ def serve(
     asked: Callable[[str], Asked],
     allowed: tuple[str, ...],
     token: str | None,
+    host_names: tuple[str, ...],
+    root_path: str,
     page: bool,
     max_mb: float,
     max_pixels: int,
@@ -100,5 +116,7 @@ def serve(
         body=round(max_mb * 2**20), pixels=max_pixels, queue=max_queue, seconds=max_seconds
     )
     device = first.device
-    settings = Settings(host, port, token or None, page, allowed, device, limits)
+    settings = Settings(
+        host, port, token or None, page, allowed, device, limits, host_names, root_path.rstrip("/")
+    )
     serve_web([network.load() for network in networks], settings, say=click.echo)

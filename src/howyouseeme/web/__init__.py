@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import ipaddress
 import math
+import re
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -51,10 +52,11 @@ class Settings:
     >>> Settings(host="0.0.0.0", token="...")
 
     Any `host` but this machine's own needs a `token`; with `page` false there is only the API.
-    `allowed` are the names of models that are loaded when they are first asked for.
+    `allowed` are the names of models that are loaded when they are first asked for. Behind a proxy,
+    `host_names` are those by which others reach it, `root_path` is where it lies there, such as `/see`.
 
     Raises:
-        InputError: the token is missing, or too short.
+        InputError: the token is missing, or too short; a host name or the path is none.
     """
 
     host: str = "127.0.0.1"
@@ -64,6 +66,8 @@ class Settings:
     allowed: tuple[str, ...] = ()
     device: str = "cpu"
     limits: Limits = field(default_factory=Limits)
+    host_names: tuple[str, ...] = ()
+    root_path: str = ""
 
     def __post_init__(self) -> None:
         if self.token is not None and len(self.token) < _LEAST_TOKEN:
@@ -76,6 +80,17 @@ class Settings:
             raise InputError(
                 f"On {self.host} others can reach this server: give a token that they must know, "
                 "in the environment variable HOWYOUSEEME_TOKEN, or leave out --host."
+            )
+        for name in self.host_names:
+            if re.fullmatch(r"[a-zA-Z0-9.-]+", name) is None:
+                raise InputError(
+                    f"{name!r} is no host name; give it without scheme and port, as in "
+                    "--host-name photos.example.org."
+                )
+        if re.fullmatch(r"((/[\w.~-]+)+)?", self.root_path, re.ASCII) is None:
+            raise InputError(
+                f"The root path {self.root_path!r} must begin with a slash and not end with one, as in "
+                "--root-path /see."
             )
 
     @property

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from importlib.resources import files
 from pathlib import PurePath
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, FastAPI, File, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from PIL import Image
+from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 
 from .. import __version__, localize
@@ -25,7 +27,7 @@ from .guard import problem
 from .service import MOST_CLASSES, Question, Service, TooLargeError
 from .worker import BusyError, LateError
 
-__all__ = ["add_api", "status_of"]
+__all__ = ["add_api", "health", "router", "status_of"]
 
 T = TypeVar("T")
 
@@ -136,7 +138,7 @@ _SAID: dict[int, tuple[str, str]] = {
     406: ("Neither JSON nor PNG will do.", "This can be had as application/json or image/png."),
     408: ("The request took too long to arrive.", "The request took too long to arrive."),
     413: ("The request has too many bytes, or the photo too many pixels.", "The request is larger than 20 MiB, the limit."),
-    422: ("There is no such class, model or method, or the photo can't be read.", "efficientnet-lite0 has no class 'cart'; did you mean oxcart (690)?"),
+    422: ("There is no such class, model, method or parameter, or the photo can't be read.", "efficientnet-lite0 has no class 'cart'; did you mean oxcart (690)?"),
     500: ("The model can't be loaded, or a mistake of ours.", "unexpected error, please report it"),
     503: ("Busy: the queue is full. Try again after `Retry-After` seconds.", "The server is busy; try again in 3 s."),
     504: ("It took too long.", "This took longer than 60 s; try again, or with a smaller task."),
@@ -178,13 +180,42 @@ _TOP = re.compile(r"top([0-9]{1,4})", re.IGNORECASE)
 
 
 async def _only_known(request: Request) -> None:
-    """Refuses parameters that there are not: a typing error would ask another question."""
+    """Refuses what would go unnoticed: a typing error would ask another question."""
     route = request.scope["route"]
-    known = [parameter.alias for parameter in route.dependant.query_params]
-    for name in request.query_params:
+    known = {one.alias: one.field_info.annotation for one in route.dependant.query_params}
+    given = [name for name, _ in request.query_params.multi_items()]
+    for name in given:
         if name not in known:
             takes = f"takes {', '.join(known)}" if known else "takes none"
             raise InputError(f"There is no parameter {name[:100]!r}; {route.path} {takes}.")
+        # Those that may be repeated are `list[...] | None`.
+        many = any(get_origin(one) is list for one in get_args(known[name]))
+        if given.count(name) > 1 and not many:
+            raise InputError(
+                f"The parameter {name!r} is given {given.count(name)} times; give it once."
+            )
+    if route.body_field is not None:
+        _check_form(await request.form(), route.path, known)
+
+
+def _check_form(form: FormData, path: str, known: Container[str]) -> None:
+    """Refuses a form that is more than one photo."""
+    for name, value in form.multi_items():
+        text = value if isinstance(value, str) and len(value) <= 100 else ""
+        if name in known:
+            raise InputError(
+                f"The form field {name!r} is a parameter, which goes into the address: "
+                f"{path}?{urlencode({name: text or '...'})}"
+            )
+        if name != "photo":
+            raise InputError(f"There is no form field {name[:100]!r}; {path} takes photo.")
+        if isinstance(value, str):
+            raise InputError(
+                f"The form field 'photo' is the text {value[:100]!r}, not a file; with curl, "
+                f"write photo=@{text or 'photo.jpg'}"
+            )
+    if (count := len(form.getlist("photo"))) > 1:
+        raise InputError(f"There are {count} photos; send one in a request.")
 
 
 router = APIRouter(prefix="/v1", dependencies=[Depends(_only_known)])
@@ -335,6 +366,7 @@ async def propose(
     return Response(content, media_type=kind)
 
 
+@router.head("/models", include_in_schema=False)
 @router.get(
     "/models",
     summary="Which networks can be asked?",
@@ -395,6 +427,7 @@ async def models(request: Request) -> dict[str, Any]:
 health = APIRouter()
 
 
+@health.head("/healthz", include_in_schema=False)
 @health.get(
     "/healthz",
     summary="Is it alive?",

@@ -9,14 +9,24 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
 
 from .. import __version__
 from ..models import Network
 from . import Settings
-from .api import add_api
-from .guard import BodyLimit, OnlyThese, SafeHeaders, SameOrigin, TokenNeeded
+from .api import add_api, health, router
+from .guard import (
+    BodyLimit,
+    KnownHost,
+    OnlyThese,
+    OtherMethods,
+    SafeHeaders,
+    SameOrigin,
+    TokenNeeded,
+    UnderPath,
+)
 from .metrics import Metrics
 from .service import Service
 
@@ -75,20 +85,22 @@ def make_app(networks: Sequence[Network], settings: Settings | None = None) -> F
     app.state.service = service
     add_api(app)
 
+    @app.head("/metrics", include_in_schema=False)
     @app.get("/metrics", include_in_schema=False)
     async def measured() -> Response:
         return metrics.page()
 
     _describe(app, service, settings)
+    _refuse_others(app)
     if settings.page:
         from .page import add_page  # noqa: PLC0415 - Gradio takes seconds to import
 
-        app.state.page = add_page(app, service)
+        app.state.page = add_page(app, service, settings.root_path)
     else:
 
         @app.get("/", include_in_schema=False)
-        async def start() -> Response:
-            return RedirectResponse("/docs")
+        async def start(request: Request) -> Response:
+            return RedirectResponse(f"{request.scope.get('root_path', '')}/docs")
 
     return app
 
@@ -101,14 +113,25 @@ def _middleware(settings: Settings, metrics: Metrics) -> list[Middleware]:
 
         paths += PATHS
     guards = [Middleware(metrics.count), Middleware(SafeHeaders)]
-    if settings.local:
-        # Or a page from elsewhere, whose name was made to mean this machine, could use the server.
-        names = ["localhost", "127.0.0.1", "[::1]", settings.host]
-        guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False))
+    if settings.root_path:
+        guards.insert(0, Middleware(UnderPath, root=settings.root_path))
+    if settings.local or settings.host_names:
+        names = ["localhost", "127.0.0.1", "::1", settings.host, *settings.host_names]
+        guards.append(Middleware(KnownHost, names=names))
     guards += [Middleware(SameOrigin), Middleware(BodyLimit, limits=settings.limits)]
     if settings.token is not None:
         guards.append(Middleware(TokenNeeded, token=settings.token))
     return [*guards, Middleware(OnlyThese, paths=paths)]
+
+
+def _refuse_others(app: FastAPI) -> None:
+    """Answer what the API's paths are asked wrongly, or it would go on to the page, which says 404."""
+    methods: dict[str, set[str]] = {}
+    for route in (*router.routes, *health.routes, *app.routes):
+        if isinstance(route, Route):
+            methods.setdefault(route.path, set()).update(route.methods or ())
+    app.router.routes += [Route(path, OtherMethods(them)) for path, them in methods.items()]
+    app.router.routes.append(Route("/v1/{rest:path}", OtherMethods()))
 
 
 def _describe(app: FastAPI, service: Service, settings: Settings) -> None:

@@ -17,7 +17,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import Limits
 
-__all__ = ["BodyLimit", "OnlyThese", "SafeHeaders", "SameOrigin", "TokenNeeded", "problem"]
+__all__ = [
+    "BodyLimit",
+    "KnownHost",
+    "OnlyThese",
+    "OtherMethods",
+    "SafeHeaders",
+    "SameOrigin",
+    "TokenNeeded",
+    "UnderPath",
+    "path_of",
+    "problem",
+]
 
 _COOKIE = "howyouseeme"
 
@@ -26,7 +37,7 @@ _LOGIN = """<!doctype html><html lang="en"><meta charset="utf-8">
 <style>body{font:16px/1.5 system-ui,sans-serif;max-width:24rem;margin:15vh auto;padding:0 1rem;
 color:#1c1c20}input,button{font:inherit;width:100%;box-sizing:border-box;padding:.6rem;margin:.3rem 0;
 border:1px solid #8a8a94;border-radius:.5rem}button{background:#1c1c20;color:#fff;border:0}</style>
-<h1>howyouseeme</h1><form method="post" action="/login"><label>Token of this server
+<h1>howyouseeme</h1><form method="post" action="{root}/login"><label>Token of this server
 <input name="token" type="password" autocomplete="current-password" autofocus required></label>
 <button>Open</button><p role="alert">{said}</p></form></html>"""
 
@@ -39,8 +50,77 @@ def problem(status: int, sentence: str, headers: dict[str, str] | None = None) -
     return JSONResponse({"detail": sentence}, status, headers)
 
 
-def _login(said: str = "") -> str:
-    return _LOGIN.replace("{said}", said)
+def path_of(scope: Scope) -> str:
+    """The path of a request, without what comes before it at a proxy.
+
+    >>> path_of({"path": "/see/healthz", "root_path": "/see"})
+    '/healthz'
+    """
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
+class UnderPath:
+    """Lets the application lie under a path at a proxy, whether the proxy takes it off or leaves it."""
+
+    def __init__(self, app: ASGIApp, root: str) -> None:
+        self.app, self._root = app, root
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path = scope["path"]
+            if path == self._root:  # what the page refers to lies beside it
+                await RedirectResponse(f"{self._root}/", 308)(scope, receive, send)
+                return
+            if not path.startswith(f"{self._root}/"):
+                path = self._root + path
+            scope = {**scope, "path": path, "root_path": self._root}
+        await self.app(scope, receive, send)
+
+
+class KnownHost:
+    """Refuses requests by other names than the server's.
+
+    Or a page from elsewhere, whose name was made to mean this machine, could use the server.
+    """
+
+    def __init__(self, app: ASGIApp, names: Iterable[str]) -> None:
+        self.app, self._names = app, {name.lower() for name in names}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Who looks whether the server is well may call it by its address.
+        if scope["type"] == "http" and path_of(scope) != "/healthz":
+            given = Headers(scope=scope).get("host", "")
+            try:
+                known = urlsplit(f"//{given}").hostname in self._names
+            except ValueError:  # it is no address
+                known = False
+            if not known:
+                said = (
+                    f"This server doesn't know the host name {given[:100]!r}; if it is reached by it, start "
+                    "it with --host-name NAME."
+                )
+                await problem(400, said)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+class OtherMethods:
+    """Answers what none of a path's routes did: it takes other methods, or, if it has none, isn't there."""
+
+    def __init__(self, methods: Iterable[str] = ()) -> None:
+        self._methods = sorted(methods)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self._methods:
+            raise HTTPException(404, "There is nothing here.")
+        said = f"{path_of(scope)} takes {' and '.join(self._methods)}, not {scope['method'][:20]}."
+        raise HTTPException(405, said, {"Allow": ", ".join(self._methods)})
+
+
+def _login(scope: Scope, said: str = "") -> str:
+    # The root is the operator's and has no characters of HTML.
+    return _LOGIN.replace("{said}", said).replace("{root}", scope.get("root_path", ""))
 
 
 class OnlyThese:
@@ -53,8 +133,8 @@ class OnlyThese:
         self.app, self._paths = app, tuple(paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] != "/":
-            if not scope["path"].startswith(self._paths):
+        if scope["type"] == "http" and path_of(scope) != "/":
+            if not path_of(scope).startswith(self._paths):
                 await problem(404, "There is nothing here.")(scope, receive, send)
                 return
         elif scope["type"] == "websocket":  # there are none
@@ -102,7 +182,7 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        upload = scope["path"].startswith("/gradio_api/upload")
+        upload = path_of(scope).startswith("/gradio_api/upload")
         most = self._limits.upload if upload else self._limits.body
         loop = asyncio.get_running_loop()
         until = loop.time() + self._limits.seconds * (10 if upload else 1)
@@ -186,11 +266,11 @@ class TokenNeeded:
         self._cookie = hmac.new(self._token, b"howyouseeme page", hashlib.sha256).hexdigest()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] == "/healthz":
+        if scope["type"] != "http" or path_of(scope) == "/healthz":
             await self.app(scope, receive, send)
             return
         request = Request(scope, receive)
-        if request.url.path == "/login":
+        if path_of(scope) == "/login":
             await (await self._login(request))(scope, receive, send)
         elif self._known(request):
             await self.app(scope, receive, send)
@@ -208,7 +288,7 @@ class TokenNeeded:
 
     def _refuse(self, request: Request) -> Response:
         if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
-            return HTMLResponse(_login(), 401, {"WWW-Authenticate": "Bearer"})
+            return HTMLResponse(_login(request.scope), 401, {"WWW-Authenticate": "Bearer"})
         return problem(
             401,
             "This server needs its token: send the header Authorization: Bearer TOKEN.",
@@ -217,16 +297,18 @@ class TokenNeeded:
 
     async def _login(self, request: Request) -> Response:
         if request.method != "POST":
-            return HTMLResponse(_login())
+            return HTMLResponse(_login(request.scope))
         form: Any = await request.form(max_files=0, max_fields=4)
         given = form.get("token")
         if not isinstance(given, str) or not self._same(given.strip()):
             await asyncio.sleep(0.5)
-            return HTMLResponse(_login("That isn't it."), 401)
-        response = RedirectResponse("/", 303)
+            return HTMLResponse(_login(request.scope, "That isn't it."), 401)
+        root = request.scope.get("root_path", "")
+        response = RedirectResponse(f"{root}/", 303)
         response.set_cookie(
             _COOKIE,
             self._cookie,
+            path=root or "/",
             httponly=True,
             samesite="strict",
             secure=request.url.scheme == "https",

@@ -18,6 +18,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .guard import path_of
+
 __all__ = ["Metrics"]
 
 _SECONDS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60)
@@ -95,7 +97,7 @@ class Metrics:
             try:
                 await app(scope, receive, noted)
             finally:
-                path = _path(scope["path"])
+                path = _path(path_of(scope))
                 method = scope["method"] if scope["method"] in _METHODS else "other"
                 self._requests.labels(method, path, str(status)).inc()
                 if path.startswith("/v1/"):

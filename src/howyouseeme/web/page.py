@@ -77,8 +77,8 @@ class _Tracked:
     table: bytes
 
 
-def add_page(app: FastAPI, service: Service) -> Page:
-    """Put the page at `/` of an application that has its other routes already.
+def add_page(app: FastAPI, service: Service, root_path: str = "") -> Page:
+    """Put the page at `/` of an application that has its other routes already, and lies under a path.
 
     >>> add_page(app, Service([load_model()]))
     """
@@ -95,6 +95,7 @@ def add_page(app: FastAPI, service: Service) -> Page:
         app,
         blocks,
         path="/",
+        root_path=root_path or None,
         footer_links=[],
         run_history=False,
         mcp_server=False,
