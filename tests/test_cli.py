@@ -349,6 +349,74 @@ def test_same_names_from_two_folders(run: Run, photo: Path) -> None:
     assert written == ["a-photo.png", "b-photo.png"]
 
 
+@pytest.mark.parametrize("command", ["explain", "detect", "propose"])
+def test_no_photo_that_is_read_is_replaced(run: Run, factories: Path, command: str) -> None:
+    ending = {"explain": "", "detect": ".boxes", "propose": ".regions"}[command]
+    for name in ("a", f"b{ending}"):
+        Image.new("RGB", (20, 20)).save(f"{name}.png")
+    Image.new("RGB", (20, 20)).save("b.jpg")
+    before = {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
+    model = ["--model", f"{factories.stem}:network"]
+    result = run(command, "a.png", "b.jpg", f"b{ending}.png", *model, "--out", ".")
+    assert result.exit_code == 2
+    replaced = "a.png" if command == "explain" else f"b{ending}.png"
+    assert result.stderr == (
+        f"Error: {replaced} is read, and would be replaced; name another folder (--out).\n"
+    )
+    assert {path: path.read_bytes() for path in Path().iterdir() if path.is_file()} == before
+
+
+def test_no_photo_is_replaced_by_what_explains_a_class_of_another(
+    run: Run, factories: Path
+) -> None:
+    Image.new("RGB", (20, 20)).save("a.jpg")
+    Image.new("RGB", (20, 20)).save("a.dog.png")
+    before = Path("a.dog.png").read_bytes()
+    words = ["--model", f"{factories.stem}:network", "--target", "dog", "--out", "."]
+    result = run("explain", "a.jpg", "a.dog.png", *words)
+    assert result.exit_code == 1
+    assert "a.jpg: a.dog.png is read, and would be replaced" in result.stderr
+    assert Path("a.dog.png").read_bytes() == before
+    assert Path("a.dog.dog.png").exists()
+
+
+def test_boxes_that_are_read_are_not_replaced(run: Run, factories: Path) -> None:
+    Path("photos").mkdir()
+    Image.new("RGB", (20, 20)).save("photos/a.png")
+    Path("evaluation.csv").write_text("file,class,x0,y0,x1,y1\na.png,cat,0,0,9,9\n")
+    words = ["--images", "photos", "--boxes", "evaluation.csv", "--out", "."]
+    result = run("evaluate", *words, "--model", f"{factories.stem}:network")
+    assert result.exit_code == 2
+    assert "evaluation.csv is read, and would be replaced" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["detect", "propose"])
+def test_no_picture_is_left_half_written(
+    run: Run, factories: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    def interrupted(self: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    Image.new("RGB", (20, 20)).save("a.png")
+    Path("out").mkdir()
+    for ending in ("boxes", "regions"):
+        Path(f"out/a.{ending}.png").write_bytes(b"before")
+    monkeypatch.setattr(Path, "replace", interrupted)
+    result = run(command, "a.png", "--model", f"{factories.stem}:network", "--out", "out")
+    assert result.exit_code == 130
+    assert {path.read_bytes() for path in Path("out").iterdir()} == {b"before"}
+
+
+def test_names_as_long_as_they_can_be(run: Run, factories: Path) -> None:
+    names = ["x" * 251, "x" * 250 + "y", "ü" * 125]
+    for name in names:
+        Image.new("RGB", (20, 20)).save(f"{name}.png")
+    words = ["--model", f"{factories.stem}:network", "--target", "dog", "--out", "out"]
+    result = run("explain", *(f"{name}.png" for name in names), *words)
+    assert result.exit_code == 0, result.output
+    assert len(list(Path("out").iterdir())) == 2 * len(names)
+
+
 def test_top_classes_and_one_class(run: Run, photo: Path) -> None:
     result = run("explain", photo, "--target", "top2", "--out", "out")
     assert result.exit_code == 0, result.output
