@@ -56,7 +56,8 @@ def detect(
 ) -> None:
     """Put boxes around objects in photos; the network was only ever trained to name them.
 
-    Writes a picture (PNG) for each photo, and all boxes to detections.json (COCO).
+    Writes a picture (PNG) for each photo, and all boxes of this run to detections.json (COCO), which
+    replaces that of the run before.
     """
     if targets and top is not None:
         raise click.UsageError("Say what to look for: --target CLASS or --top N, not both.")
