@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import math
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from howyouseeme.track import (
     follow,
     track,
 )
-from howyouseeme.video import Video
+from howyouseeme.video import Video, VideoWriter, open_video
 
 Truth = tuple[int, int, int, int] | None
 
@@ -342,6 +343,36 @@ def test_the_command_follows_a_folder_of_frames(tmp_path: Path) -> None:
     assert "found in 3 of 3 frames" in result.stdout
     assert len((tmp_path / "out" / "walk.csv").read_text().splitlines()) == 4
     assert len(list((tmp_path / "out" / "walk.track").iterdir())) == 3
+
+
+def test_a_video_is_whole_when_the_command_is_terminated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("av")
+    frames, truth = passing(20)
+    with VideoWriter(tmp_path / "walk.mp4", 10) as writer:
+        for frame in frames[:4]:
+            writer.write(frame)
+    follow_on, seen = Tracker.__call__, []
+
+    def terminated(self: Tracker, frame: np.ndarray) -> Sighting:
+        seen.append(frame)
+        if len(seen) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return follow_on(self, frame)
+
+    monkeypatch.setattr(Tracker, "__call__", terminated)
+    box, out = ",".join(map(str, truth[0])), tmp_path / "out"
+    words = ["track", str(tmp_path / "walk.mp4"), "--box", box, "--out", str(out)]
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        result = CliRunner().invoke(cli.main, words)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert result.exit_code == 143
+    assert "of 3 frames" in result.stdout
+    with open_video(out / "walk.track.mp4") as video:
+        assert len(list(video)) == 3
 
 
 def test_the_command_replaces_neither_its_source_nor_a_table_of_others(tmp_path: Path) -> None:
