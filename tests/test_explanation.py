@@ -745,6 +745,26 @@ def test_files_are_replaced(images: Tensor, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"a.png", "a.json"}
 
 
+def test_no_photo_is_replaced_by_its_explanation(tmp_path: Path, photo: Image.Image) -> None:
+    file = tmp_path / "photo.png"
+    photo.save(file)
+    before = file.read_bytes()
+    explanation = Explainer(network(Preprocess((16, 12))))(file)
+    with pytest.raises(
+        InputError, match=r"photo\.png is read, and would be replaced; name another"
+    ):
+        explanation.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
+    assert file.read_bytes() == before
+    assert len(explanation.save(tmp_path, "why")) == 2
+
+
+def test_a_name_may_be_as_long_as_names_can_be(images: Tensor, tmp_path: Path) -> None:
+    name = "x" * 250
+    Explainer(network())(images[:1]).save(tmp_path, name)
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.png", f"{name}.json"}
+
+
 def test_no_file_is_left_half_written(
     images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import csv
 import math
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from PIL import Image
 from torch import nn
 
@@ -26,7 +27,7 @@ from howyouseeme.track import (
     follow,
     track,
 )
-from howyouseeme.video import Video
+from howyouseeme.video import Video, VideoWriter, open_video
 
 Truth = tuple[int, int, int, int] | None
 
@@ -341,7 +342,66 @@ def test_the_command_follows_a_folder_of_frames(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "found in 3 of 3 frames" in result.stdout
     assert len((tmp_path / "out" / "walk.csv").read_text().splitlines()) == 4
-    assert len(list((tmp_path / "out" / "walk").iterdir())) == 3
+    assert len(list((tmp_path / "out" / "walk.track").iterdir())) == 3
+
+
+def test_a_video_is_whole_when_the_command_is_terminated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("av")
+    frames, truth = passing(20)
+    with VideoWriter(tmp_path / "walk.mp4", 10) as writer:
+        for frame in frames[:4]:
+            writer.write(frame)
+    follow_on, seen = Tracker.__call__, []
+
+    def terminated(self: Tracker, frame: np.ndarray) -> Sighting:
+        seen.append(frame)
+        if len(seen) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return follow_on(self, frame)
+
+    monkeypatch.setattr(Tracker, "__call__", terminated)
+    box, out = ",".join(map(str, truth[0])), tmp_path / "out"
+    words = ["track", str(tmp_path / "walk.mp4"), "--box", box, "--out", str(out)]
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        result = CliRunner().invoke(cli.main, words)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert result.exit_code == 143
+    assert "of 3 frames" in result.stdout
+    with open_video(out / "walk.track.mp4") as video:
+        assert len(list(video)) == 3
+
+
+def test_the_command_replaces_neither_its_source_nor_a_table_of_others(tmp_path: Path) -> None:
+    frames, truth = passing(20)
+    folder = tmp_path / "walk"
+    folder.mkdir()
+    for i, frame in enumerate(frames[:2]):
+        Image.fromarray(frame).save(folder / f"{i:05d}.jpg")
+    before = [path.read_bytes() for path in sorted(folder.iterdir())]
+
+    def track(source: Path) -> Result:
+        box = ",".join(map(str, truth[0]))
+        words = ["track", str(source), "--box", box, "--out", str(tmp_path)]
+        return CliRunner().invoke(cli.main, words)
+
+    for _ in range(2):  # a table of its own it does replace
+        result = track(folder)
+        assert result.exit_code == 0, result.output
+    assert [path.read_bytes() for path in sorted(folder.iterdir())] == before
+    (tmp_path / "walk.csv").write_text("frame,x,y\n0,1,2\n")
+    result = track(folder)
+    assert result.exit_code == 2
+    assert "walk.csv is there already and was not made by track" in " ".join(result.stderr.split())
+    assert (tmp_path / "walk.csv").read_text() == "frame,x,y\n0,1,2\n"
+    (tmp_path / "again").symlink_to(folder)
+    (tmp_path / "again.track").symlink_to(folder)
+    result = track(tmp_path / "again")
+    assert result.exit_code == 2
+    assert "again.track is read, and would be replaced" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from . import __version__, draw, localize, notebook
 from .errors import InputError
+from .files import identities, spare, write
 from .images import Geometry
 from .likeness import Likeness
 from .maps import (
@@ -684,7 +685,8 @@ class Explanation:
         number appended, from 0. Files of that name are replaced; if interrupted, none is left half written.
 
         Raises:
-            InputError: the input is no picture (`to_dict` has its points), or the name is none.
+            InputError: the input is no picture (`to_dict` has its points), the name is none, or a file
+                would replace one of the photos.
             OSError: the folder can't be written to.
         """
         if name is not None and FilePath(name).name != name:
@@ -700,16 +702,18 @@ class Explanation:
         ]
         if len({stem.casefold() for stem in stems}) < len(stems):
             stems = [f"{stem}-{i}" for i, stem in enumerate(stems)]
+        photos = identities(sample.name for sample in self.samples if sample.name)
+        spare(photos, [folder / f"{stem}.png" for stem in stems])
         for i, stem in enumerate(stems):
             picture, data = folder / f"{stem}.png", folder / f"{stem}.json"
             png = draw.encoded(self.picture(i, layers))
             numbers = _json(self.to_dict(i))
-            _write(picture, png)
-            _write(data, numbers.encode())
+            write(picture, png)
+            write(data, numbers.encode())
             written += [picture, data]
             if maps:
                 written.append(folder / f"{stem}.npz")
-                _write(written[-1], self._alone(i)._npz())
+                write(written[-1], self._alone(i)._npz())
         return written
 
     def _npz(self) -> bytes:
@@ -760,16 +764,6 @@ def _json(data: dict[str, Any]) -> str:
     points = ",\n".join(f"  {json.dumps(point, allow_nan=False)}" for point in data["points"])
     fields["points"] = f"[\n{points}\n ]"
     return "{\n" + ",\n".join(f' "{name}": {item}' for name, item in fields.items()) + "\n}\n"
-
-
-def _write(path: FilePath, content: bytes) -> None:
-    """All of the file or, if interrupted, none of it."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _displayed(tensor: Tensor, model: Network) -> Image:

@@ -6,6 +6,7 @@ A frame is a uint8 array [height, width, 3], RGB.
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -17,7 +18,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .draw import encoded
 from .errors import InputError, MissingExtraError
+from .files import write
 from .images import load_image
 
 __all__ = ["FrameWriter", "Table", "Video", "VideoWriter", "open_video"]
@@ -213,6 +216,8 @@ class FrameWriter(AbstractContextManager["FrameWriter"]):
 
     >>> with FrameWriter("out/frames") as out:
     ...     out.write(frame)                   # uint8 [height, width, 3]
+
+    Of what was written there before, frames of these names are replaced, and those of higher numbers removed.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -221,11 +226,17 @@ class FrameWriter(AbstractContextManager["FrameWriter"]):
 
     def write(self, frame: np.ndarray) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(frame).save(self.path / f"{self._count:05d}.jpg", quality=90)
+        picture = encoded(Image.fromarray(frame), "JPEG", quality=90)
+        write(self.path / f"{self._count:05d}.jpg", picture)
         self._count += 1
 
     def __exit__(self, *_: object) -> None:
-        pass
+        if not self._count:
+            return
+        for file in self.path.glob("*.jpg"):  # of a longer video
+            number = re.fullmatch(r"\d{5,}", file.stem, re.ASCII)
+            if number is not None and int(file.stem) >= self._count:
+                file.unlink()
 
 
 class Table(AbstractContextManager["Table"]):

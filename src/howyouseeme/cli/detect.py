@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..files import write
 from .network import Asked, network_options, read_target
 from .photos import (
     find_photos,
@@ -17,6 +18,7 @@ from .photos import (
     max_pixels_option,
     out_option,
     photos_argument,
+    spare_photos,
 )
 from .program import verbose_option
 
@@ -54,18 +56,20 @@ def detect(
 ) -> None:
     """Put boxes around objects in photos; the network was only ever trained to name them.
 
-    Writes a picture (PNG) for each photo, and all boxes to detections.json (COCO).
+    Writes a picture (PNG) for each photo, and all boxes of this run to detections.json (COCO), which
+    replaces that of the run before.
     """
     if targets and top is not None:
         raise click.UsageError("Say what to look for: --target CLASS or --top N, not both.")
     files = find_photos(photos)
+    spare_photos(files, out, ".boxes.png")
     network = asked.load()
     wanted = [read_target(target, network).index for target in targets]
     classes = [index for index in wanted if index is not None]
     if len(classes) < len(wanted):
         raise click.UsageError("--target takes a class; for the N likeliest ones give --top N.")
     from .. import localize  # noqa: PLC0415
-    from ..draw import boxes_picture, percent  # noqa: PLC0415
+    from ..draw import boxes_picture, encoded, percent  # noqa: PLC0415
     from ..explainer import Explainer  # noqa: PLC0415
     from ..images import load_image  # noqa: PLC0415
 
@@ -80,11 +84,11 @@ def detect(
         objects = localize.detect(explainer, image, classes, top or 1, level)
         picture = out / f"{name}.boxes.png"
         texts = [(each.box, f"{each.label} {percent(each.score)}") for each in objects]
-        boxes_picture(image, texts).save(picture)
+        write(picture, encoded(boxes_picture(image, texts)))
         found[str(file)], sizes[str(file)] = objects, (image.height, image.width)
         # After each photo, so that an interruption leaves what is finished.
         data = json.dumps(localize.to_coco(found, sizes), indent=1)
-        (out / "detections.json").write_text(data + "\n")
+        write(out / "detections.json", f"{data}\n".encode())
         labels = ", ".join(text for _, text in texts) or "nothing"
         yield f"{file} → {labels} → {picture}"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from ..files import identities, spare
 from .explain import DEFAULT_METHOD, METHODS
 from .network import Asked, network_options
 from .photos import find_photos, max_pixels_option, out_option
@@ -61,6 +62,8 @@ def evaluate(
     output, and then the exit status is 1.
     """
     files = find_photos([images])
+    if boxes is not None:
+        spare(identities([boxes]), [out / "evaluation.csv", out / "evaluation.json"])
     network = asked.load()
     from ..evaluate import evaluate as measure  # noqa: PLC0415
 

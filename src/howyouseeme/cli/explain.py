@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..files import identities, spare
 from .network import DEFAULT_MODEL, Asked, Wanted, network_options, read_target
 from .photos import (
     Note,
@@ -21,6 +22,7 @@ from .photos import (
     max_pixels_option,
     out_option,
     photos_argument,
+    spare_photos,
 )
 from .program import verbose_option
 
@@ -40,6 +42,7 @@ class _Job:
     layers: bool = False
     maps: bool = False
     check: bool = False
+    read: frozenset[tuple[int, int]] = frozenset()  # the photos, which nothing may replace
 
 
 @click.command()
@@ -132,8 +135,10 @@ def explain(
     from ..explainer import Explainer  # noqa: PLC0415
 
     explainer = Explainer(network, method, multilabel=multilabel, **parameters)
+    if wanted == Wanted():  # else the answer is in the name, which only it tells
+        spare_photos(files, out, f"{_method_part(method)}.png")
     make_folder(out)  # only now: a mistyped class should leave no empty folder behind
-    job = _Job(explainer, out, wanted, layers, maps, check)
+    job = _Job(explainer, out, wanted, layers, maps, check, identities(files))
     for_each(files, partial(_explain_one, job))
 
 
@@ -173,9 +178,9 @@ def _explain_one(job: _Job, file: Path, name: str) -> Iterator[str]:
         if job.wanted != Wanted():
             rank = "" if job.wanted.top is None else f"{i}-"
             parts.append(rank + _slug(_answer(explanation)))
-        if explanation.method.name != DEFAULT_METHOD:
-            parts.append(explanation.method.name)
-        written = explanation.save(job.out, name=".".join(parts), layers=job.layers, maps=job.maps)
+        full = ".".join(parts) + _method_part(explanation.method.name)
+        spare(job.read, [job.out / f"{full}.png"])
+        written = explanation.save(job.out, name=full, layers=job.layers, maps=job.maps)
         picture = next(path for path in written if path.suffix == ".png")
         yield f"{file} → {_told(explanation)} → {picture}"
         if not len(explanation.points[0]):
@@ -203,6 +208,11 @@ def _checked(job: _Job, explanation: Explanation) -> Iterator[str]:
         if top.target[0] not in asked:
             answers.append(top)
         yield f"  {name}: {', '.join(map(_told, answers))}"
+
+
+def _method_part(method: str) -> str:
+    """What tells the files of a method from those of the default one."""
+    return "" if method == DEFAULT_METHOD else f".{method}"
 
 
 def _answer(explanation: Explanation) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,9 +12,12 @@ from typing import Any
 
 import click
 
+from ..files import identities, spare
 from .program import complain, reason, tell
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+_LONGEST_NAME = 180
 
 photos_argument = click.argument(
     "photos", nargs=-1, type=click.Path(path_type=Path), metavar="PHOTO|FOLDER..."
@@ -44,7 +48,7 @@ def out_option(content: str = "the pictures") -> Callable[[Callable[..., Any]], 
         show_default=True,
         type=click.Path(file_okay=False, writable=True, path_type=Path),
         help=f"Folder for {content}; made if it is missing. Files of the same name in it are "
-        "replaced.",
+        "replaced, but none that is read.",
     )
 
 
@@ -117,11 +121,11 @@ def _output_names(files: Sequence[Path]) -> list[str]:
     # Without regard to case: on some systems X.png would overwrite x.png.
     alike: dict[str, list[Path]] = defaultdict(list)
     for file in files:
-        alike[file.stem.casefold()].append(file.resolve().parent)
+        alike[_short(file.stem).casefold()].append(file.resolve().parent)
     taken = {stem for stem, folders in alike.items() if len(folders) == 1}
     names = []
     for file in files:
-        name = file.stem
+        name = _short(file.stem)
         folders = alike[name.casefold()]
         if len(folders) > 1:
             apart = len(set(folders))
@@ -130,7 +134,7 @@ def _output_names(files: Sequence[Path]) -> list[str]:
                 name,
                 file.suffix[1:].lower() if apart < len(folders) else "",
             ]
-            base = name = "-".join(filter(None, parts))
+            base = name = _short("-".join(filter(None, parts)))
             number = 1
             while name.casefold() in taken:
                 number += 1
@@ -138,6 +142,18 @@ def _output_names(files: Sequence[Path]) -> list[str]:
             taken.add(name.casefold())
         names.append(name)
     return names
+
+
+def _short(name: str) -> str:
+    """A name that leaves room for what is appended to it: systems take some 255 bytes in all."""
+    while len(os.fsencode(name)) > _LONGEST_NAME:
+        name = name[:-1]
+    return name
+
+
+def spare_photos(files: Sequence[Path], out: Path, ending: str) -> None:
+    """Stop where the picture of a photo, named with this ending, would replace one of the photos."""
+    spare(identities(files), [out / f"{name}{ending}" for name in _output_names(files)])
 
 
 def make_folder(out: Path) -> None:

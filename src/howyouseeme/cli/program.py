@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import io
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,32 @@ from .. import __version__
 from ..errors import HowYouSeeMeError
 
 _VERBOSE = "howyouseeme.verbose"
+
+
+#: The commands that make pictures.
+_DRAWING = frozenset({"demo", "detect", "explain", "propose", "track"})
+
+
+class _Terminated(KeyboardInterrupt):
+    """A signal that ends the program, from which it ends as it does from Ctrl-C."""
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM, which would end us amid a file, be an error as Ctrl-C is."""
+
+    def stop(*_: object) -> None:
+        raise _Terminated
+
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class _Program(click.Group):
@@ -29,10 +58,13 @@ class _Program(click.Group):
             # Not every terminal can write an arrow or every file name; that is no reason to stop.
             sys.stdout.reconfigure(errors="replace")
         try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            click.echo("\nInterrupted; the pictures written so far are kept.", err=True)
-            ctx.exit(130)
+            with _terminated_as_interrupted():
+                return super().invoke(ctx)
+        except KeyboardInterrupt as end:
+            kept = "; the pictures written so far are kept"
+            kept = kept if ctx.invoked_subcommand in _DRAWING else ""
+            click.echo(f"\nInterrupted{kept}.", err=True)
+            ctx.exit(143 if isinstance(end, _Terminated) else 130)
         except HowYouSeeMeError as error:
             complain(None, error)
             ctx.exit(2)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from ..files import write
 from .network import Asked, network_options
 from .photos import (
     find_photos,
@@ -16,6 +17,7 @@ from .photos import (
     max_pixels_option,
     out_option,
     photos_argument,
+    spare_photos,
 )
 from .program import verbose_option
 
@@ -35,6 +37,8 @@ def propose(*, photos: tuple[Path, ...], count: int, asked: Asked, out: Path) ->
     Writes a picture of the saliency and the first regions (PNG), and all regions (JSON), for each.
     """
     files = find_photos(photos)
+    spare_photos(files, out, ".regions.png")
+    from ..draw import encoded  # noqa: PLC0415
     from ..images import load_image  # noqa: PLC0415
     from ..propose import Proposer  # noqa: PLC0415
 
@@ -45,9 +49,9 @@ def propose(*, photos: tuple[Path, ...], count: int, asked: Asked, out: Path) ->
         image = load_image(file)
         found = proposer(image, count)
         picture = out / f"{name}.regions.png"
-        found.picture(image).save(picture)
+        write(picture, encoded(found.picture(image)))
         data = json.dumps(found.to_dict(str(file)), indent=1)
-        (out / f"{name}.regions.json").write_text(data + "\n")
+        write(out / f"{name}.regions.json", f"{data}\n".encode())
         yield f"{file} → {len(found.regions)} regions → {picture}"
 
     for_each(files, one)

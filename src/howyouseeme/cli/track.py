@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import HowYouSeeMeError
+from ..files import identities, spare
 from .network import Asked, network_options, read_target
 from .photos import SUFFIXES, make_folder, out_option
 from .program import complain, verbose_option
@@ -40,7 +42,7 @@ def track(*, source: str, box: str | None, target: str | None, asked: Asked, out
     if Path(source).suffix.lower() in SUFFIXES and Path(source).is_file():
         raise click.UsageError(f"{source} is a picture: give a video, or a folder of frames.")
     given = None if box is None else _read_box(box)
-    from ..track import Tracker, follow  # noqa: PLC0415
+    from ..track import COLUMNS, Tracker, follow  # noqa: PLC0415
     from ..video import FrameWriter, VideoWriter, open_video  # noqa: PLC0415
 
     with open_video(source) as video:
@@ -58,14 +60,18 @@ def track(*, source: str, box: str | None, target: str | None, asked: Asked, out
             assert index is not None
             return Proposer(network).find(frame, index)
 
-        make_folder(out)
-        stem = source.replace(":", "-") if source.startswith("webcam") else Path(source).stem
-        table = out / f"{stem}.csv"
+        table = out / f"{_name(source)}.csv"
         picture: FrameWriter | VideoWriter = (
-            FrameWriter(out / stem)
+            FrameWriter(out / f"{_name(source)}.track")
             if Path(source).is_dir()
-            else VideoWriter(out / f"{stem}.track.mp4", video.rate or 25)
+            else VideoWriter(out / f"{_name(source)}.track.mp4", video.rate or 25)
         )
+        spare(identities([source]), [picture.path])
+        if table.exists() and not table.read_bytes().startswith(",".join(COLUMNS).encode()):
+            raise click.UsageError(
+                f"{table} is there already and was not made by track; name another folder (--out)."
+            )
+        make_folder(out)
         seen = frames = 0
         problem: HowYouSeeMeError | None = None
         bar = click.progressbar(
@@ -91,6 +97,14 @@ def track(*, source: str, box: str | None, target: str | None, asked: Asked, out
     if problem is not None:
         complain(None, problem)
         sys.exit(1)
+
+
+def _name(source: str) -> str:
+    """That of the files which are made of a source."""
+    if source.startswith("webcam"):
+        return source.replace(":", "-")
+    path = Path(os.path.abspath(source))  # `.` has a name too
+    return path.name if path.is_dir() else path.stem
 
 
 def _read_box(text: str) -> tuple[float, ...]:

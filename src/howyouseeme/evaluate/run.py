@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .. import __version__
 from ..errors import InputError, ModelError
 from ..explainer import Explainer
+from ..files import write
 from ..images import Geometry, load_image
 from ..methods import Method
 from ..models import Model, Network, Prepare
@@ -139,8 +140,8 @@ class Evaluation:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         table, summary = folder / "evaluation.csv", folder / "evaluation.json"
-        table.write_text(self.to_csv(), encoding="utf-8")
-        summary.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
+        write(table, self.to_csv().encode())
+        write(summary, f"{json.dumps(self.to_dict(), indent=1, allow_nan=False)}\n".encode())
         return [table, summary]
 
 
