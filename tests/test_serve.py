@@ -663,11 +663,25 @@ def test_an_allowed_network_is_loaded_when_it_is_first_asked_for() -> None:
 
 
 def test_500_where_an_allowed_network_cannot_be_loaded() -> None:
-    with client_of(make_app([tiny()], Settings(page=False, allowed=("no:where",)))) as client:
-        answer = send(client, params={"model": "no:where"})
+    with client_of(make_app([tiny()], Settings(page=False, allowed=("math:where",)))) as client:
+        answer = send(client, params={"model": "math:where"})
         assert answer.status_code == 500
         assert "can't be imported" in detail(answer)
         assert send(client).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("eficientnet-lite0", "did you mean efficientnet-lite0"),
+        ("torchvision:resnet5", "did you mean torchvision:resnet"),
+        ("no/such.onnx", "no model file"),
+        ("no.such:where", "no module 'no.such'"),
+    ],
+)
+def test_an_allowed_network_that_cannot_be_is_told_at_the_start(name: str, said: str) -> None:
+    with pytest.raises(hysm.ModelError, match=said):
+        make_app([tiny()], Settings(page=False, allowed=(name,)))
 
 
 def test_networks_of_one_name_or_without_preprocessing_are_refused() -> None:
@@ -770,6 +784,19 @@ def test_one_bad_request_does_not_hurt_those_beside_it() -> None:
     with pytest.raises(ZeroDivisionError):
         futures[1].result(5)
     worker.close()
+
+
+def test_closing_waits_only_a_moment_for_a_long_job() -> None:
+    worker, ends = Worker(queue=4, batch=1), threading.Event()
+    running = worker.submit(lambda given: [ends.wait(60)], None, seconds=60)
+    while not running.running():
+        time.sleep(0.01)
+    begun = time.monotonic()
+    worker.close()
+    try:
+        assert time.monotonic() - begun < 20
+    finally:
+        ends.set()
 
 
 def test_the_worker_runs_nothing_that_nobody_waits_for() -> None:
@@ -888,7 +915,7 @@ def test_a_missing_extra_names_the_command(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_command_serves_and_ends_when_it_is_interrupted() -> None:
     """Who waits for a while, as one does who is told that it is busy, finds the connection open."""
     code = "from howyouseeme.cli import main; main()"
-    command = [sys.executable, "-c", code, "serve", "--port", "0", "--no-page"]
+    command = [sys.executable, "-c", code, "serve", "--port", "0", "--no-page", "--access-log"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as run:
@@ -907,8 +934,9 @@ def test_the_command_serves_and_ends_when_it_is_interrupted() -> None:
             connection.close()
         finally:
             run.send_signal(2)
-        _, errors = run.communicate(timeout=60)
+        output, errors = run.communicate(timeout=60)
     assert "Traceback" not in errors
+    assert "GET /healthz" in output
 
 
 def test_what_would_hardly_be_done_in_time_is_refused_at_once() -> None:

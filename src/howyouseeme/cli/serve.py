@@ -83,6 +83,12 @@ from .program import verbose_option
     type=click.IntRange(min=1),
     help="Requests that wait; more are told that the server is busy.",
 )
+@click.option(
+    "--access-log/--no-access-log",
+    default=False,
+    show_default=True,
+    help="Write a line for each request: its address, path and status, never its photo or token.",
+)
 @verbose_option
 def serve(
     *,
@@ -99,6 +105,7 @@ def serve(
     max_pixels: int,
     max_seconds: float,
     max_queue: int,
+    access_log: bool,
 ) -> None:
     """Serve a page to play with in a browser, and an HTTP API (described at /docs)."""
     networks = [asked(model) for model in dict.fromkeys(models)]
@@ -117,6 +124,15 @@ def serve(
     )
     device = first.device
     settings = Settings(
-        host, port, token or None, page, allowed, device, limits, host_names, root_path.rstrip("/")
+        host,
+        port,
+        token or None,
+        page,
+        allowed,
+        device,
+        limits,
+        host_names,
+        root_path.rstrip("/"),
+        access_log,
     )
     serve_web([network.load() for network in networks], settings, say=click.echo)

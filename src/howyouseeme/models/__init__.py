@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeAlias
 
@@ -36,6 +37,7 @@ __all__ = [
     "Prepare",
     "as_network",
     "available",
+    "check_name",
     "from_keras",
     "load_model",
 ]
@@ -99,12 +101,50 @@ def load_model(
     elif name == NAME:
         network = load_embedded(file)
     else:
-        raise ModelError(
-            f"There is no model {name!r}{_close(name)}; "
-            "`howyouseeme models` lists them, or give a file or package.module:factory."
-        )
+        raise _unknown(name)
     check_finite(network.module, network.name)
     return network if preprocess is None else replace(network, preprocess=preprocess)
+
+
+def check_name(name: str) -> None:
+    """Refuse, without loading anything, a name that `load_model` can't load.
+
+    >>> check_name("efficientnet-lite0")
+
+    Whether timm and transformers know a name, and what a factory does, shows when it is loaded.
+
+    Raises:
+        ModelError: there is no such network, file or module.
+    """
+    prefix, _, _ = name.partition(":")
+    if f"{prefix}:" in {TIMM, TRANSFORMERS}:
+        return
+    if Path(name).suffix.lower() in _BY_SUFFIX:
+        _check_file(Path(name))
+    elif f"{prefix}:" != TORCHVISION and ":" in name:
+        try:
+            found = find_spec(prefix)
+        except (ImportError, ValueError):  # of what it lies in, or no name of a module
+            found = None
+        if found is None:
+            raise ModelError(
+                f"There is no module {prefix!r}; give package.module:factory, a function in a file that "
+                "lies here or is installed."
+            )
+    elif name not in available():
+        raise _unknown(name)
+
+
+def _unknown(name: str) -> ModelError:
+    return ModelError(
+        f"There is no model {name!r}{_close(name)}; "
+        "`howyouseeme models` lists them, or give a file or package.module:factory."
+    )
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise ModelError(f"There is no model file {path}; check its name and folder.")
 
 
 _BY_PREFIX: dict[str, Callable[[str, Path | None], Network]] = {
@@ -182,8 +222,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _from_file(path: Path, weights: Path | None, allow_code: bool) -> Network:
-    if not path.is_file():
-        raise ModelError(f"There is no model file {path}; check its name and folder.")
+    _check_file(path)
     if weights is not None:
         raise ModelError(f"{path} brings its own weights; leave {weights} out (--weights).")
     return _BY_SUFFIX[path.suffix.lower()](path, allow_code)
@@ -221,5 +260,5 @@ def _from_factory(name: str, weights: Path | None) -> Network:
 def _close(name: str) -> str:
     # Compared without the prefix, which would outweigh the difference between short names.
     by_name = {known.removeprefix(TORCHVISION): known for known in available()}
-    close = get_close_matches(name, by_name, n=3)
+    close = get_close_matches(name.removeprefix(TORCHVISION), by_name, n=3)
     return f" (did you mean {', '.join(by_name[known] for known in close)}?)" if close else ""

@@ -54,6 +54,7 @@ class Settings:
     Any `host` but this machine's own needs a `token`; with `page` false there is only the API.
     `allowed` are the names of models that are loaded when they are first asked for. Behind a proxy,
     `host_names` are those by which others reach it, `root_path` is where it lies there, such as `/see`.
+    `access_log` writes a line for each request, without its photo and token.
 
     Raises:
         InputError: the token is missing, or too short; a host name or the path is none.
@@ -68,6 +69,7 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     host_names: tuple[str, ...] = ()
     root_path: str = ""
+    access_log: bool = False
 
     def __post_init__(self) -> None:
         if self.token is not None and len(self.token) < _LEAST_TOKEN:
@@ -138,8 +140,8 @@ def serve(
         app = make_app(networks, settings)
         config = uvicorn.Config(
             app,
-            log_level="warning",
-            access_log=False,
+            log_level="info" if settings.access_log else "warning",
+            access_log=settings.access_log,
             server_header=False,
             limit_concurrency=settings.limits.connections,
             timeout_graceful_shutdown=5,

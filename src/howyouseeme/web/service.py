@@ -18,7 +18,7 @@ from ..explainer import Explainer
 from ..explanation import Explanation
 from ..images import load_image
 from ..methods import METHODS
-from ..models import Network, load_model
+from ..models import Network, check_name, load_model
 from ..propose import Proposals, Proposer
 from . import Limits
 from .worker import BusyError, LateError, Worker
@@ -119,7 +119,8 @@ class Service:
 
     Raises:
         InputError: two networks have one name, or there is none.
-        ModelError: how a photo becomes the input of a network isn't known.
+        ModelError: how a photo becomes the input of a network isn't known, or a name that is allowed can't
+            be loaded.
     """
 
     def __init__(
@@ -136,6 +137,8 @@ class Service:
             raise InputError(
                 f"A server needs one network or more, each of its own name, not {names}."
             )
+        for name in allowed:
+            check_name(name)
         self.limits = limits or Limits()
         self._device = device
         self._models = {network.name: Model(network) for network in networks}

@@ -21,6 +21,7 @@ G = TypeVar("G")
 T = TypeVar("T")
 
 _PATIENCE = 0.25  # of the time that a request has, the share that it may wait for its turn
+_LAST = 2.0  # seconds that the last job has when all ends
 _FADING = 0.3  # of what an average remembers, the share of the last one
 
 
@@ -119,14 +120,14 @@ class Worker:
         return BusyError(max(1, math.ceil(len(self._jobs) * self._each / 2)))
 
     def close(self) -> None:
-        """End after the job that is running; the others are cancelled."""
+        """End after the job that is running, or in a moment without it; the others are cancelled."""
         with self._ready:
             self._closed = True
             for job in self._jobs:
                 job.future.cancel()
             self._jobs.clear()
             self._ready.notify()
-        self._thread.join()
+        self._thread.join(_LAST)  # nobody is left to wait for it, and it can't be broken off
 
     def _work(self) -> None:
         while jobs := self._take():
