@@ -57,6 +57,12 @@ def module():
 def network():
     return Network("pets", module(), Preprocess((16, 16)), ("cat", "dog"))
 
+def single():
+    return Network("single", nn.Sequential(module(), nn.Linear(2, 1)), Preprocess((16, 16)))
+
+def places():
+    return Network("places", nn.Conv2d(3, 4, 3), Preprocess((16, 16)))
+
 def deaf():
     made = network()
     nn.init.zeros_(made.module[4].weight)
@@ -241,6 +247,33 @@ def test_a_factory_without_preprocessing_stops_before_the_first_photo(
     (line,) = result.stderr.splitlines()
     assert "return howyouseeme.Network(name, module, howyouseeme.Preprocess(...), cl" in line
     assert not Path("howyouseeme-out").exists()
+
+
+@pytest.mark.parametrize("command", ["explain", "detect", "propose"])
+def test_class_names_of_another_number_are_told_once(
+    run: Run, photo: Path, factories: Path, command: str
+) -> None:
+    model = ["--model", f"{factories.stem}:network", "--classes", "names.txt"]
+    shutil.copy(photo, "second.jpg")
+    Path("names.txt").write_text("cat\ndog\nbird\n")
+    result = run(command, photo, "second.jpg", *model)
+    assert result.exit_code == 2
+    assert result.stderr.count("names.txt has 3 names, and pets 2 scores") == 1
+    assert not Path("howyouseeme-out").exists()
+
+
+@pytest.mark.parametrize(
+    ("factory", "names", "status"),
+    [("network", 2, 0), ("single", 1, 0), ("single", 2, 0), ("single", 3, 2), ("places", 3, 1)],
+)
+def test_class_names_fit_the_scores(
+    run: Run, photo: Path, factories: Path, factory: str, names: int, status: int
+) -> None:
+    Path("names.txt").write_text("\n".join("abcdef"[:names]))
+    words = ["--model", f"{factories.stem}:{factory}", "--classes", "names.txt"]
+    result = run("explain", photo, *words)
+    assert result.exit_code == status, result.output
+    assert "unexpected" not in result.stderr
 
 
 def test_one_class_versus_another(run: Run, photo: Path, factories: Path) -> None:

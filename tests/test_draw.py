@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -208,6 +209,26 @@ def test_photo_stays_readable_under_the_strongest_attention() -> None:
     assert np.ptp(shown.mean(axis=(0, 2))) > 30
 
 
+@pytest.mark.parametrize("cells", [True, False])
+def test_strips_leave_the_pixels_as_they_are(monkeypatch: pytest.MonkeyPatch, cells: bool) -> None:
+    random = np.random.default_rng(0)
+    photo = Image.fromarray(random.integers(0, 256, (90, 131, 3), dtype=np.uint8))
+    heat, box = random.random((7, 9), dtype=np.float32), (10, 20, 100, 80)
+    whole = draw.paint_map(photo, heat, box, cells=cells)
+    monkeypatch.setattr(draw, "_STRIP", 131 * 4)  # 90 isn't a multiple
+    assert draw.paint_map(photo, heat, box, cells=cells).tobytes() == whole.tobytes()
+
+
+def test_a_large_photo_takes_little_more_than_its_map() -> None:
+    photo, heat = Image.new("RGB", (2000, 1500)), np.ones((1500, 2000), np.float32)
+    draw.paint_map(photo, heat)  # what only the first call takes
+    tracemalloc.start()
+    draw.paint_map(photo, heat)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * heat.nbytes
+
+
 def test_broken_values_in_a_map_are_survived() -> None:
     attention = np.full((200, 300), np.nan)
     attention[0, :2] = np.inf, -np.inf
@@ -349,6 +370,7 @@ def test_stacking() -> None:
 def test_import_is_light_and_drawing_leaves_pyplot_alone() -> None:
     code = """
 import sys
+import tracemalloc
 from howyouseeme import draw
 assert not {"torch", "matplotlib"} & set(sys.modules), "import"
 import numpy as np

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -207,6 +208,14 @@ def test_coco_tells_which_categories_are_no_classes_and_what_is_broken(tmp_path:
     assert len(found.problems) == 6
 
 
+def test_crowds_are_left_out(tmp_path: Path) -> None:
+    one = {"id": 0, "image_id": 70, "category_id": 11, "bbox": [1, 1, 2, 2], "iscrowd": 0}
+    crowd = {**one, "id": 1, "bbox": [0, 0, 90, 60], "iscrowd": 1}
+    found = read_boxes(coco_file(tmp_path, annotations=[one, crowd]), colours())
+    assert [box.corners for box in found.of["0.png"]] == [(1, 1, 3, 3)]
+    assert found.problems == []
+
+
 def test_without_class_names_a_category_goes_by_its_id(tmp_path: Path) -> None:
     path = coco_file(tmp_path)
     found = read_boxes(path, colours(classes=None))
@@ -324,7 +333,7 @@ def test_only_images_with_a_box_of_the_answer_are_measured(photos: Path) -> None
     assert [item.name for item in found.items] == ["0.png", "2.png"]
     assert found.notes[:2] == (
         "3 image(s) without boxes are left out.",
-        "1 image(s) are left out, the network's answer being a class without a box there.",
+        "1 image(s) are left out, having no usable box of the class that the network answers.",
     )
     assert found.problems == ("1 file(s) with boxes are not among the images: absent.png.",)
 
@@ -337,6 +346,7 @@ def test_what_is_broken_is_told_and_the_rest_goes_on(photos: Path) -> None:
     boxes["3.png"] = [(0, -0.5, 0, 97, 64.5)]  # rounded
     found = evaluate(colours(), files(photos), boxes, settings=FAST)
     assert [item.name for item in found.items] == ["3.png", "4.png", "5.png"]
+    assert found.notes[0].startswith("2 image(s) are left out, having no usable box")
     first, second, third = found.problems
     assert "0.png is not a picture" in first
     assert "lies outside of the image, which has 96 x 64 pixels" in second
@@ -402,6 +412,37 @@ def test_boxes_for_an_image_of_another_size_are_refused(photos: Path, tmp_path: 
         "2.xml, object 1: it is for an image of 64 x 64 pixels, and the image has 96 x 64"
         in problem
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fractions_are_told_from_pixels(photos: Path, tmp_path: Path, kind: str) -> None:
+    made = KINDS[kind](tmp_path)
+    if kind == "csv":
+        made.write_text("file,class,x0,y0,x1,y1\n0.png,red,.1,.1,.5,.6\n1.png,green,0,0,1,1\n")
+    elif kind == "coco":
+        content = json.loads(made.read_text())
+        for one in content["annotations"]:
+            one["bbox"] = [0.1, 0.1, 0.9, 0.5]
+        made.write_text(json.dumps(content))
+    else:
+        for path in made.iterdir():
+            text = path.read_text()
+            for side, share in (("xmin", 0.1), ("ymin", 0.1), ("xmax", 0.5), ("ymax", 0.9)):
+                text = re.sub(rf"<{side}>\d+", f"<{side}>{share}", text)
+            path.write_text(text)
+    (photos / "0.png").write_bytes(b"")  # another size is as good
+    with pytest.raises(InputError, match=r"all others lie within 0\.\.1, .*multiply x by the ph"):
+        evaluate(colours(), files(photos), made, settings=FAST)
+
+
+def test_a_box_of_a_pixel_is_one_beside_others_and_in_a_tiny_photo(
+    photos: Path, tmp_path: Path
+) -> None:
+    boxes = {"0.png": [(0, *box_of(0))], "1.png": [(1, 0, 0, 1, 1)]}
+    assert len(evaluate(colours(), files(photos), boxes, settings=FAST).items) == 2
+    Image.new("RGB", (2, 2), "red").save(tmp_path / "tiny.png")
+    tiny = {"tiny.png": [(0, 0, 0, 1, 1)]}
+    assert len(evaluate(colours(), [tmp_path / "tiny.png"], tiny, settings=FAST).items) == 1
 
 
 def test_grids_are_measured_where_four_classes_are_sure(photos: Path, tmp_path: Path) -> None:
@@ -658,6 +699,17 @@ def test_command_says_by_its_status_that_something_was_left_out(
     assert found.exit_code == 1
     assert "0.png is empty" in found.stderr
     assert "2 images" in found.stdout
+
+
+def test_command_counts_photos_left_out_on_purpose_as_no_failure(
+    run: Callable[..., Result], photos: Path, tmp_path: Path
+) -> None:
+    rows = ["file,class,x0,y0,x1,y1", "0.png,red,1,1,9,9", "1.png,red,1,1,9,9"]  # 1 is green
+    (tmp_path / "few.csv").write_text("\n".join(rows))
+    found = run("--images", photos, "--boxes", tmp_path / "few.csv", "--grids", 0)
+    assert found.exit_code == 0, found.output
+    assert "4 image(s) without boxes are left out" in found.stderr
+    assert "1 image(s) are left out, having no usable box" in found.stderr
 
 
 def test_command_takes_another_input_size(

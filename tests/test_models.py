@@ -216,6 +216,7 @@ def test_missing_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
         ("resnet50", r"no model 'resnet50' \(did you mean torchvision:resnet50, "),
         ("efficientnet-lite", r"did you mean efficientnet-lite0"),
         ("qqqqqq", "no model 'qqqqqq'; `howyouseeme models` lists them"),
+        ("my/cat.JPG", r"my/cat\.JPG is a photo, .* as in `howyouseeme explain my/cat\.JPG` or"),
         (
             "torchvision:resnet5O",
             "no image classifier 'resnet5O'; did you mean torchvision:resnet50",

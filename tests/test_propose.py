@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,25 @@ def test_a_class_is_found_for_a_tracker(proposer: Proposer) -> None:
 
 
 # From their definitions
+
+
+def test_a_class_that_is_hardly_seen_is_found_with_a_warning(proposer: Proposer) -> None:
+    with pytest.warns(
+        UserWarning, match=r"^espresso may not be in the picture: .* number \d+, with"
+    ):
+        box = proposer.find(sample_photo("cat"), "espresso")
+    assert box[2] > box[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        proposer.find(sample_photo("coffee"), "espresso")
+
+
+def test_a_class_beyond_the_last_is_named() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    module = nn.Sequential(*layers, nn.Linear(4, 6)).eval()
+    with pytest.raises(InputError, match="There is no class 6: plain has 6 classes, 0 to 5"):
+        Proposer(Network("plain", module, Preprocess((16, 16)))).find(sample_photo(), 6)
 
 
 def test_what_windows_hold_is_the_integral_over_them() -> None:

@@ -404,6 +404,22 @@ def test_the_command_replaces_neither_its_source_nor_a_table_of_others(tmp_path:
     assert "again.track is read, and would be replaced" in result.stderr
 
 
+def test_the_command_doubts_a_class_that_the_network_does_not_see(tmp_path: Path) -> None:
+    folder = tmp_path / "cats"
+    folder.mkdir()
+    Image.open(sample_photo("cat")).save(folder / "0.png")
+
+    def track(target: str) -> Result:
+        words = ["track", str(folder), "--target", target, "--out", str(tmp_path / "out")]
+        return CliRunner().invoke(cli.main, words)
+
+    result = track("espresso")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.startswith(f"{folder}: espresso may not be in the picture: ")
+    assert len(result.stderr.splitlines()) == 1
+    assert track("tabby").stderr == ""
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

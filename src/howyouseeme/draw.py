@@ -24,6 +24,7 @@ _MOST_TILES = 6  # in one row of the layers strip
 
 _PANEL_SIDE = 500  # a panel has about the area of a square of this side, whatever its shape
 _LONGEST_SIDE = 1500
+_STRIP = 1 << 18  # pixels that are painted at once: all those of a large photo would take gigabytes
 _BOXES_SIDE = 600  # the longer side at least, of a photo with boxes
 _WIDE = 2.0  # photos wider than this are put under each other: side by side they would be ribbons
 _LEAST_WIDTH = 600  # of the picture between its margins, so that a title fits over a narrow photo
@@ -452,14 +453,19 @@ def paint_map(
     size = (max(1, right - left), max(1, bottom - top))
     scaled = Image.new("F", photo.size)
     scaled.paste(Image.fromarray(field).resize(size, how), (left, top))
-    level = np.clip(np.asarray(scaled), 0, 1)
-    base = np.asarray(_mute(photo, colour=0.35, light=0.8), dtype=np.float32)
-    colour = _shade(level)[..., :3] * 255
     # A map of one cell says nothing about where, so it only tints.
     strongest = 0.25 if field.size == 1 else 0.7
-    alpha = (strongest * level**0.7)[..., None]
-    mixed = base * (1 - alpha) + colour * alpha
-    return Image.fromarray(np.clip(np.rint(mixed), 0, 255).astype(np.uint8))
+    painted = Image.new("RGB", photo.size)
+    rows = max(1, _STRIP // photo.width)
+    for row in range(0, photo.height, rows):
+        strip = (0, row, photo.width, min(row + rows, photo.height))
+        level = np.clip(np.asarray(scaled.crop(strip)), 0, 1)
+        base = np.asarray(_mute(photo.crop(strip), colour=0.35, light=0.8), dtype=np.float32)
+        colour = _shade(level)[..., :3] * 255
+        alpha = (strongest * level**0.7)[..., None]
+        mixed = base * (1 - alpha) + colour * alpha
+        painted.paste(Image.fromarray(np.clip(np.rint(mixed), 0, 255).astype(np.uint8)), strip[:2])
+    return painted
 
 
 def _shade(level: np.ndarray) -> np.ndarray:

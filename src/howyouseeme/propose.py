@@ -10,6 +10,7 @@ ones and small ones.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -21,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .backtrack import Plan, plan
-from .draw import paint_map
+from .draw import paint_map, percent
 from .errors import InputError, ModelError
 from .images import Geometry, Source, load_image
 from .likeness import likeness
@@ -44,6 +45,7 @@ _OBJECTS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35)  # the same for the map of objects
 _FIRST = 2  # so many regions are such windows; then all sizes have their turn
 _FRAMED = (0.1, 0.1, 0.9, 0.9)  # people put what they take a picture of in its middle
 _PARTS = 100  # of all that were merged, so many of the last may go first
+_ANSWERS = 5  # a class that isn't among so many first ones may not be there
 _THIN = 2  # cells: what is thinner is an edge
 _SIZES = ((0.02, 22), (0.05, 26), (0.12, 20), (0.3, 14), (0.6, 8), (1.0, 4))  # up to a share: turns
 
@@ -106,6 +108,7 @@ class _Seen:
 
     - `where`: where something is; `fine`: what is there; `objects`: how far it reaches;
     - `features` [channel, cells, cells]: how each place is described at the stage of stride 8;
+    - `chances` [classes]: the probability of each;
     - `geometry`: where the network's input lies in the picture.
     """
 
@@ -113,6 +116,7 @@ class _Seen:
     fine: Tensor
     objects: Tensor
     features: Tensor
+    chances: Tensor
     geometry: Geometry
 
 
@@ -173,14 +177,27 @@ class Proposer:
 
         >>> proposer.find("photo.jpg", "tabby")
 
+        There is a box also where the network doesn't see the class: where it is not among its five
+        likeliest ones, that is a `UserWarning` with its rank and probability.
+
         Raises:
             InputError: there is no such class, or nothing in the picture speaks for it.
         """
-        seen = self._seen(image, self.network.class_index(target))
+        index = self.network.class_index(target)
+        seen = self._seen(image, index)
         box = _largest(seen.where)
         if box is None:
             raise InputError(
                 f"Nothing in the picture speaks for {target!r}; name another class, or give a box."
+            )
+        chance = seen.chances[index]
+        rank = int((seen.chances > chance).sum()) + 1
+        if rank > _ANSWERS:
+            warnings.warn(
+                f"{self.network.label(index)} may not be in the picture: of the network's answers to it, "
+                f"it is number {rank}, with a probability of {percent(float(chance))}; the box is around "
+                "what looks most like it.",
+                stacklevel=3,  # of torch's wrapper around this
             )
         return _on_picture(box, seen.geometry)
 
@@ -197,6 +214,11 @@ class Proposer:
         found = logits_of(tape, told)
         way = plan(tape, found.start, found.exclusive)
         chances = certainties(told.data.reshape(1, -1), found)[0]
+        if target is not None and target >= len(chances):
+            raise InputError(
+                f"There is no class {target}: {self.network.name} has {len(chances)} classes, 0 to "
+                f"{len(chances) - 1}."
+            )
         likely = chances.topk(min(self.classes, len(chances)))
         asked = dict(zip(likely.indices.tolist(), likely.values.tolist(), strict=True))
         last, middle = self._stages(way)
@@ -220,6 +242,7 @@ class Proposer:
             fine=scale_to_one(fine),
             objects=scale_to_one(objects),
             features=_resized(middle.data[0]),
+            chances=chances,
             geometry=geometry,
         )
 

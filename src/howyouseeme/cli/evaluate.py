@@ -59,7 +59,8 @@ def evaluate(
     """Measure how well the maps show where the answers come from.
 
     Prints a table of means with their 95 % intervals. What could not be used is told on the error
-    output, and then the exit status is 1.
+    output, and then the exit status is 1. Photos without a box of the network's answer are counted
+    there too, and are no failure.
     """
     files = find_photos([images])
     if boxes is not None:

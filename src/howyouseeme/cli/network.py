@@ -115,7 +115,12 @@ class Asked:
         network = _load(self.model, self.weights, self.device, self.allow_code)
         if self.classes is not None:
             network = replace(network, classes=_read_classes(self.classes))
-        return replace(network, preprocess=self._preprocess(network)) if photos else network
+        if not photos:
+            return network
+        network = replace(network, preprocess=self._preprocess(network))
+        if self.classes is not None:
+            _check_classes(network, self.classes)
+        return network
 
     def _preprocess(self, network: Network) -> Preprocess:
         """The network's own preprocessing with what was asked for instead, or all of it as asked."""
@@ -218,6 +223,30 @@ def _read_classes(file: Path) -> tuple[str, ...]:
     if not names:
         raise click.UsageError(f"--classes {file} has no names in it.")
     return names
+
+
+def _check_classes(network: Network, file: Path) -> None:
+    """Stop where a file has not one name for each score, which a black picture tells the number of."""
+    import torch  # noqa: PLC0415
+    from PIL import Image  # noqa: PLC0415
+
+    from ..scores import scores_in  # noqa: PLC0415
+
+    preprocess, names = network.photo_input, len(network.classes or ())
+    black, _ = preprocess(Image.new("RGB", preprocess.size[::-1]))
+    try:
+        with torch.no_grad():
+            scores = scores_in(network.module(black[None].to(network.like)))
+        shape = tuple(scores.shape)
+    except Exception:  # the first photo will meet the same, and tell it
+        return
+    count = max(shape, default=1)
+    if shape.count(1) < len(shape) - 1 or names == count or (count == 1 and names == 2):
+        return  # no list of scores, or one that the names fit: a single one may be of no and yes
+    raise click.UsageError(
+        f"--classes {file} has {names} names, and {network.name} {count} scores: give a name for each, "
+        "one a line, in the order of the scores."
+    )
 
 
 def _load(model: str, weights: Path | None, device: str, allow_code: bool) -> Network:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,13 @@ def track(*, source: str, box: str | None, target: str | None, asked: Asked, out
             from ..propose import Proposer  # noqa: PLC0415
 
             assert index is not None
-            return Proposer(network).find(frame, index)
+            with warnings.catch_warnings(record=True) as doubts:
+                warnings.simplefilter("always")
+                found = Proposer(network).find(frame, index)
+            clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # the line of the progress bar
+            for doubt in doubts:
+                click.echo(f"{clear}{source}: {doubt.message}", err=True)
+            return found
 
         table = out / f"{_name(source)}.csv"
         picture: FrameWriter | VideoWriter = (

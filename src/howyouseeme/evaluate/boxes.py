@@ -55,7 +55,8 @@ def read_boxes(path: str | Path, network: Network) -> Boxes:
     Args:
         path: one of
             a `.csv` file with the columns file, class, x0, y0, x1, y1, others being ignored;
-            a `.json` file of COCO (images, annotations with a bbox x, y, width, height, categories);
+            a `.json` file of COCO (images, annotations with a bbox x, y, width, height, categories),
+            without those of crowds (iscrowd: 1), whose boxes are around many objects;
             a folder of Pascal VOC's `.xml` files, whose corners count from 1 and belong to the box.
         network: a class is the network's index, or one of its class names, whole, in any case. The
             categories of COCO go by name; by id only where the network has no class names.
@@ -154,6 +155,8 @@ def _coco(path: Path) -> _Lines:
             f"{type(error).__name__}, {error}."
         ) from error
     for position, one in enumerate(annotations):
+        if isinstance(one, dict) and one.get("iscrowd") == 1:
+            continue
         where = (
             f"{path}, annotation {one.get('id', position) if isinstance(one, dict) else position}"
         )

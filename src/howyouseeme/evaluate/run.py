@@ -7,6 +7,7 @@ import io
 import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__
-from ..errors import InputError, ModelError
+from ..errors import ImageError, InputError, ModelError
 from ..explainer import Explainer
 from ..files import write
 from ..images import Geometry, load_image
@@ -206,6 +207,7 @@ def evaluate(
     if known is not None:
         _compare_names(files, known, found)
         files = {name: path for name, path in files.items() if name in known.of}
+        _refuse_fractions(files, known)
     predict = _load_all(explainer, files, known, limit, found)
     made = make_grids(found.items, grids)
     if not made and grids:
@@ -343,6 +345,24 @@ def _compare_names(files: Mapping[str, Path], boxes: Boxes, found: _Found) -> No
         found.notes.append(f"{bare} image(s) without boxes are left out.")
 
 
+#: In a photo whose sides are longer, a first pixel is no object.
+_FEW = 4
+
+
+def _refuse_fractions(files: Mapping[str, Path], boxes: Boxes) -> None:
+    """Stop where all boxes lie in the first pixel of their photos: no map would score there."""
+    every = [box for name in files for box in boxes.of[name]]
+    if any(max(box.corners[2:]) > 1 + _BEYOND for box in every):
+        return
+    for path in files.values():
+        with suppress(ImageError):  # which is told when it is measured
+            if min(load_image(path).size) > _FEW:
+                raise InputError(
+                    f"{every[0].where}: this box and all others lie within 0..1, as fractions do, and "
+                    "corners are in pixels: multiply x by the photo's width and y by its height."
+                )
+
+
 def _load_all(
     explainer: Explainer,
     files: Mapping[str, Path],
@@ -373,7 +393,7 @@ def _load_all(
             found.items.append(item)
     if found.wrong:
         found.notes.append(
-            f"{len(found.wrong)} image(s) are left out, the network's answer being a class without a box there."
+            f"{len(found.wrong)} image(s) are left out, having no usable box of the class that the network answers."
         )
     if not found.items or predict is None:
         reasons = " ".join([*found.problems[:3], *found.notes])
@@ -389,7 +409,7 @@ def _item(
     boxes: Sequence[Box] | None,
     found: _Found,
 ) -> Item | None:
-    """The image as the network gets it; None where it answers a class without a box there."""
+    """The image as the network gets it; None where no box of its answer can be used."""
     scores = predict(x[None])[0].double().cpu()
     if not bool(torch.isfinite(scores).all()):
         raise InputError("the network's answer has NaN or infinity.")

@@ -96,6 +96,11 @@ def load_model(
         network = loader(place, file)
     elif Path(name).suffix.lower() in _BY_SUFFIX:
         network = _from_file(Path(name), file, allow_code)
+    elif Path(name).suffix.lower() in _PHOTOS:
+        raise ModelError(
+            f"{name} is a photo, as its suffix says, and not a model: name photos by themselves, as in "
+            f"`howyouseeme explain {name}` or explain({NAME!r}, {name!r})."
+        )
     elif ":" in name:
         network = _from_factory(name, file)
     elif name == NAME:
@@ -159,6 +164,11 @@ _BY_SUFFIX: dict[str, Callable[[Path, bool], Network]] = {
     **dict.fromkeys((".keras", ".h5", ".hdf5"), load_keras),
     **dict.fromkeys((".pt2", ".pt", ".pth", ".torchscript", ".safetensors"), load_program),
 }
+
+#: Suffixes that no model has, in case one is given in place of a model.
+_PHOTOS = frozenset(
+    {".avif", ".bmp", ".gif", ".heic", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+)
 
 
 def as_network(
