@@ -25,7 +25,7 @@ __all__ = [
 
 
 def scores_in(output: Any) -> Any:
-    """Where in a model's output the class scores are: the output itself, its 'logits' or 'out', or all it has.
+    """Where in a model's output the class scores are: the output itself, its 'logits' or 'out', or all it has but whole numbers.
 
     >>> scores_in({"aux": aux, "out": scores}) is scores
 
@@ -36,8 +36,9 @@ def scores_in(output: Any) -> Any:
     if isinstance(output, Mapping):
         named = [output[name] for name in ("logits", "out") if name in output]
         output = named[0] if named else list(output.values())
-    if isinstance(output, Sequence) and len(output) == 1:
-        output = output[0]
+    if isinstance(output, Sequence):  # whole numbers are no scores
+        floats = [one for one in output if getattr(one, "dtype", torch.float).is_floating_point]
+        output = floats[0] if len(floats) == 1 else output
     if isinstance(output, (Value, Tensor)):
         return output
     raise InputError(

@@ -17,15 +17,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import MissingExtraError, ModelError, UnsupportedCallError, first_line
+from ..errors import (
+    HowYouSeeMeError,
+    MissingExtraError,
+    ModelError,
+    UnsupportedCallError,
+    first_line,
+)
+from ..images import Preprocess
 from .network import Network
 from .onnx_operators import DTYPES, OPERATORS, Attributes, to_tensor
+from .weights import check_finite
 
 __all__ = ["load_onnx"]
 
 _OWN = ("", "ai.onnx")  # the names of ONNX's own domain
 _OLDEST = 7  # before this opset, shapes were broadcast by an attribute
 _TOLERANCE = 1e-3  # of the largest output
+_QUANTUM = (
+    0.05  # the same where numbers are rounded to few bits, as a hair's breadth may turn one over
+)
+_QUANTISED = {"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger"}
 _SIDE = 224  # where the file leaves the height and width open
 
 
@@ -58,6 +70,7 @@ class OnnxModule(nn.Module):
         opset = _opset(model)
         initial = {one.name: to_tensor(one) for one in graph.initializer}
         self.inputs = [one.name for one in graph.input if one.name not in initial]
+        self._said = {one.name: _said_shape(one) for one in graph.input}
         self.outputs = [one.name for one in graph.output]
         self.weights = nn.Module()
         self.nodes = nn.Module()
@@ -80,8 +93,28 @@ class OnnxModule(nn.Module):
         return [node for node in self.nodes.children() if isinstance(node, _Node)]
 
     def forward(self, *inputs: Tensor) -> Any:
+        """The output, or a dict of several by their names in the file."""
         if len(inputs) != len(self.inputs):
             raise ValueError(f"takes {len(self.inputs)} inputs ({', '.join(self.inputs)})")
+        try:
+            return self._run(*inputs)
+        except HowYouSeeMeError:
+            raise
+        except Exception as error:
+            for name, item in zip(self.inputs, inputs, strict=True):
+                said = self._said[name]
+                fits = len(said) == item.dim() and all(
+                    size in {None, given} for size, given in zip(said, item.shape, strict=True)
+                )
+                if not fits:
+                    shape = ", ".join("any" if size is None else str(size) for size in said)
+                    raise ValueError(
+                        f"the file was exported for inputs [{shape}] alone; export it for such as this, "
+                        f"or with open axes ({first_line(error)})"
+                    ) from error
+            raise
+
+    def _run(self, *inputs: Tensor) -> Any:
         known: dict[str, Any] = dict(zip(self.inputs, inputs, strict=True))
         weights = self.weights._buffers
         known.update((name, weights[place]) for name, place in self._place.items())
@@ -89,8 +122,8 @@ class OnnxModule(nn.Module):
         for node in self._steps():
             results = _several(node(*(known[name] for name in node.takes)))
             known.update(zip(node.gives, results, strict=False))
-        outputs = [known[name] for name in self.outputs]
-        return outputs[0] if len(outputs) == 1 else outputs
+        outputs = {name: known[name] for name in self.outputs}
+        return outputs[self.outputs[0]] if len(outputs) == 1 else outputs
 
 
 def load_onnx(path: Path) -> Network:
@@ -125,8 +158,18 @@ def load_onnx(path: Path) -> Network:
         raise ModelError(
             f"{path} is no valid graph ({type(error).__name__}: {first_line(error)}); export it again."
         ) from error
+    check_finite(module, path.name)
     _compare(module, model, path)
-    return Network(path.name, module)
+    return Network(path.name, module, _preprocess(model, module))
+
+
+def _preprocess(model: Any, module: OnnxModule) -> Preprocess | None:
+    """Of a network that takes bytes it is known how a photo becomes its input: as it is."""
+    given = [one for one in model.graph.input if one.name in module.inputs]
+    shape = _shape_of(given[0]) if len(given) == 1 else []
+    if len(shape) != 4 or shape[1] != 3 or _dtype_of(given[0]) != torch.uint8:
+        return None
+    return Preprocess((shape[2], shape[3]), scale=1.0)
 
 
 def _opset(model: Any) -> int:
@@ -147,9 +190,14 @@ def _check_operators(model: Any, path: Path) -> None:
     }
     missing = sorted(names - OPERATORS.keys())
     if missing:
+        advice = (
+            " Explain the network before it was quantised, or quantise it in the format QDQ."
+            if any(name in _QUANTISED or "QLinear" in name for name in missing)
+            else ""
+        )
         raise UnsupportedCallError(
             f"{path} can't be imported, for these ONNX operators are not supported: "
-            f"{', '.join(missing)}."
+            f"{', '.join(missing)}.{advice}"
         )
 
 
@@ -189,11 +237,14 @@ def _compare(module: OnnxModule, model: Any, path: Path) -> None:
             f"{path} does not run on inputs of {[list(one.shape) for one in feeds.values()]} "
             f"({first_line(error)})."
         ) from error
-    for name, mine, other in zip(module.outputs, _several(ours), theirs, strict=False):
+    rounds = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+    tolerance = _QUANTUM if rounds else _TOLERANCE
+    answers = ours.values() if isinstance(ours, dict) else [ours]
+    for name, mine, other in zip(module.outputs, answers, theirs, strict=False):
         expected = torch.from_numpy(np.asarray(other))
         scale = max(expected.double().abs().max().item(), 1e-6) if expected.numel() else 1.0
         same = mine.shape == expected.shape and bool(
-            ((mine.double() - expected.double()).abs() <= _TOLERANCE * scale).all()
+            ((mine.double() - expected.double()).abs() <= tolerance * scale).all()
         )
         if not same:
             raise ModelError(
@@ -209,6 +260,11 @@ def _shape_of(value: Any) -> list[int]:
         dim.dim_value if dim.dim_value > 0 else (1 if axis < 2 else _SIDE)
         for axis, dim in enumerate(dims)
     ]
+
+
+def _said_shape(value: Any) -> list[int | None]:
+    """The shape in the file, None for what it leaves open."""
+    return [dim.dim_value or None for dim in value.type.tensor_type.shape.dim]
 
 
 def _dtype_of(value: Any) -> torch.dtype:

@@ -772,3 +772,54 @@ def _dropout(
     if training is not None and training.item():
         raise UnsupportedCallError("it is in training mode.")
     return x if attributes.outputs == 1 else (x, torch.ones_like(x, dtype=torch.bool))
+
+
+@operator("Mod")
+def _mod(attributes: Attributes, x: Tensor, other: Tensor) -> Tensor:
+    return torch.fmod(x, other) if attributes.get("fmod", 0) else torch.remainder(x, other)
+
+
+@operator("ScatterND")
+def _scatter_nd(attributes: Attributes, x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
+    add = attributes.only("reduction", "none", "add") == "add"
+    return x.index_put(indices.unbind(-1), updates, accumulate=add)
+
+
+# -- numbers of few bits --------------------------------------------------------------------------
+#
+# What is quantised stays a float that holds a whole number, so that the steps can be walked back.
+
+
+def _along(attributes: Attributes, item: Tensor, x: Tensor) -> Tensor:
+    """A scale or zero point, one for all or one for each place along an axis, to broadcast against x."""
+    attributes.only("block_size", 0)
+    if item.numel() == 1:
+        return item.reshape(())
+    axis = attributes.get("axis", 1) % x.dim()
+    return item.reshape(-1, *[1] * (x.dim() - axis - 1))
+
+
+@operator("QuantizeLinear")
+def _quantize(
+    attributes: Attributes, x: Tensor, scale: Tensor, zero: Tensor | None = None
+) -> Tensor:
+    kind = attributes.get("output_dtype") or 2
+    dtype = DTYPES.get(kind) if zero is None else zero.dtype
+    if dtype not in {torch.uint8, torch.int8, torch.int16, torch.int32}:
+        raise UnsupportedCallError("only whole numbers of 8, 16 or 32 bits are supported.")
+    bounds = torch.iinfo(dtype)
+    whole = (x / _along(attributes, scale, x)).round()
+    if zero is None:
+        return whole.clamp(bounds.min, bounds.max)
+    start = _along(attributes, zero, x).to(x.dtype)
+    return torch.clamp(whole, bounds.min - start, bounds.max - start) + start
+
+
+@operator("DequantizeLinear")
+def _dequantize(
+    attributes: Attributes, x: Tensor, scale: Tensor, zero: Tensor | None = None
+) -> Tensor:
+    x = x.to(scale.dtype)
+    if zero is not None:
+        x = x - _along(attributes, zero, x).to(scale.dtype)
+    return x * _along(attributes, scale, x)
