@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,6 +39,23 @@ def test_a_video_comes_back_as_it_was_written(tmp_path: Path) -> None:
         assert abs(int(before.mean()) - int(after.mean())) <= 3  # H.264 loses a little
 
 
+def test_frames_are_timed_as_the_file_says(tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    path = tmp_path / "uneven.mkv"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("h264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for picture, milliseconds in zip(frames(4), (2000, 2100, 2900, 3000), strict=True):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = milliseconds, Fraction(1, 1000)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    with open_video(path) as video:
+        assert video.seconds is None  # no frame is read yet
+        assert [video.seconds for _ in video] == pytest.approx([0, 0.1, 0.9, 1.0])
+
+
 def test_odd_sides_get_one_more_row_and_column(tmp_path: Path) -> None:
     with open_video(write(tmp_path / "odd.mp4", frames(2, 47, 63))) as video:
         assert next(iter(video)).shape == (48, 64, 3)
@@ -68,6 +86,7 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
     with open_video(tmp_path) as video:
         assert (video.rate, video.count) == (None, 3)
         assert [int(frame[0, 0, 0]) for frame in video] == [60, 80, 40]
+        assert video.seconds is None
 
 
 def test_frames_are_written_by_number(tmp_path: Path) -> None:
@@ -142,7 +161,9 @@ class Camera:
         for rotation in (0, 90):
             picture = np.zeros((2, 2, 3), np.uint8)
             picture[0, 1] = 255  # above, on the right
-            yield SimpleNamespace(to_ndarray=lambda format, it=picture: it, rotation=rotation)
+            yield SimpleNamespace(
+                to_ndarray=lambda format, it=picture: it, rotation=rotation, time=None
+            )
         raise self.FFmpegError
 
     def close(self) -> None:
@@ -173,6 +194,17 @@ def test_frames_are_turned_upright(camera: Camera) -> None:
     frames = iter(open_video("webcam"))
     assert next(frames)[0, 1].all()
     assert next(frames)[0, 0].all()  # a quarter turn to the left
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "webcam"])
+def test_frames_are_timed_by_the_rate_where_the_file_says_nothing(
+    camera: Camera, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.mp4").touch()
+    video = open_video(name)
+    times = [video.seconds for _, _ in zip(range(2), video, strict=False)]
+    assert times == [0, 1 / 30]
 
 
 @pytest.mark.parametrize(

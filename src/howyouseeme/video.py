@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ WEBCAM = "webcam"
 _BROKEN = "is damaged or no video that can be read; convert it to MP4 (H.264)"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Video(AbstractContextManager["Video"]):
     """Frames in the order in which they are shown, to be read once.
 
@@ -43,7 +43,9 @@ class Video(AbstractContextManager["Video"]):
 
     - `name`: what it was opened as;
     - `rate`: frames a second, None where nobody knows (a folder);
-    - `count`: the number of frames, None where it isn't known before the end (a webcam).
+    - `count`: the number of frames, None where it isn't known before the end (a webcam);
+    - `seconds`: when the frame read last is shown, from the first one on: as the file says, for frames
+      may last differently long, or else by its number and the rate; None where neither is known.
 
     Raises `InputError` while it is read, if there is no frame in it, a frame is damaged, or a frame
     has another size than the first.
@@ -54,6 +56,8 @@ class Video(AbstractContextManager["Video"]):
     count: int | None
     frames: Callable[[], Iterator[np.ndarray]]
     close: Callable[[], None] = lambda: None
+    clock: Callable[[], float | None] = lambda: None
+    seconds: float | None = field(default=None, init=False)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         size = None
@@ -64,6 +68,9 @@ class Video(AbstractContextManager["Video"]):
                     f"{self.name}: frame {number} has {_size(frame.shape)} pixels and the first "
                     f"{_size(size)}; give frames of one size."
                 )
+            self.seconds = self.clock()
+            if self.seconds is None and self.rate:
+                self.seconds = number / self.rate
             yield frame
         if size is None:
             raise InputError(f"{self.name} has no frames; give a video with at least one.")
@@ -153,12 +160,18 @@ def _open_stream(
         raise
     stream.thread_type = "AUTO"
     rate = stream.average_rate or stream.guessed_rate
+    start: float | None = None
+    now: float | None = None
 
     def frames() -> Iterator[np.ndarray]:
+        nonlocal start, now
         number = 0
         try:
             for frame in container.decode(stream):
                 check(frame)  # the size may change on the way
+                now = None if webcam else frame.time
+                if number == 0:
+                    start = now
                 upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
                 yield np.ascontiguousarray(upright)
                 number += 1
@@ -169,7 +182,12 @@ def _open_stream(
             ) from error
 
     return Video(
-        name, float(rate) if rate else None, stream.frames or None, frames, container.close
+        name,
+        float(rate) if rate else None,
+        stream.frames or None,
+        frames,
+        container.close,
+        lambda: None if start is None or now is None else now - start,
     )
 
 
