@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import struct
 import sys
 from collections.abc import Iterator
 from fractions import Fraction
@@ -70,6 +71,38 @@ def test_what_was_written_is_whole_when_the_work_is_interrupted(tmp_path: Path) 
         raise KeyboardInterrupt
     with open_video(path) as video:
         assert len(list(video)) == 3
+
+
+@pytest.mark.parametrize(
+    ("matrix", "shown"),  # (x, y) goes to (ax + cy, bx + dy), of a, b, c, d
+    [
+        ((1, 0, 0, 1), "12 34"),
+        ((0, 1, -1, 0), "31 42"),
+        ((-1, 0, 0, -1), "43 21"),
+        ((0, -1, 1, 0), "24 13"),
+        ((-1, 0, 0, 1), "21 43"),
+        ((1, 0, 0, -1), "34 12"),
+        ((0, 1, 1, 0), "13 24"),
+        ((0, -1, -1, 0), "42 31"),
+    ],
+)
+def test_a_turned_or_mirrored_video_is_read_as_it_is_shown(
+    tmp_path: Path, matrix: tuple[int, ...], shown: str
+) -> None:
+    picture = np.kron([[1, 2], [3, 4]], np.ones((24, 32)))[..., None].repeat(3, 2) * 50
+    path = write(tmp_path / "a.mp4", [picture.astype(np.uint8)])
+    a, b, c, d = (one << 16 for one in matrix)
+    content = path.read_bytes()
+    at = content.index(b"tkhd") + 44  # where the track's header has its matrix
+    turned = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content[:at] + turned + content[at + len(turned) :])
+    with open_video(path) as video:
+        (frame,) = video
+    height, width = frame.shape[:2]
+    assert (height, width) == ((48, 64) if matrix[0] else (64, 48))
+    corners = frame[height // 4 :: height // 2, width // 4 :: width // 2, 0]
+    found = [[str(round(level / 50)) for level in row] for row in corners.tolist()]
+    assert " ".join(map("".join, found)) == shown
 
 
 def test_without_a_frame_no_video_is_made(tmp_path: Path) -> None:
@@ -158,11 +191,13 @@ class Camera:
         return self
 
     def decode(self, stream: object) -> Iterator[object]:
-        for rotation in (0, 90):
+        for matrix in ((1, 0, 0, 0, 1), (0, -1, 0, 1, 0)):
             picture = np.zeros((2, 2, 3), np.uint8)
             picture[0, 1] = 255  # above, on the right
             yield SimpleNamespace(
-                to_ndarray=lambda format, it=picture: it, rotation=rotation, time=None
+                to_ndarray=lambda format, it=picture: it,
+                side_data={"DISPLAYMATRIX": np.array([*matrix, 0, 0, 0, 1], np.int32).tobytes()},
+                time=None,
             )
         raise self.FFmpegError
 

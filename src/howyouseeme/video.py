@@ -172,8 +172,7 @@ def _open_stream(
                 now = None if webcam else frame.time
                 if number == 0:
                     start = now
-                upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-                yield np.ascontiguousarray(upright)
+                yield _upright(frame)
                 number += 1
         except (av.FFmpegError, OSError) as error:
             raise InputError(
@@ -189,6 +188,21 @@ def _open_stream(
         container.close,
         lambda: None if start is None or now is None else now - start,
     )
+
+
+def _upright(frame: Any) -> np.ndarray:
+    """The frame's pixels as they are shown, by the matrix that says where (x, y) goes."""
+    pixels = frame.to_ndarray(format="rgb24")
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is not None:
+        a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()  # ax + cy, bx + dy
+        if abs(b) > abs(a):
+            pixels = pixels.transpose(1, 0, 2)
+            right, down = c, b
+        else:
+            right, down = a, d
+        pixels = pixels[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1]
+    return np.ascontiguousarray(pixels)
 
 
 class VideoWriter(AbstractContextManager["VideoWriter"]):
