@@ -122,6 +122,14 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
         assert video.seconds is None
 
 
+def test_frames_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for number in (0, 1, 2, 10, 11):
+        Image.new("L", (8, 8), 20 * number).save(tmp_path / f"{number}.png")
+    Image.new("L", (8, 8), 255).save(tmp_path / "end-1.png")
+    with open_video(tmp_path) as video:
+        assert [int(frame[0, 0, 0]) for frame in video] == [0, 20, 40, 200, 220, 255]
+
+
 def test_frames_are_written_by_number(tmp_path: Path) -> None:
     with FrameWriter(tmp_path / "out") as out:
         for frame in frames(2):

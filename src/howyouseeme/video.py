@@ -80,7 +80,7 @@ class Video(AbstractContextManager["Video"]):
 
 
 def open_video(source: str | Path, kind: str | None = None, max_pixels: int | None = None) -> Video:
-    """A video file, a folder of frames (in the order of their names), or a webcam.
+    """A video file, a folder of frames (in the order of their names, 2.jpg before 10.jpg), or a webcam.
 
     >>> open_video("walk.mp4"), open_video("frames/"), open_video("webcam"), open_video("webcam:1")
 
@@ -106,14 +106,23 @@ def open_video(source: str | Path, kind: str | None = None, max_pixels: int | No
 
 def _open_folder(folder: Path) -> Video:
     files = sorted(
-        file
-        for file in folder.iterdir()
-        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+        (
+            file
+            for file in folder.iterdir()
+            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+        ),
+        key=_by_numbers,
     )
     if not files:
         known = " ".join(sorted(SUFFIXES))
         raise InputError(f"There are no frames in the folder {folder}; frames end in {known}.")
     return Video(str(folder), None, len(files), lambda: (np.asarray(load_image(f)) for f in files))
+
+
+def _by_numbers(file: Path) -> tuple[list[str | int], str]:
+    """A key to sort files by their names, 2.jpg before 10.jpg."""
+    parts = re.split("([0-9]+)", file.name)  # every second one is a number
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], file.name
 
 
 def _open_webcam(name: str) -> Video:
