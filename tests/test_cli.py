@@ -373,6 +373,25 @@ def test_broken_photos_do_not_stop_the_others(run: Run, photo: Path) -> None:
     assert len(result.stdout.splitlines()) == 1
 
 
+def test_a_loop_of_links_does_not_stop_the_others(run: Run, photo: Path) -> None:
+    folder = Path("photos")
+    folder.mkdir()
+    shutil.copy(photo, folder / "a.png")
+    try:
+        (folder / "b.png").symlink_to("c.png")
+        (folder / "c.png").symlink_to("b.png")
+    except OSError:
+        pytest.skip("this system lets no one make links")
+    (folder / "c.jpg").symlink_to("c.jpg")
+    result = run("explain", folder, "--out", "out")
+    assert result.exit_code == 1
+    *loops, end = result.stderr.splitlines()
+    assert len(loops) == 3
+    assert all("can't be opened" in loop and "symbolic links" in loop for loop in loops)
+    assert end == "3 of 4 failed"
+    assert Path("out/a.png").exists()
+
+
 def test_same_names_from_two_folders(run: Run, photo: Path) -> None:
     for folder in ("a", "b"):
         Path(folder).mkdir()

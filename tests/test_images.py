@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -177,6 +178,16 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
         load_image(tmp_path)
     with pytest.raises(ImageError, match="can't be opened"):
         load_image("bad\0name.png")
+    with pytest.raises(ImageError, match="can't be opened"):
+        load_image(f"{'long' * 80}.png")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_pipes_and_devices_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.jpg")
+    for path in (Path("/dev/zero"), tmp_path / "x.jpg"):
+        with pytest.raises(ImageError, match="is a pipe or a device; save what"):
+            load_image(path)
 
 
 def test_empty_files(tmp_path: Path) -> None:

@@ -320,6 +320,15 @@ def test_a_lost_target_has_no_box_in_the_table(network: Network, tmp_path: Path)
     assert rows[-1]["x0"] == rows[-1]["seconds"] == ""
 
 
+def test_the_table_has_the_times_of_the_frames(network: Network, tmp_path: Path) -> None:
+    frames, truth = passing(20)
+    times = iter([0.0, 0.1, 0.9])
+    video = Video("test", 10.0, 3, lambda: iter(frames[:3]), clock=lambda: next(times))
+    list(follow(video, Tracker(network), lambda _: truth[0], tmp_path / "a.csv"))
+    with (tmp_path / "a.csv").open() as file:
+        assert [row["seconds"] for row in csv.DictReader(file)] == ["0.000", "0.100", "0.900"]
+
+
 def test_the_box_is_drawn_on_the_frame() -> None:
     frame = np.zeros((60, 80, 3), np.uint8)
     drawn = annotate(frame, Sighting((10.0, 20.0, 50.0, 40.0), 0.9))

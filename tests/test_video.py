@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import csv
+import struct
 import sys
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,6 +40,23 @@ def test_a_video_comes_back_as_it_was_written(tmp_path: Path) -> None:
         assert abs(int(before.mean()) - int(after.mean())) <= 3  # H.264 loses a little
 
 
+def test_frames_are_timed_as_the_file_says(tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    path = tmp_path / "uneven.mkv"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("h264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for picture, milliseconds in zip(frames(4), (2000, 2100, 2900, 3000), strict=True):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = milliseconds, Fraction(1, 1000)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    with open_video(path) as video:
+        assert video.seconds is None  # no frame is read yet
+        assert [video.seconds for _ in video] == pytest.approx([0, 0.1, 0.9, 1.0])
+
+
 def test_odd_sides_get_one_more_row_and_column(tmp_path: Path) -> None:
     with open_video(write(tmp_path / "odd.mp4", frames(2, 47, 63))) as video:
         assert next(iter(video)).shape == (48, 64, 3)
@@ -54,6 +73,38 @@ def test_what_was_written_is_whole_when_the_work_is_interrupted(tmp_path: Path) 
         assert len(list(video)) == 3
 
 
+@pytest.mark.parametrize(
+    ("matrix", "shown"),  # (x, y) goes to (ax + cy, bx + dy), of a, b, c, d
+    [
+        ((1, 0, 0, 1), "12 34"),
+        ((0, 1, -1, 0), "31 42"),
+        ((-1, 0, 0, -1), "43 21"),
+        ((0, -1, 1, 0), "24 13"),
+        ((-1, 0, 0, 1), "21 43"),
+        ((1, 0, 0, -1), "34 12"),
+        ((0, 1, 1, 0), "13 24"),
+        ((0, -1, -1, 0), "42 31"),
+    ],
+)
+def test_a_turned_or_mirrored_video_is_read_as_it_is_shown(
+    tmp_path: Path, matrix: tuple[int, ...], shown: str
+) -> None:
+    picture = np.kron([[1, 2], [3, 4]], np.ones((24, 32)))[..., None].repeat(3, 2) * 50
+    path = write(tmp_path / "a.mp4", [picture.astype(np.uint8)])
+    a, b, c, d = (one << 16 for one in matrix)
+    content = path.read_bytes()
+    at = content.index(b"tkhd") + 44  # where the track's header has its matrix
+    turned = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content[:at] + turned + content[at + len(turned) :])
+    with open_video(path) as video:
+        (frame,) = video
+    height, width = frame.shape[:2]
+    assert (height, width) == ((48, 64) if matrix[0] else (64, 48))
+    corners = frame[height // 4 :: height // 2, width // 4 :: width // 2, 0]
+    found = [[str(round(level / 50)) for level in row] for row in corners.tolist()]
+    assert " ".join(map("".join, found)) == shown
+
+
 def test_without_a_frame_no_video_is_made(tmp_path: Path) -> None:
     pytest.importorskip("av")
     with VideoWriter(tmp_path / "none.mp4", rate=10):
@@ -68,6 +119,15 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
     with open_video(tmp_path) as video:
         assert (video.rate, video.count) == (None, 3)
         assert [int(frame[0, 0, 0]) for frame in video] == [60, 80, 40]
+        assert video.seconds is None
+
+
+def test_frames_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for number in (0, 1, 2, 10, 11):
+        Image.new("L", (8, 8), 20 * number).save(tmp_path / f"{number}.png")
+    Image.new("L", (8, 8), 255).save(tmp_path / "end-1.png")
+    with open_video(tmp_path) as video:
+        assert [int(frame[0, 0, 0]) for frame in video] == [0, 20, 40, 200, 220, 255]
 
 
 def test_frames_are_written_by_number(tmp_path: Path) -> None:
@@ -139,10 +199,14 @@ class Camera:
         return self
 
     def decode(self, stream: object) -> Iterator[object]:
-        for rotation in (0, 90):
+        for matrix in ((1, 0, 0, 0, 1), (0, -1, 0, 1, 0)):
             picture = np.zeros((2, 2, 3), np.uint8)
             picture[0, 1] = 255  # above, on the right
-            yield SimpleNamespace(to_ndarray=lambda format, it=picture: it, rotation=rotation)
+            yield SimpleNamespace(
+                to_ndarray=lambda format, it=picture: it,
+                side_data={"DISPLAYMATRIX": np.array([*matrix, 0, 0, 0, 1], np.int32).tobytes()},
+                time=None,
+            )
         raise self.FFmpegError
 
     def close(self) -> None:
@@ -173,6 +237,17 @@ def test_frames_are_turned_upright(camera: Camera) -> None:
     frames = iter(open_video("webcam"))
     assert next(frames)[0, 1].all()
     assert next(frames)[0, 0].all()  # a quarter turn to the left
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "webcam"])
+def test_frames_are_timed_by_the_rate_where_the_file_says_nothing(
+    camera: Camera, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.mp4").touch()
+    video = open_video(name)
+    times = [video.seconds for _, _ in zip(range(2), video, strict=False)]
+    assert times == [0, 1 / 30]
 
 
 @pytest.mark.parametrize(

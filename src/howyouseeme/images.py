@@ -91,8 +91,10 @@ def sample_photo(name: str = "cat") -> Path:
 
 
 def _read_file(path: Path, max_pixels: int | None) -> Image.Image:
-    if path.is_dir():
+    if os.path.isdir(path):
         raise ImageError(f"{path} is a folder; name a picture in it.")
+    if os.path.exists(path) and not os.path.isfile(path):  # which may never end, or never begin
+        raise ImageError(f"{path} is a pipe or a device; save what comes from it as a file.")
     try:
         file = path.open("rb")
     except FileNotFoundError as error:

@@ -138,15 +138,15 @@ def track(
 COLUMNS = ["frame", "seconds", "state", "confidence", "x0", "y0", "x1", "y1"]
 
 
-def row(number: int, rate: float | None, sighting: Sighting) -> list[Any]:
-    """What the table of a track says of one frame, by its number and the frames a second.
+def row(number: int, seconds: float | None, sighting: Sighting) -> list[Any]:
+    """What the table of a track says of one frame, by its number and its time in the video.
 
-    >>> row(2, 25, Sighting((1, 2, 3, 4), 0.9))
+    >>> row(2, 0.08, Sighting((1, 2, 3, 4), 0.9))
     [2, '0.080', 'found', '0.900', '1.0', '2.0', '3.0', '4.0']
     """
-    seconds = "" if rate is None else f"{number / rate:.3f}"
+    time = "" if seconds is None else f"{seconds:.3f}"
     box = [f"{side:.1f}" for side in sighting.box or ()] or [""] * 4
-    return [number, seconds, sighting.state, f"{sighting.confidence:.3f}", *box]
+    return [number, time, sighting.state, f"{sighting.confidence:.3f}", *box]
 
 
 def follow(
@@ -162,7 +162,7 @@ def follow(
     ...     ...                                # both are complete up to this frame
 
     `choose` is given the first frame and tells the box. The table has the columns `frame, seconds,
-    state, confidence, x0, y0, x1, y1`; seconds are empty where the rate is unknown, boxes where the
+    state, confidence, x0, y0, x1, y1`; seconds are empty where they are unknown, boxes where the
     target is lost. Errors are those of `Tracker`, of `choose` and of the writers.
     """
     frames = iter(video)
@@ -171,7 +171,7 @@ def follow(
     with Table(table, COLUMNS) as rows, picture or nullcontext():
         number = 0
         while True:
-            rows.write(row(number, video.rate, sighting))
+            rows.write(row(number, video.seconds, sighting))
             if picture is not None:
                 picture.write(annotate(frame, sighting))
             yield sighting

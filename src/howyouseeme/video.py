@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ WEBCAM = "webcam"
 _BROKEN = "is damaged or no video that can be read; convert it to MP4 (H.264)"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Video(AbstractContextManager["Video"]):
     """Frames in the order in which they are shown, to be read once.
 
@@ -43,7 +43,9 @@ class Video(AbstractContextManager["Video"]):
 
     - `name`: what it was opened as;
     - `rate`: frames a second, None where nobody knows (a folder);
-    - `count`: the number of frames, None where it isn't known before the end (a webcam).
+    - `count`: the number of frames, None where it isn't known before the end (a webcam);
+    - `seconds`: when the frame read last is shown, from the first one on: as the file says, for frames
+      may last differently long, or else by its number and the rate; None where neither is known.
 
     Raises `InputError` while it is read, if there is no frame in it, a frame is damaged, or a frame
     has another size than the first.
@@ -54,6 +56,8 @@ class Video(AbstractContextManager["Video"]):
     count: int | None
     frames: Callable[[], Iterator[np.ndarray]]
     close: Callable[[], None] = lambda: None
+    clock: Callable[[], float | None] = lambda: None
+    seconds: float | None = field(default=None, init=False)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         size = None
@@ -64,6 +68,9 @@ class Video(AbstractContextManager["Video"]):
                     f"{self.name}: frame {number} has {_size(frame.shape)} pixels and the first "
                     f"{_size(size)}; give frames of one size."
                 )
+            self.seconds = self.clock()
+            if self.seconds is None and self.rate:
+                self.seconds = number / self.rate
             yield frame
         if size is None:
             raise InputError(f"{self.name} has no frames; give a video with at least one.")
@@ -73,7 +80,7 @@ class Video(AbstractContextManager["Video"]):
 
 
 def open_video(source: str | Path, kind: str | None = None, max_pixels: int | None = None) -> Video:
-    """A video file, a folder of frames (in the order of their names), or a webcam.
+    """A video file, a folder of frames (in the order of their names, 2.jpg before 10.jpg), or a webcam.
 
     >>> open_video("walk.mp4"), open_video("frames/"), open_video("webcam"), open_video("webcam:1")
 
@@ -99,14 +106,23 @@ def open_video(source: str | Path, kind: str | None = None, max_pixels: int | No
 
 def _open_folder(folder: Path) -> Video:
     files = sorted(
-        file
-        for file in folder.iterdir()
-        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+        (
+            file
+            for file in folder.iterdir()
+            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+        ),
+        key=_by_numbers,
     )
     if not files:
         known = " ".join(sorted(SUFFIXES))
         raise InputError(f"There are no frames in the folder {folder}; frames end in {known}.")
     return Video(str(folder), None, len(files), lambda: (np.asarray(load_image(f)) for f in files))
+
+
+def _by_numbers(file: Path) -> tuple[list[str | int], str]:
+    """A key to sort files by their names, 2.jpg before 10.jpg."""
+    parts = re.split("([0-9]+)", file.name)  # every second one is a number
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], file.name
 
 
 def _open_webcam(name: str) -> Video:
@@ -153,14 +169,19 @@ def _open_stream(
         raise
     stream.thread_type = "AUTO"
     rate = stream.average_rate or stream.guessed_rate
+    start: float | None = None
+    now: float | None = None
 
     def frames() -> Iterator[np.ndarray]:
+        nonlocal start, now
         number = 0
         try:
             for frame in container.decode(stream):
                 check(frame)  # the size may change on the way
-                upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-                yield np.ascontiguousarray(upright)
+                now = None if webcam else frame.time
+                if number == 0:
+                    start = now
+                yield _upright(frame)
                 number += 1
         except (av.FFmpegError, OSError) as error:
             raise InputError(
@@ -169,8 +190,28 @@ def _open_stream(
             ) from error
 
     return Video(
-        name, float(rate) if rate else None, stream.frames or None, frames, container.close
+        name,
+        float(rate) if rate else None,
+        stream.frames or None,
+        frames,
+        container.close,
+        lambda: None if start is None or now is None else now - start,
     )
+
+
+def _upright(frame: Any) -> np.ndarray:
+    """The frame's pixels as they are shown, by the matrix that says where (x, y) goes."""
+    pixels = frame.to_ndarray(format="rgb24")
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is not None:
+        a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()  # ax + cy, bx + dy
+        if abs(b) > abs(a):
+            pixels = pixels.transpose(1, 0, 2)
+            right, down = c, b
+        else:
+            right, down = a, d
+        pixels = pixels[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1]
+    return np.ascontiguousarray(pixels)
 
 
 class VideoWriter(AbstractContextManager["VideoWriter"]):

@@ -90,7 +90,7 @@ def find_photos(given: Sequence[Path]) -> list[Path]:
     """The files that are meant, each once, in the order given; a folder stands for its photos."""
     if not given:
         raise click.UsageError("Name at least one photo or folder.")
-    found: dict[Path, Path] = {}
+    found: dict[str, Path] = {}
     for path in given:
         files = [path]
         if path.is_dir():
@@ -109,7 +109,7 @@ def find_photos(given: Sequence[Path]) -> list[Path]:
                 read = f"read are files that end in {known}, not subfolders"
                 click.echo(f"{path}: {skipped}; {read}{hint}", err=True)
         for file in files:
-            found.setdefault(file.resolve(), file)
+            found.setdefault(os.path.realpath(file), file)  # which a loop of links has, too
     return list(found.values())
 
 
@@ -119,9 +119,9 @@ def _output_names(files: Sequence[Path]) -> list[str]:
     That is the folder, if they are in several, and the suffix, if one folder has two of them.
     """
     # Without regard to case: on some systems X.png would overwrite x.png.
-    alike: dict[str, list[Path]] = defaultdict(list)
+    alike: dict[str, list[str]] = defaultdict(list)
     for file in files:
-        alike[_short(file.stem).casefold()].append(file.resolve().parent)
+        alike[_short(file.stem).casefold()].append(_folder(file))
     taken = {stem for stem, folders in alike.items() if len(folders) == 1}
     names = []
     for file in files:
@@ -130,7 +130,7 @@ def _output_names(files: Sequence[Path]) -> list[str]:
         if len(folders) > 1:
             apart = len(set(folders))
             parts = [
-                file.resolve().parent.name if apart > 1 else "",
+                os.path.basename(_folder(file)) if apart > 1 else "",
                 name,
                 file.suffix[1:].lower() if apart < len(folders) else "",
             ]
@@ -142,6 +142,10 @@ def _output_names(files: Sequence[Path]) -> list[str]:
             taken.add(name.casefold())
         names.append(name)
     return names
+
+
+def _folder(file: Path) -> str:
+    return os.path.dirname(os.path.realpath(file))
 
 
 def _short(name: str) -> str:

@@ -508,7 +508,7 @@ class Page:
                         seen = tracker(frame)
                     picture = annotate(frame, seen)
                     writer.write(picture)
-                    rows.write(row(number, video.rate, seen))
+                    rows.write(row(number, video.seconds, seen))
                     number, found = number + 1, found + seen.found
                     return picture
 
