@@ -642,6 +642,12 @@ def test_a_function_may_give_each_image_its_own_class(net: nn.Module, images: Te
         assert own.path(i, [0])[0].nodes[-1].position == by_class.path(i, [0])[0].nodes[-1].position
 
 
+def test_what_a_models_own_code_raises_is_said(images: Tensor) -> None:
+    model = Wrapped(lambda scores: {}["missing"]).eval()
+    with pytest.raises(InputError, match=r"can't run on .*: KeyError: 'missing'"):
+        Explainer(model)(images)
+
+
 def test_an_answer_that_depends_on_the_rest_of_the_batch_is_refused(images: Tensor) -> None:
     class Mixing(nn.Module):
         def __init__(self) -> None:
