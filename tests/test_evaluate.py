@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from networks import Made
 from PIL import Image
 from torch import Tensor, nn
 
@@ -470,7 +471,14 @@ def test_grids_are_measured_where_four_classes_are_sure(photos: Path, tmp_path: 
     assert note.startswith("GridPG is left out: the network does not take four images in one")
 
 
-@pytest.mark.parametrize("ending", [nn.Identity(), nn.Softmax(1), nn.Sigmoid(), nn.LogSoftmax(1)])
+@pytest.mark.parametrize(
+    "ending",
+    [
+        *(nn.Identity(), nn.Softmax(1), nn.Sigmoid(), nn.LogSoftmax(1)),
+        Made(lambda scores: 100 * scores.softmax(1)),
+        Made(lambda scores: (scores.softmax(1) + 1e-3).log()),
+    ],
+)
 def test_probabilities_are_what_the_explanation_says(ending: nn.Module, photos: Path) -> None:
     module = nn.Sequential(Colours(), ending).eval()
     network = hysm.Network("ends", module, hysm.Preprocess((SIZE, SIZE)), None)

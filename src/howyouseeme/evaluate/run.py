@@ -24,7 +24,7 @@ from ..files import write
 from ..images import Geometry, load_image
 from ..methods import Method
 from ..models import Model, Network, Prepare
-from ..scores import certainties, logits_of, recorded_scores
+from ..scores import certainties, logits_of, recorded_scores, scores_in
 from ..tape import record
 from .boxes import Box, Boxes, read_boxes
 from .measures import Array, Interval, Predict, bootstrap
@@ -480,10 +480,16 @@ def _predict(network: Network, x: Tensor) -> Predict:
             f"{network.name} has a single score, and the measures compare classes: give a module "
             "that returns two, torch.cat([-score, score], 1), of no and yes."
         )
+    found = logits_of(tape, scores)
+    told = None if found.told is None else found.told.reshape(scores.shape)
+    at_the_end = told is None or torch.equal(told, scores.data)
 
     def predict(batch: Tensor) -> Tensor:
-        tape = record(network.module, [batch])
-        told = recorded_scores(tape)
-        return certainties(told.data.reshape(len(batch), -1), logits_of(tape, told))
+        if at_the_end:
+            given: Tensor = scores_in(network.module(batch)).reshape(len(batch), -1)
+            return certainties(given, found._replace(told=None if told is None else given))
+        made = record(network.module, [batch])
+        given = recorded_scores(made).data.reshape(len(batch), -1)
+        return certainties(given, logits_of(made, recorded_scores(made)))
 
-    return predict
+    return torch.no_grad()(predict)
