@@ -674,10 +674,15 @@ def test_a_model_that_squeezes_the_batch_away(net: nn.Module, images: Tensor) ->
         def forward(self, x: Tensor) -> Tensor:
             return self.net(x).squeeze()
 
-    for together in (False, True):
-        found = Explainer(Squeezing().eval(), together=together)(images)
-        same(found, Explainer(net, together=together)(images))
-        assert found.label[0].startswith("class")
+    class Sure(Squeezing):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).softmax(-1)
+
+    for model in (Squeezing().eval(), Sure().eval()):
+        for together in (False, True):
+            found = Explainer(model, together=together)(images)
+            same(found, Explainer(net, together=together)(images))
+            assert found.label[0].startswith("class")
 
 
 def test_feature_maps_with_other_axes_than_the_input(images: Tensor) -> None:

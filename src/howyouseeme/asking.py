@@ -120,7 +120,7 @@ class Asker:
                 "[batch, classes]: is the input [batch, channel, height, width]? For another kind of "
                 "output, give a function as the target: target=lambda output: output[...]."
             )
-        found = logits_of(tape, scores)
+        found = logits_of(tape, scores, batch)
         told = scores.data.reshape(batch, -1)
         certain = certainties(told, found, multilabel=self.multilabel)
         if scores.numel == batch:

@@ -152,8 +152,8 @@ def _grown_from(value: Value, nodes: Tensor) -> tuple[Value, Tensor] | None:
     return None
 
 
-def logits_of(tape: Tape, scores: Value) -> Found:
-    """The table of scores [batch, classes] before a softmax or sigmoid at the end, and all its nodes.
+def logits_of(tape: Tape, scores: Value, batch: int = 1) -> Found:
+    """The table of scores [batch, classes], of any shape, before a softmax or sigmoid at the end, and all its nodes.
 
     Of classes that were chosen from others, the table is a new one, of those alone. Of one that was chosen
     from those of a softmax it is the logarithm of the odds, log p / (1 - p), as before a sigmoid.
@@ -164,7 +164,7 @@ def logits_of(tape: Tape, scores: Value) -> Found:
     nodes = torch.arange(scores.numel, device=scores.device)
     found = _before_squashing(scores, nodes)
     start = found.start
-    if found.squashed_by and found.exclusive and scores.numel == scores.shape[:1].numel():
+    if found.squashed_by and found.exclusive and scores.numel == batch:
         start = _odds(tape, found)
     elif start.numel != scores.numel or not torch.equal(found.nodes, nodes):
         start = pick(tape, start, found.nodes.reshape(scores.shape))

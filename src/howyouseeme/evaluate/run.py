@@ -490,6 +490,6 @@ def _predict(network: Network, x: Tensor) -> Predict:
             return certainties(given, found._replace(told=None if told is None else given))
         made = record(network.module, [batch])
         given = recorded_scores(made).data.reshape(len(batch), -1)
-        return certainties(given, logits_of(made, recorded_scores(made)))
+        return certainties(given, logits_of(made, recorded_scores(made), len(batch)))
 
     return torch.no_grad()(predict)
