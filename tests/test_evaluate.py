@@ -489,6 +489,15 @@ def test_probabilities_are_what_the_explanation_says(ending: nn.Module, photos: 
         assert item.probability == pytest.approx(explanation.probability[0], abs=1e-6)
 
 
+def test_the_answer_is_the_models_where_classes_are_masked(photos: Path) -> None:
+    mask = torch.tensor([0.0, 1, 1, 1])  # red can't be answered
+    module = nn.Sequential(Colours(), Made(lambda scores: scores.softmax(1) * mask)).eval()
+    network = hysm.Network("masked", module, hysm.Preprocess((SIZE, SIZE)), None)
+    found = evaluate(network, files(photos), settings=FAST, grids=0)
+    for item, path in zip(found.items, files(photos), strict=True):
+        assert item.target == hysm.explain(network, path).target[0] != 0
+
+
 def test_results_are_saved(photos: Path, tmp_path: Path) -> None:
     found = evaluate(
         colours(),

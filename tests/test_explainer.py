@@ -528,6 +528,7 @@ def test_samples_that_share_an_axis_keep_their_own_targets(images: Tensor) -> No
         lambda scores: {"aux": scores * 2, "logits": scores},
         lambda scores: {"aux": scores * 2, "out": scores},
         lambda scores: {"anything": scores},
+        lambda scores: (scores, scores.argmax(1), np.arange(3), "hello", None),
         lambda scores: scores.softmax(1),
         lambda scores: scores.log_softmax(-1),
         lambda scores: nn.functional.softmax(scores.float(), dim=1),
@@ -588,6 +589,35 @@ def test_what_lets_scores_only_grow_is_seen_through(
         assert found == pytest.approx(expected, abs=1e-3)
 
 
+def test_a_single_score_says_no_where_the_model_does(images: Tensor) -> None:
+    with torch.no_grad():
+        said = make_net()(images)[:, 0].sigmoid()
+    edge = float(said.mean())
+    model = Wrapped(lambda s: (s[:, 0].sigmoid() - edge) * 10).eval()
+    labels = Explainer(model)(images).label
+    assert [label.startswith("not ") for label in labels] == (said < edge).tolist()
+    scaled = Explainer(Wrapped(lambda s: s[:, 0].sigmoid() * 0.1).eval())(images)
+    same(scaled, Explainer(Wrapped(lambda s: s[:, 0].sigmoid()).eval())(images))
+
+
+def test_a_constant_in_the_place_of_a_score_is_not_seen_through(images: Tensor) -> None:
+    instead = torch.tensor([True, False, False, False])
+    model = Wrapped(lambda s: torch.where(instead, 1.0, s.softmax(1))).eval()
+    found = Explainer(model)(images)
+    assert found.target == (0, 0, 0)
+    plain = Explainer(Wrapped(lambda s: s.softmax(1)).eval())(images, 0)
+    assert found.evidence.abs().max() < 0.1 * plain.evidence.abs().max()
+    assert found.probability != pytest.approx(plain.probability, abs=0.01)
+
+
+def test_what_may_fall_is_not_seen_through_whatever_the_batch(images: Tensor) -> None:
+    model = Wrapped(lambda s: (s.softmax(1) - 0.12).abs()).eval()
+    together = Explainer(model, together=True)(images)
+    for i, image in enumerate(images):
+        alone = Explainer(model)(image[None], together.target[i])
+        torch.testing.assert_close(together.evidence[i], alone.evidence[0])
+
+
 def test_what_turns_scores_round_is_not_seen_through(images: Tensor) -> None:
     turned = Explainer(Wrapped(lambda s: -s.softmax(1)).eval())(images, 0)
     plain = Explainer(Wrapped(lambda s: s.softmax(1)).eval())(images, 0)
@@ -640,12 +670,6 @@ def test_a_function_may_give_each_image_its_own_class(net: nn.Module, images: Te
         for mine, same in zip(own.layers(i), by_class.layers(i), strict=True):
             torch.testing.assert_close(mine.map, same.map)
         assert own.path(i, [0])[0].nodes[-1].position == by_class.path(i, [0])[0].nodes[-1].position
-
-
-def test_what_a_models_own_code_raises_is_said(images: Tensor) -> None:
-    model = Wrapped(lambda scores: {}["missing"]).eval()
-    with pytest.raises(InputError, match=r"can't run on .*: KeyError: 'missing'"):
-        Explainer(model)(images)
 
 
 def test_an_answer_that_depends_on_the_rest_of_the_batch_is_refused(images: Tensor) -> None:

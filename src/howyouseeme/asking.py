@@ -13,7 +13,7 @@ from torch import Tensor
 from .errors import HowYouSeeMeError, InputError, first_line
 from .models import Network
 from .rules.branches import flip
-from .scores import certainties, detection_scores, logits_of, outline, recorded_scores
+from .scores import certainties, detection_scores, logits_of, outline, ranked, recorded_scores
 from .tape import Reader, Tape, Value
 from .targets import Target as NamedTarget
 
@@ -184,13 +184,9 @@ class Asker:
                 "give classes=[...] with one name for each."
             )
         if isinstance(target, Rank):
-            rank = target.among(count)
-            first = logits.sort(dim=1, descending=True, stable=True).indices
-            order = scores.gather(1, first).sort(dim=1, descending=True, stable=True).indices
-            return first.gather(1, order)[:, rank]
+            return ranked(scores, logits)[:, target.among(count)]
         if target is None:
-            best = scores == scores.amax(1, keepdim=True)
-            return logits.masked_fill(~best, -torch.inf).argmax(1)
+            return ranked(scores, logits)[:, 0]
         wanted = target if isinstance(target, list) else [target] * batch
         return torch.tensor([self._class(item, count) for item in wanted], device=scores.device)
 

@@ -194,16 +194,14 @@ class Explainer:
             tape = record(module, batch.tensors, readers=readers)
         except HowYouSeeMeError:
             raise
-        except Exception as error:  # whatever a model's own code raises
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
             hint = {
                 2: " Pictures have the shape [batch, channel, height, width].",
                 3: " A single image needs a batch axis: image[None].",
             }.get(first.dim(), "")
-            usual = isinstance(error, (RuntimeError, ValueError))  # whose kind says nothing more
-            said = first_line(error) if usual else f"{type(error).__name__}: {first_line(error)}"
             raise _CannotRunError(
                 f"The model {self.network.name} can't run on an input of the shape "
-                f"{batch.given} and type {first.dtype}: {said}.{hint}"
+                f"{batch.given} and type {first.dtype}: {first_line(error)}.{hint}"
             ) from error
         for read, reader in zip(tape.reads, readers, strict=True):
             if read is None and reader.module is not None:

@@ -17,6 +17,7 @@ def write(path: Path, content: bytes) -> None:
 
     >>> write(Path("out/photo.png"), picture)
     """
+    path = path.resolve()  # a link stays one
     # Not named after the file, whose name may be as long as names can be.
     unfinished = path.with_name(f".{secrets.token_hex(8)}.unfinished")
     try:

@@ -33,7 +33,7 @@ from .methods.evidence import Evidence
 from .models import Model, Prepare, as_network
 from .places import spatial
 from .regions import Box, components, edges, merged, overlaps, suppress
-from .scores import certainties, logits_of, recorded_scores
+from .scores import certainties, logits_of, ranked, recorded_scores
 from .tape import Value, record
 
 __all__ = ["Proposals", "Proposer", "Region"]
@@ -109,6 +109,7 @@ class _Seen:
     - `where`: where something is; `fine`: what is there; `objects`: how far it reaches;
     - `features` [channel, cells, cells]: how each place is described at the stage of stride 8;
     - `chances` [classes]: the probability of each;
+    - `order`: the classes, the likeliest first;
     - `geometry`: where the network's input lies in the picture.
     """
 
@@ -117,6 +118,7 @@ class _Seen:
     objects: Tensor
     features: Tensor
     chances: Tensor
+    order: list[int]
     geometry: Geometry
 
 
@@ -191,7 +193,7 @@ class Proposer:
                 f"Nothing in the picture speaks for {target!r}; name another class, or give a box."
             )
         chance = seen.chances[index]
-        rank = int((seen.chances > chance).sum()) + 1
+        rank = seen.order.index(index) + 1
         if rank > _ANSWERS:
             warnings.warn(
                 f"{self.network.label(index)} may not be in the picture: of the network's answers to it, "
@@ -219,8 +221,9 @@ class Proposer:
                 f"There is no class {target}: {self.network.name} has {len(chances)} classes, 0 to "
                 f"{len(chances) - 1}."
             )
-        likely = chances.topk(min(self.classes, len(chances)))
-        asked = dict(zip(likely.indices.tolist(), likely.values.tolist(), strict=True))
+        order = ranked(told.data.reshape(1, -1), found.start.data.reshape(1, -1))[0]
+        likely = order[: self.classes]
+        asked = dict(zip(likely.tolist(), chances[likely].tolist(), strict=True))
         last, middle = self._stages(way)
         alike = likeness(way, way.inputs[0])[0]
         where = torch.zeros(_CELLS, _CELLS)
@@ -243,6 +246,7 @@ class Proposer:
             objects=scale_to_one(objects),
             features=_resized(middle.data[0]),
             chances=chances,
+            order=order.tolist(),
             geometry=geometry,
         )
 

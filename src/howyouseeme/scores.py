@@ -19,13 +19,14 @@ __all__ = [
     "detection_scores",
     "logits_of",
     "outline",
+    "ranked",
     "recorded_scores",
     "scores_in",
 ]
 
 
 def scores_in(output: Any) -> Any:
-    """Where in a model's output the class scores are: the output itself, its 'logits' or 'out', or all it has but whole numbers.
+    """Where in a model's output the class scores are: the output itself, its 'logits' or 'out', or all floats that it has.
 
     >>> scores_in({"aux": aux, "out": scores}) is scores
 
@@ -36,9 +37,11 @@ def scores_in(output: Any) -> Any:
     if isinstance(output, Mapping):
         named = [output[name] for name in ("logits", "out") if name in output]
         output = named[0] if named else list(output.values())
-    if isinstance(output, Sequence):  # whole numbers are no scores
-        floats = [one for one in output if getattr(one, "dtype", torch.float).is_floating_point]
-        output = floats[0] if len(floats) == 1 else output
+    if isinstance(output, Sequence):  # labels, places and the like are no scores
+        tensors = [one for one in output if isinstance(one, (Value, Tensor))]
+        floats = [one for one in tensors if one.dtype.is_floating_point]
+        likely = floats or tensors
+        output = likely[0] if len(likely) == 1 else output
     if isinstance(output, (Value, Tensor)):
         return output
     raise InputError(
@@ -92,17 +95,17 @@ class Found(NamedTuple):
         return self.squashed_by != "aten.sigmoid"
 
 
-def _before_squashing(scores: Value, nodes: Tensor) -> Found:
+def _before_squashing(scores: Value, nodes: Tensor, *, shifted: bool = True) -> Found:
     """Where elements of the scores were before a softmax or sigmoid; there, if there was none.
 
     A softmax sets every class against all others, and a sigmoid that is sure of itself is flat. What
     follows them may only move each of its elements or let it grow: a choice, a clamp, a logarithm, a
-    product with a constant.
+    product with a constant; without `shifted`, nothing that moves where yes and no part.
     """
     found = Found(scores, nodes)
     at: tuple[Value, Tensor] | None = scores, nodes
     while at is not None and (call := at[0].call) is not None:
-        value, nodes = at
+        value, here = at
         if call.name in _SQUASHING:
             squashed: Value = call.args[0]
             dims = len(squashed.shape)
@@ -111,28 +114,38 @@ def _before_squashing(scores: Value, nodes: Tensor) -> Found:
                 and squashed.shape[call.args[1] % dims + 1 :].numel() != 1
             ):
                 break  # over something else than classes
-            told = value.flat[nodes] if found.told is None else found.told
-            found = Found(squashed, nodes, found.squashed_by or call.name, told)
-            at = squashed, nodes
+            told = value.flat[here] if found.told is None else found.told
+            found = Found(squashed, here, found.squashed_by or call.name, told)
+            at = squashed, here
         else:
-            at = _grown_from(value, nodes)
+            at = _grown_from(value, here, shifted)
     return found
 
 
 _SQUASHING = {"aten._softmax", "aten._safe_softmax", "aten._log_softmax", "aten.sigmoid"}
 
+#: What may stand in the place of a score.
+_MASKING = {"aten.masked_fill", "aten.where"}
 
-_MASKING = {"aten.where", "aten.masked_fill"}
+#: What never falls, and keeps the order of what is 0 or more. A factor may be negative, as its slope tells.
+_GROWING = {
+    f"aten.{name}"
+    for name in "_to_copy add div exp log log10 log1p log2 logit mul pow round sqrt sub".split()
+}
+
+#: What never falls, and leaves where yes and no part.
+_BOUNDING = {"aten.clamp", "aten.clamp_max", "aten.clamp_min"}
 
 
-def _grown_from(value: Value, nodes: Tensor) -> tuple[Value, Tensor] | None:
+def _grown_from(value: Value, nodes: Tensor, shifted: bool) -> tuple[Value, Tensor] | None:
     """What alone these elements were made of, each of one and growing with it, and where that is."""
     call = value.call
     assert call is not None
-    if call.name in _MASKING:  # of a score that was masked, what it would have been
+    if call.name in _MASKING and shifted:  # of a score that was put down, what it would have been
         masked = [v for v in call.inputs if v.data.is_floating_point()]
         if len(masked) == 1 and masked[0].shape == value.shape:
-            return masked[0], nodes
+            down = value.flat[nodes] <= masked[0].flat[nodes]
+            return (masked[0], nodes) if bool(down.all()) else None
     find = find_rule(call.name)
     try:
         step = find(call, value) if find is not None else None
@@ -140,31 +153,35 @@ def _grown_from(value: Value, nodes: Tensor) -> tuple[Value, Tensor] | None:
         step = None
     if step is None:
         return None
-    several = len(step.links) > 1  # of which one may be all that these elements come from
+    growing = call.name in _BOUNDING or (
+        call.name in _GROWING and len(step.links) == 1 and (shifted or step.bias is None)
+    )
     for source, link in step.links:
         if not link.one_to_one:
             continue
         edges = link.edges(nodes)
         if bool((edges.index < 0).any()) or bool((edges.weight < 0).any()):
             continue
-        if not several or torch.equal(value.flat[nodes], source.flat[edges.index]):
+        if growing or torch.equal(value.flat[nodes], source.flat[edges.index]):
             return source, edges.index
     return None
 
 
 def logits_of(tape: Tape, scores: Value, batch: int = 1) -> Found:
-    """The table of scores [batch, classes], of any shape, before a softmax or sigmoid at the end, and all its nodes.
+    """The table of scores [batch, classes], of any shape, before a softmax or sigmoid at the end.
 
-    Of classes that were chosen from others, the table is a new one, of those alone. Of one that was chosen
-    from those of a softmax it is the logarithm of the odds, log p / (1 - p), as before a sigmoid.
+    All its nodes are the scores'. Of classes that were chosen from others, the table is a new one, of those
+    alone. Of one that was chosen from those of a softmax it is the logarithm of the odds, log p / (1 - p), as
+    before a sigmoid.
 
     >>> found = logits_of(tape, recorded_scores(tape))
     >>> found.squashed_by                                          # 'aten._softmax', or ''
     """
+    single = scores.numel == batch
     nodes = torch.arange(scores.numel, device=scores.device)
-    found = _before_squashing(scores, nodes)
+    found = _before_squashing(scores, nodes, shifted=not single)
     start = found.start
-    if found.squashed_by and found.exclusive and scores.numel == batch:
+    if found.squashed_by and found.exclusive and single:
         start = _odds(tape, found)
     elif start.numel != scores.numel or not torch.equal(found.nodes, nodes):
         start = pick(tape, start, found.nodes.reshape(scores.shape))
@@ -184,10 +201,21 @@ def _odds(tape: Tape, found: Found) -> Value:
 
 
 def _rows(start: Value, nodes: Tensor) -> Tensor:
-    """The flat indices [n, classes] of all that was in one softmax with each node."""
+    """The flat indices [n, classes] of all that was in one softmax with each node, over the last axis."""
     classes = next((size for size in reversed(start.shape) if size > 1), 1)
     first = torch.div(nodes, classes, rounding_mode="floor") * classes
     return first[:, None] + torch.arange(classes, device=nodes.device)
+
+
+def ranked(scores: Tensor, logits: Tensor) -> Tensor:
+    """The classes [batch, classes] in the order of their scores, the best first; of equal ones by logits.
+
+    >>> ranked(torch.tensor([[0.0, 1.0, 1.0]]), torch.tensor([[5.0, 30.0, 40.0]]))
+    tensor([[2, 1, 0]])
+    """
+    first = logits.sort(dim=1, descending=True, stable=True).indices
+    order = scores.gather(1, first).sort(dim=1, descending=True, stable=True).indices
+    return first.gather(1, order)
 
 
 def detection_scores(tape: Tape, scores: Value, nodes: Tensor) -> tuple[Value, Tensor, bool]:

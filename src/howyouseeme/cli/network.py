@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from functools import wraps
 from pathlib import Path
@@ -249,12 +249,18 @@ def _check_classes(network: Network, file: Path) -> None:
     )
 
 
+def find_here(models: Iterable[str]) -> None:
+    """Let a factory among these lie in the current folder."""
+    own = ("torchvision:", "timm:", "transformers:")
+    if any(":" in model and not model.startswith(own) for model in models):
+        sys.path.insert(0, "")
+
+
 def _load(model: str, weights: Path | None, device: str, allow_code: bool) -> Network:
     from ..models import load_model  # noqa: PLC0415
 
     tell(f"loading {model}" + (f" with the weights in {weights}" if weights else ""))
-    if ":" in model and not model.startswith(("torchvision:", "timm:", "transformers:")):
-        sys.path.insert(0, "")  # a factory may be in the current folder
+    find_here([model])
     network = load_model(model, weights=weights, allow_code=allow_code)
     try:
         network.module.to(device)

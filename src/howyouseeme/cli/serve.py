@@ -9,7 +9,7 @@ import click
 
 from ..web import Limits, Settings
 from ..web import serve as serve_web
-from .network import DEFAULT_MODEL, Asked, options_of_each_network
+from .network import DEFAULT_MODEL, Asked, find_here, options_of_each_network
 from .program import verbose_option
 
 
@@ -124,15 +124,16 @@ def serve(
     )
     device = first.device
     settings = Settings(
-        host,
-        port,
-        token or None,
-        page,
-        allowed,
-        device,
-        limits,
-        host_names,
-        root_path.rstrip("/"),
-        access_log,
+        host=host,
+        port=port,
+        token=token or None,
+        page=page,
+        allowed=allowed,
+        device=device,
+        limits=limits,
+        host_names=host_names,
+        root_path=root_path.rstrip("/"),
+        access_log=access_log,
     )
+    find_here(allowed)
     serve_web([network.load() for network in networks], settings, say=click.echo)

@@ -43,7 +43,7 @@ def track(*, source: str, box: str | None, target: str | None, asked: Asked, out
     if Path(source).suffix.lower() in SUFFIXES and Path(source).is_file():
         raise click.UsageError(f"{source} is a picture: give a video, or a folder of frames.")
     given = None if box is None else _read_box(box)
-    from ..track import COLUMNS, Tracker, follow  # noqa: PLC0415
+    from ..track import Tracker, follow  # noqa: PLC0415
     from ..video import FrameWriter, VideoWriter, open_video  # noqa: PLC0415
 
     with open_video(source) as video:
@@ -74,7 +74,7 @@ def track(*, source: str, box: str | None, target: str | None, asked: Asked, out
             else VideoWriter(out / f"{_name(source)}.track.mp4", video.rate or 25)
         )
         spare(identities([source]), [picture.path])
-        if table.exists() and not table.read_bytes().startswith(",".join(COLUMNS).encode()):
+        if not _ours(table):
             raise click.UsageError(
                 f"{table} is there already and was not made by track; name another folder (--out)."
             )
@@ -124,3 +124,15 @@ def _read_box(text: str) -> tuple[float, ...]:
             f"--box {text}: give four numbers, X0,Y0,X1,Y1, such as 120,80,260,300."
         )
     return sides
+
+
+def _ours(table: Path) -> bool:
+    """Whether a table is missing, was made by this command, or is empty, as it may have been ended there."""
+    if not table.exists():
+        return True
+    from ..track import COLUMNS  # noqa: PLC0415
+
+    header = ",".join(COLUMNS).encode()
+    with table.open("rb") as file:
+        found = file.read(len(header))
+    return found in {header, b""}

@@ -24,7 +24,7 @@ from ..files import write
 from ..images import Geometry, load_image
 from ..methods import Method
 from ..models import Model, Network, Prepare
-from ..scores import certainties, logits_of, recorded_scores, scores_in
+from ..scores import certainties, logits_of, ranked, recorded_scores, scores_in
 from ..tape import record
 from .boxes import Box, Boxes, read_boxes
 from .measures import Array, Interval, Predict, bootstrap
@@ -382,7 +382,7 @@ def _load_all(
             if predict is None:
                 explainer(x[None])  # which refuses what can't be explained
                 predict = _predict(network, x)
-            item = _item(name, x, geometry, predict, boxes.of[name] if boxes else None, found)
+            item = _item(name, x, geometry, network, boxes.of[name] if boxes else None, found)
         except InputError as error:
             sentence = str(error)
             found.problems.append(sentence if str(path) in sentence else f"{path}: {sentence}")
@@ -405,15 +405,12 @@ def _item(
     name: str,
     x: Tensor,
     geometry: Geometry,
-    predict: Predict,
+    network: Network,
     boxes: Sequence[Box] | None,
     found: _Found,
 ) -> Item | None:
     """The image as the network gets it; None where no box of its answer can be used."""
-    scores = predict(x[None])[0].double().cpu()
-    if not bool(torch.isfinite(scores).all()):
-        raise InputError("the network's answer has NaN or infinity.")
-    order = scores.sort(descending=True, stable=True).indices.tolist()
+    order, probability = _answer(network, x)
     corners: Array | None = None
     if boxes is not None:
         mine = [box for box in boxes if box.target == order[0]]
@@ -423,7 +420,7 @@ def _item(
             return None
         corners = np.array(rows)
     second = order[1] if len(order) > 1 else None
-    return Item(name, x, order[0], second, float(scores[order[0]]), corners)
+    return Item(name, x, order[0], second, float(probability[0, order[0]]), corners)
 
 
 #: A box may end so far outside of its image, as a share of its side: annotations are not exact.
@@ -481,15 +478,26 @@ def _predict(network: Network, x: Tensor) -> Predict:
             "that returns two, torch.cat([-score, score], 1), of no and yes."
         )
     found = logits_of(tape, scores)
-    told = None if found.told is None else found.told.reshape(scores.shape)
-    at_the_end = told is None or torch.equal(told, scores.data)
+    call = scores.call
+    at_the_end = found.told is not None and call is not None and call.name == found.squashed_by
 
     def predict(batch: Tensor) -> Tensor:
-        if at_the_end:
+        if at_the_end or found.told is None:
             given: Tensor = scores_in(network.module(batch)).reshape(len(batch), -1)
-            return certainties(given, found._replace(told=None if told is None else given))
-        made = record(network.module, [batch])
-        given = recorded_scores(made).data.reshape(len(batch), -1)
-        return certainties(given, logits_of(made, recorded_scores(made), len(batch)))
+            return certainties(given, found._replace(told=given if at_the_end else None))
+        # One by one, as a whole recorded pass is kept meanwhile.
+        return torch.cat([_answer(network, one)[1] for one in batch])
 
     return torch.no_grad()(predict)
+
+
+def _answer(network: Network, x: Tensor) -> tuple[list[int], Tensor]:
+    """The classes in the order in which the network finds them likely, and their probabilities [1, classes]."""
+    tape = record(network.module, [x[None]])
+    scores = recorded_scores(tape)
+    table = scores.data.reshape(1, -1)
+    if not bool(torch.isfinite(table).all()):
+        raise InputError("the network's answer has NaN or infinity.")
+    found = logits_of(tape, scores)
+    order = ranked(table, found.start.data.reshape(1, -1))[0]
+    return order.tolist(), certainties(table, found)

@@ -92,7 +92,7 @@ class KnownHost:
         if scope["type"] == "http" and path_of(scope) != "/healthz":
             given = Headers(scope=scope).get("host", "")
             try:
-                known = urlsplit(f"//{given}").hostname in self._names
+                known = (urlsplit(f"//{given}").hostname or "").removesuffix(".") in self._names
             except ValueError:  # it is no address
                 known = False
             if not known:
