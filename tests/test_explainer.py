@@ -606,7 +606,7 @@ def test_a_constant_in_the_place_of_a_score_is_not_seen_through(images: Tensor) 
     found = Explainer(model)(images)
     assert found.target == (0, 0, 0)
     plain = Explainer(Wrapped(lambda s: s.softmax(1)).eval())(images, 0)
-    assert found.evidence.abs().max() < 0.1 * plain.evidence.abs().max()
+    assert found.evidence.abs().max() < 0.5 * plain.evidence.abs().max()
     assert found.probability != pytest.approx(plain.probability, abs=0.01)
 
 

@@ -26,6 +26,7 @@ from howyouseeme import explainer as explainer_module
 from howyouseeme import explanation as explanation_module
 from howyouseeme.backtrack import plan
 from howyouseeme.explanation import MOST_POINTS, Node
+from howyouseeme.files import write
 from howyouseeme.maps import gaussian_blur
 from howyouseeme.methods import get_method
 from howyouseeme.tape import Value
@@ -902,3 +903,11 @@ def test_pictures_of_one_photo_make_its_maps_once(
     explanation.hidden()
     assert len(explanation.attention) == 1
     assert made == ["blur"]
+
+
+def test_a_link_that_is_written_to_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "target.png").write_bytes(b"before")
+    (tmp_path / "link.png").symlink_to("target.png")
+    write(tmp_path / "link.png", b"after")
+    assert (tmp_path / "link.png").is_symlink()
+    assert (tmp_path / "target.png").read_bytes() == b"after"

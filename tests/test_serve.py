@@ -581,13 +581,21 @@ def test_a_name_that_was_made_to_mean_this_machine_is_refused(app: FastAPI) -> N
 def test_a_proxy_may_call_the_server_by_names_that_were_given() -> None:
     app = make_app([tiny()], Settings(page=False, host_names=("Photos.example.org",)))
     statuses = {}
-    for host in ("photos.example.org:8443", "evil.example", "127.0.0.1:8000", "[::1]:80", "[", ""):
+    for host in (
+        "photos.example.org:8443",
+        "photos.example.org.",
+        "evil.example",
+        "127.0.0.1:8000",
+        "[::1]:80",
+        "[",
+        "",
+    ):
         with client_of(app, Host=host) as client:
             statuses[host] = client.get("/v1/models").status_code
             assert client.get("/healthz").status_code == 200
             if host == "evil.example":
                 assert "--host-name NAME" in detail(client.get("/v1/models"))
-    assert [*statuses.values()] == [200, 400, 200, 200, 400, 400]
+    assert [*statuses.values()] == [200, 200, 400, 200, 200, 400, 400]
     for name in ("https://photos.example.org", "photos.example.org:443", "*", ""):
         with pytest.raises(hysm.InputError, match="is no host name"):
             Settings(host_names=(name,))
@@ -626,7 +634,7 @@ def test_the_api_answers_other_methods_beside_the_page_too(page: bool) -> None:
     if page:
         pytest.importorskip("gradio")
     with client_of(make_app([tiny()], Settings(page=page, root_path="/see"))) as client:
-        for path in ("/healthz", "/v1/models", "/metrics"):
+        for path in ("/", "/healthz", "/v1/models", "/metrics"):
             assert client.head(path).status_code == 200
         refused = client.get("/v1/explain")
         assert refused.status_code == 405

@@ -85,23 +85,22 @@ def make_app(networks: Sequence[Network], settings: Settings | None = None) -> F
     app.state.service = service
     add_api(app)
 
-    @app.head("/metrics", include_in_schema=False)
     @app.get("/metrics", include_in_schema=False)
     async def measured() -> Response:
         return metrics.page()
 
     _describe(app, service, settings)
-    _refuse_others(app)
-    if settings.page:
-        from .page import add_page  # noqa: PLC0415 - Gradio takes seconds to import
-
-        app.state.page = add_page(app, service, settings.root_path)
-    else:
+    if not settings.page:
 
         @app.get("/", include_in_schema=False)
         async def start(request: Request) -> Response:
             return RedirectResponse(f"{request.scope.get('root_path', '')}/docs")
 
+    _refuse_others(app)
+    if settings.page:
+        from .page import add_page  # noqa: PLC0415 - Gradio takes seconds to import
+
+        app.state.page = add_page(app, service, settings.root_path)
     return app
 
 
@@ -127,6 +126,9 @@ def _middleware(settings: Settings, metrics: Metrics) -> list[Middleware]:
 def _refuse_others(app: FastAPI) -> None:
     """Answer what the API's paths are asked wrongly, or it would go on to the page, which says 404."""
     methods: dict[str, set[str]] = {}
+    for route in app.routes:  # a page can be asked whether it is there
+        if isinstance(route, Route) and route.methods == {"GET"} and not route.include_in_schema:
+            route.methods.add("HEAD")
     for route in (*router.routes, *health.routes, *app.routes):
         if isinstance(route, Route):
             methods.setdefault(route.path, set()).update(route.methods or ())
