@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import math
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -339,12 +340,20 @@ def test_the_box_is_drawn_on_the_frame() -> None:
     assert not frame.any()
 
 
+def folder_of(folder: Path, frames: Sequence[np.ndarray], name: str) -> Path:
+    """The folder, with the frames in it, named by their numbers."""
+    folder.mkdir()
+    for i, frame in enumerate(frames):
+        Image.fromarray(frame).save(folder / name.format(i))
+    return folder
+
+
 def test_the_command_follows_a_folder_of_frames(tmp_path: Path) -> None:
     frames, truth = passing(20)
-    folder = tmp_path / "walk"
-    folder.mkdir()
-    for i, frame in enumerate(frames[:3]):
-        Image.fromarray(frame).save(folder / f"{i}.png")
+    folder = folder_of(tmp_path / "walk", frames[:3], "{}.png")
+    longer = tmp_path / "out" / "walk.track" / "00003.jpg"
+    longer.parent.mkdir(parents=True)
+    longer.write_bytes(b"of a longer video")
     box = ",".join(map(str, truth[0]))
     words = ["track", str(folder), "--box", box, "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(cli.main, words)
@@ -386,10 +395,7 @@ def test_a_video_is_whole_when_the_command_is_terminated(
 
 def test_the_command_replaces_neither_its_source_nor_a_table_of_others(tmp_path: Path) -> None:
     frames, truth = passing(20)
-    folder = tmp_path / "walk"
-    folder.mkdir()
-    for i, frame in enumerate(frames[:2]):
-        Image.fromarray(frame).save(folder / f"{i:05d}.jpg")
+    folder = folder_of(tmp_path / "walk", frames[:2], "{:05d}.jpg")
     before = [path.read_bytes() for path in sorted(folder.iterdir())]
 
     def track(source: Path) -> Result:

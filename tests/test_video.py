@@ -143,12 +143,11 @@ def test_frames_are_written_by_number(tmp_path: Path) -> None:
 def test_frames_of_a_longer_video_do_not_stay(tmp_path: Path) -> None:
     for name in ("00001.jpg", "00002.jpg", "123456.jpg", "2.jpg", "cover.jpg", "00002.png"):
         (tmp_path / name).write_bytes(b"before")
-    with FrameWriter(tmp_path):
-        pass
-    assert len(list(tmp_path.iterdir())) == 6
     with FrameWriter(tmp_path) as out:
         for frame in frames(2):
             out.write(frame)
+    assert len(list(tmp_path.iterdir())) == 7  # nothing goes unasked
+    out.drop_later()
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"00000.jpg", "00001.jpg", "2.jpg", "cover.jpg", "00002.png"}
 

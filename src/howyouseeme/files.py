@@ -9,7 +9,10 @@ from pathlib import Path
 
 from .errors import InputError
 
-__all__ = ["identities", "spare", "write"]
+__all__ = ["PHOTOS", "identities", "spare", "write"]
+
+#: How the names of files end that are taken as photos.
+PHOTOS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 
 def write(path: Path, content: bytes) -> None:

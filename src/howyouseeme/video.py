@@ -20,13 +20,13 @@ from PIL import Image
 
 from .draw import encoded
 from .errors import InputError, MissingExtraError
-from .files import write
+from .files import PHOTOS, write
 from .images import load_image
 
 __all__ = ["FrameWriter", "Table", "Video", "VideoWriter", "open_video"]
 
 #: Files in a folder that are taken as frames.
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+SUFFIXES = PHOTOS - {".gif"}  # which is a video itself
 
 WEBCAM = "webcam"
 
@@ -258,7 +258,7 @@ class FrameWriter(AbstractContextManager["FrameWriter"]):
     >>> with FrameWriter("out/frames") as out:
     ...     out.write(frame)                   # uint8 [height, width, 3]
 
-    Of what was written there before, frames of these names are replaced, and those of higher numbers removed.
+    Frames of these names that were there before are replaced; `drop_later` removes those of higher numbers.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -272,9 +272,14 @@ class FrameWriter(AbstractContextManager["FrameWriter"]):
         self._count += 1
 
     def __exit__(self, *_: object) -> None:
-        if not self._count:
-            return
-        for file in self.path.glob("*.jpg"):  # of a longer video
+        pass
+
+    def drop_later(self) -> None:
+        """Remove the frames after those that were written, which a longer video left in the folder.
+
+        >>> out.drop_later()
+        """
+        for file in self.path.glob("*.jpg"):
             number = re.fullmatch(r"\d{5,}", file.stem, re.ASCII)
             if number is not None and int(file.stem) >= self._count:
                 file.unlink()

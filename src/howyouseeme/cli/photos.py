@@ -12,10 +12,8 @@ from typing import Any
 
 import click
 
-from ..files import identities, spare
+from ..files import PHOTOS, identities, spare
 from .program import complain, reason, tell
-
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 _LONGEST_NAME = 180
 
@@ -98,8 +96,8 @@ def find_photos(given: Sequence[Path]) -> list[Path]:
                 inside = sorted(one for one in path.iterdir() if not one.name.startswith("."))
             except OSError as error:
                 raise click.UsageError(f"{path}: {reason(error)}.") from error
-            files = [one for one in inside if one.suffix.lower() in SUFFIXES and not one.is_dir()]
-            known = " ".join(sorted(SUFFIXES))
+            files = [one for one in inside if one.suffix.lower() in PHOTOS and not one.is_dir()]
+            known = " ".join(sorted(PHOTOS))
             heic = any(one.suffix.lower() in {".heic", ".heif"} for one in inside)
             hint = "; convert .heic to .jpg" if heic else ""
             if not files:

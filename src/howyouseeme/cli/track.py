@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import HowYouSeeMeError
-from ..files import identities, spare
+from ..files import PHOTOS, identities, spare
 from .network import Asked, network_options, read_target
-from .photos import SUFFIXES, make_folder, out_option
+from .photos import make_folder, out_option
 from .program import complain, verbose_option
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def track(*, source: str, box: str | None, target: str | None, asked: Asked, out
     if (box is None) == (target is None):
         more = "" if box is None else ", not both"
         raise click.UsageError(f"Say what to follow: --box X0,Y0,X1,Y1 or --target CLASS{more}.")
-    if Path(source).suffix.lower() in SUFFIXES and Path(source).is_file():
+    if Path(source).suffix.lower() in PHOTOS and Path(source).is_file():
         raise click.UsageError(f"{source} is a picture: give a video, or a folder of frames.")
     given = None if box is None else _read_box(box)
     from ..track import Tracker, follow  # noqa: PLC0415
@@ -98,6 +98,8 @@ def track(*, source: str, box: str | None, target: str | None, asked: Asked, out
             problem = error
         finally:
             if frames:
+                if isinstance(picture, FrameWriter):  # in a folder of our own
+                    picture.drop_later()
                 click.echo(
                     f"{source} → found in {seen} of {frames} frames → {table}, {picture.path}"
                 )

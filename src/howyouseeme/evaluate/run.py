@@ -470,8 +470,6 @@ def _predict(network: Network, x: Tensor) -> Predict:
     """From inputs to probabilities, as an explanation tells them."""
     tape = record(network.module, [x[None]])
     scores = recorded_scores(tape)
-    if not bool(torch.isfinite(scores.data).all()):
-        raise InputError("the network's answer has NaN or infinity.")
     if scores.numel == 1:
         raise ModelError(
             f"{network.name} has a single score, and the measures compare classes: give a module "

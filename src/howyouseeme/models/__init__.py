@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, ModelError
+from ..files import PHOTOS
 from ..images import Preprocess
 from .embedded import NAME, load_embedded
 from .keras import from_keras, is_keras, load_keras
@@ -112,11 +113,12 @@ def load_model(
 
 
 def check_name(name: str) -> None:
-    """Refuse, without loading anything, a name that `load_model` can't load.
+    """Refuse, without loading a model, a name that `load_model` can't load.
 
     >>> check_name("efficientnet-lite0")
 
-    Whether timm and transformers know a name, and what a factory does, shows when it is loaded.
+    Whether timm and transformers know a name, and what a factory does, shows when it is loaded. Of
+    package.module:factory the package is imported, to see whether it has the module.
 
     Raises:
         ModelError: there is no such network, file or module.
@@ -166,9 +168,7 @@ _BY_SUFFIX: dict[str, Callable[[Path, bool], Network]] = {
 }
 
 #: Suffixes that no model has, in case one is given in place of a model.
-_PHOTOS = frozenset(
-    {".avif", ".bmp", ".gif", ".heic", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-)
+_PHOTOS = PHOTOS | {".avif", ".heic"}
 
 
 def as_network(

@@ -96,6 +96,7 @@ def make_app(networks: Sequence[Network], settings: Settings | None = None) -> F
         async def start(request: Request) -> Response:
             return RedirectResponse(f"{request.scope.get('root_path', '')}/docs")
 
+    _take_head(app)
     _refuse_others(app)
     if settings.page:
         from .page import add_page  # noqa: PLC0415 - Gradio takes seconds to import
@@ -123,12 +124,16 @@ def _middleware(settings: Settings, metrics: Metrics) -> list[Middleware]:
     return [*guards, Middleware(OnlyThese, paths=paths)]
 
 
+def _take_head(app: FastAPI) -> None:
+    """Let a page be asked whether it is there; FastAPI's routes take GET alone."""
+    for route in app.routes:
+        if isinstance(route, Route) and route.methods == {"GET"} and not route.include_in_schema:
+            route.methods.add("HEAD")
+
+
 def _refuse_others(app: FastAPI) -> None:
     """Answer what the API's paths are asked wrongly, or it would go on to the page, which says 404."""
     methods: dict[str, set[str]] = {}
-    for route in app.routes:  # a page can be asked whether it is there
-        if isinstance(route, Route) and route.methods == {"GET"} and not route.include_in_schema:
-            route.methods.add("HEAD")
     for route in (*router.routes, *health.routes, *app.routes):
         if isinstance(route, Route):
             methods.setdefault(route.path, set()).update(route.methods or ())
