@@ -60,8 +60,8 @@ def layouts(plan: Plan, source: Value) -> dict[Value, Layout]:
             if item not in found:
                 continue
             layout = _carried(link, found[item], step.apart)
-            if isinstance(link, Diagonal):
-                shape, before = known.get(item, (item.shape, found[item]))
+            shape, before = known.get(item, (item.shape, found[item]))
+            if isinstance(link, Diagonal) and len(before) > len(layout):
                 again = _carried(Diagonal(shape, value.shape), before)
                 layout = again if len(again) > len(layout) else layout
                 if len(before) > len(layout):
@@ -124,6 +124,8 @@ def _interpolation(places: bytes, pixels: int) -> Tensor:
 def _common(options: list[Layout]) -> Layout:
     """What branches of one picture agree on; where they see different parts of it, no place is known: NaN."""
     first = max(options, key=len)
+    if len(options) == 1:
+        return first
     return {
         axis: place if _agree(axis, place, options) else (place[0], np.full(len(place[1]), np.nan))
         for axis, place in first.items()
@@ -139,8 +141,12 @@ def _agree(axis: int, place: tuple[int, Line], options: list[Layout]) -> bool:
     of, line = place
     for option in options:
         other_of, other = option.get(axis, place)
+        if other_of == of and other is line:  # as most are: no more than this is asked of them
+            continue
         if other_of != of or _unknown((of, other)):
             return False
+        if np.array_equal(line, other):
+            continue
         apart = np.abs(line - other)
         apart = apart[~np.isnan(apart)]
         if len(apart) and np.median(apart) > max(_spacing(line), _spacing(other)):
@@ -158,7 +164,8 @@ def _merged(options: list[Layout]) -> Layout:
     """Branches of one picture agree on where its places are, or (side by side) each knows some."""
     merged = {}
     for axis, (of, line) in _common(options).items():
-        if _unknown((of, line)):
+        gaps = np.isnan(line)
+        if gaps.all() or not gaps.any():
             merged[axis] = of, line
             continue
         known = line
