@@ -22,6 +22,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -44,6 +45,9 @@ _STACK = 2**23
 
 #: Links that add up: what they give is in memory of its own.
 _SUMS = Convolution | Matrix
+
+#: Nodes of no more inputs are summed up for each sign: the difference of both takes more calls.
+_FEW = 96
 
 #: Numbers further apart than this, at 1, are of half precision.
 _COARSE = 1e-5
@@ -388,6 +392,8 @@ def _excite(
     """e[i] = sum over j of e[j] · (o[j] w[j, i] a[i])⁺ / z[j], z[j] being the sum over all i."""
     evidence = arrived.evidence
     orientation = asking = arrived.asked(value)
+    if all(isinstance(link, Diagonal) for _, link in step.links):
+        return _excite_in_place(value, step, evidence, orientation, most, trail)
     # One sign a channel, as batch norm leaves it.
     one_each = (1, *value.shape[1:2], *[1] * (len(value.shape) - 2))
     by_channel = isinstance(asking, Tensor) and asking.shape == one_each
@@ -431,7 +437,10 @@ def _excite(
                 share = share.mul_(half) if made else share * half
                 above[i] &= is_above
                 before = shares[i]
-                shares[i] = share if before is None else before + share
+                if before is None:
+                    shares[i] = share
+                else:
+                    shares[i] = before.add_(share) if made else before + share
     if trail is not None:
         flow = torch.zeros_like(evidence) if rates is None else rates
         for source, link in step.links:
@@ -441,6 +450,35 @@ def _excite(
         for (source, link), share, only in zip(step.links, shares, above, strict=True)
     ]
     return sent, ended
+
+
+def _excite_in_place(
+    value: Value,
+    step: Step,
+    evidence: Tensor,
+    orientation: Tensor | float,
+    most: float,
+    trail: Trail | None,
+) -> tuple[list[tuple[Value, _Arrived]], Tensor | None]:
+    """`_excite` where each input has one node at the same place, as in a sum."""
+    parts: list[Tensor] = []
+    for source, link in step.links:
+        part = link.forward(source.data)
+        parts.append((part if _is_one(orientation) else part * orientation).clamp(min=0))
+    z = sum(parts[1:], start=parts[0])
+    rates, ended = _rates(evidence, z, _lowest(evidence, most), spare=len(parts) > 1)
+    sent = []
+    for (source, link), part in zip(step.links, parts, strict=True):
+        assert isinstance(link, Diagonal)
+        above = not source.signed or (_is_one(orientation) and link.rising)
+        sent.append((source, _Arrived(link.back(part * rates), above=above)))
+        if trail is not None:
+            trail.cross(source, Crossing(value, link, rates, _each(orientation, value)))
+    return sent, ended
+
+
+def _is_one(orientation: Tensor | float) -> bool:
+    return not isinstance(orientation, Tensor) and orientation == 1.0
 
 
 def _nothing(link: Link, evidence: Tensor) -> Tensor:
@@ -478,6 +516,8 @@ def _mixed(step: Step, both: bool) -> Convolution | Matrix | None:
         return None
     source, link = step.links[0]
     if not isinstance(link, _SUMS) or not (source.signed or both):
+        return None
+    if not both and link.fan_in() <= _FEW:
         return None
     coarse = torch.finfo(source.dtype).eps > _COARSE
     return None if coarse or _rounded(link, source.data) is None else link
@@ -555,13 +595,18 @@ def _excite_mixed(
         least = torch.add(floor, whole, alpha=rounding)
         if shared is not None:
             shared[key] = magnitude, size, plain, whole, least
+    # Fresh memory takes longer to get than to fill: what no other walk is to share is written over.
+    own = shared is None and whole.shape == evidence.shape
+    fresh = shared is None and (rounded or step.bias is not None)
+    into = plain if own and fresh else None
     if isinstance(orientation, Tensor):
-        z = torch.addcmul(whole, orientation, plain)
-        rates, ended = _rates(evidence, z, least, spare=True)
-        turned = orientation * rates
+        z = torch.addcmul(whole, orientation, plain, out=into)
     else:
-        rates, ended = _rates(evidence, whole + plain, least, spare=True)
-        turned = rates
+        z = torch.add(whole, plain, out=into)
+    rates, ended = _rates(evidence, z, least, spare=True)
+    turned = rates
+    if isinstance(orientation, Tensor):
+        turned = torch.mul(orientation, rates, out=whole if own else None)
     share = link.transposed().forward(turned).mul_(source.data)
     share.addcmul_(magnitude.transposed().forward(rates), size)
     return share, rates, ended
@@ -611,17 +656,17 @@ def _excitation(
         parts, z = shared[key]
         return parts, z
     parts = [_parts(source, link, sign) for source, link in links]
-    z = _sum(part.forward(half) for pairs in parts for part, half, _ in pairs)
+    z = None
+    for part, half, _ in chain(*parts):
+        more = part.forward(half)
+        if z is None:
+            z, own = more, isinstance(part, _SUMS)
+        else:
+            z = z.add_(more) if own else z + more
+            own = True
     if shared is not None:
         shared[key] = parts, z
     return parts, z
-
-
-def _sum(parts: Iterable[Tensor]) -> Tensor | None:
-    total = None
-    for part in parts:
-        total = part if total is None else total + part
-    return total
 
 
 def _parts(source: Value, link: Link, sign: float) -> list[tuple[Link, Tensor, bool]]:
