@@ -19,7 +19,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -27,7 +27,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..backtrack import Plan, multipliers, signs
 from ..errors import InputError
@@ -393,7 +392,7 @@ def _excite(
     evidence = arrived.evidence
     orientation = asking = arrived.asked(value)
     if all(isinstance(link, Diagonal) for _, link in step.links):
-        return _excite_in_place(value, step, evidence, orientation, most, trail)
+        return _excite_same_place(value, step, evidence, orientation, most, trail)
     # One sign a channel, as batch norm leaves it.
     one_each = (1, *value.shape[1:2], *[1] * (len(value.shape) - 2))
     by_channel = isinstance(asking, Tensor) and asking.shape == one_each
@@ -436,11 +435,7 @@ def _excite(
                 share = part.transposed().forward(rate if sign > 0 else -rate)
                 share = share.mul_(half) if made else share * half
                 above[i] &= is_above
-                before = shares[i]
-                if before is None:
-                    shares[i] = share
-                else:
-                    shares[i] = before.add_(share) if made else before + share
+                shares[i] = _plus(shares[i], share, made)
     if trail is not None:
         flow = torch.zeros_like(evidence) if rates is None else rates
         for source, link in step.links:
@@ -452,7 +447,7 @@ def _excite(
     return sent, ended
 
 
-def _excite_in_place(
+def _excite_same_place(
     value: Value,
     step: Step,
     evidence: Tensor,
@@ -640,9 +635,9 @@ def _rates(
         return torch.div(evidence, z, out=z) if spare else evidence / z, None
     # Infinity in their place, by calls that take a fraction of the time of comparisons.
     if above is z:
-        z = F.threshold_(z, floor, torch.inf) if spare else F.threshold(z, floor, torch.inf)
+        z = torch.threshold_(z, floor, torch.inf) if spare else torch.threshold(z, floor, torch.inf)
     else:
-        above = F.threshold_(above, floor, torch.inf)
+        above = torch.threshold_(above, floor, torch.inf)
         z = torch.maximum(z, above, out=above)
     ended = torch.ops.aten.threshold_backward(evidence, z, torch.finfo(z.dtype).max)
     return evidence / z if z.shape != evidence.shape else torch.div(evidence, z, out=z), ended
@@ -656,17 +651,19 @@ def _excitation(
         parts, z = shared[key]
         return parts, z
     parts = [_parts(source, link, sign) for source, link in links]
-    z = None
+    made, z = all(isinstance(link, _SUMS) for _, link in links), None
     for part, half, _ in chain(*parts):
-        more = part.forward(half)
-        if z is None:
-            z, own = more, isinstance(part, _SUMS)
-        else:
-            z = z.add_(more) if own else z + more
-            own = True
+        z = _plus(z, part.forward(half), made)
     if shared is not None:
         shared[key] = parts, z
     return parts, z
+
+
+def _plus(total: Tensor | None, more: Tensor, made: bool) -> Tensor:
+    """Both together, in the memory of the total where it was `made` for it."""
+    if total is None:
+        return more
+    return total.add_(more) if made else total + more
 
 
 def _parts(source: Value, link: Link, sign: float) -> list[tuple[Link, Tensor, bool]]:
