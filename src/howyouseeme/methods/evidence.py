@@ -628,19 +628,18 @@ def _rates(
     """
     if not z.numel():
         return evidence / z, None
-    spare = spare and (z.shape, z.dtype) == (evidence.shape, evidence.dtype)
+    fits = (z.shape, z.dtype) == (evidence.shape, evidence.dtype)
     above, floor = (z - least, 0.0) if isinstance(least, Tensor) else (z, least)
     # Masks cost time on a CPU: first see whether one is needed.
     if at_hand(z) and bool(above.amin() > floor):
-        return torch.div(evidence, z, out=z) if spare else evidence / z, None
+        return torch.div(evidence, z, out=z) if spare and fits else evidence / z, None
     # Infinity in their place, by calls that take a fraction of the time of comparisons.
     if above is z:
         z = torch.threshold_(z, floor, torch.inf) if spare else torch.threshold(z, floor, torch.inf)
     else:
-        above = torch.threshold_(above, floor, torch.inf)
-        z = torch.maximum(z, above, out=above)
+        z = torch.maximum(z, torch.threshold_(above, floor, torch.inf), out=above)
     ended = torch.ops.aten.threshold_backward(evidence, z, torch.finfo(z.dtype).max)
-    return evidence / z if z.shape != evidence.shape else torch.div(evidence, z, out=z), ended
+    return torch.div(evidence, z, out=z) if fits else evidence / z, ended
 
 
 def _excitation(
