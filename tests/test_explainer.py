@@ -313,9 +313,9 @@ def test_classes_that_share_what_excites_their_nodes_get_what_each_gets_alone(
     explainer = Explainer(net)
     alone = [explainer(images[:1], target=k) for k in range(5)]
     made = []
-    parts = hysm.methods.evidence._parts
+    parts = hysm.methods.excitation._parts
     monkeypatch.setattr(
-        hysm.methods.evidence, "_parts", lambda *given: made.append(given[1]) or parts(*given)
+        hysm.methods.excitation, "_parts", lambda *given: made.append(given[1]) or parts(*given)
     )
     together = explainer.many(images[:1], list(range(5)))
     for one, other in zip(together, alone, strict=True):

@@ -18,38 +18,25 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import chain
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..backtrack import Plan, multipliers, signs
+from ..backtrack import Plan, multipliers
 from ..errors import InputError
-from ..links import Convolution, Diagonal, Link, Matrix, Moves
+from ..links import Convolution, Diagonal
 from ..places import layouts, onto_input, spatial
-from ..rules import Step
-from ..tape import Value, at_hand
+from ..tape import Value
 from .base import Crossing, Method, Trail, Walked, one_hot, per_sample
 from .descent import descend
+from .excitation import Arrived, Excitation
 
 __all__ = ["Evidence"]
 
 #: Elements of the largest activation of a stack of walks: more take no less time each.
 _STACK = 2**23
-
-#: Links that add up: what they give is in memory of its own.
-_SUMS = Convolution | Matrix
-
-#: Nodes of no more inputs are summed up for each sign: the difference of both takes more calls.
-_FEW = 96
-
-#: Numbers further apart than this, at 1, are of half precision.
-_COARSE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -119,7 +106,7 @@ class Evidence(Method):
             trail.evidence.update(walked.strength)
         return walked
 
-    def _head(self, plan: Plan, alone: Tensor, trail: Trail | None) -> dict[Value, _Arrived]:
+    def _head(self, plan: Plan, alone: Tensor, trail: Trail | None) -> dict[Value, Arrived]:
         """Exact evidence at the last feature maps."""
         seed = _against_rivals(plan, alone) if self.contrast else alone
         maps = _feature_maps(plan)
@@ -129,7 +116,7 @@ class Evidence(Method):
             if value in maps or value.call is None:
                 # What counts for nothing may be infinite, as where a mask has put it.
                 evidence = (multiplier * value.data).masked_fill_(multiplier == 0, 0)
-                reached[value] = _Arrived(evidence)
+                reached[value] = Arrived(evidence)
         if trail is not None:  # a path starts at the class, not at a rival that it speaks against
             for value, multiplier in multipliers(plan, alone, until=maps.__contains__):
                 trail.arrive(value, alone if value is plan.start else multiplier * value.data)
@@ -139,18 +126,19 @@ class Evidence(Method):
         return reached
 
     def _body(
-        self, plan: Plan, waiting: dict[Value, _Arrived], batch: int, trail: Trail | None
+        self, plan: Plan, waiting: dict[Value, Arrived], batch: int, trail: Trail | None
     ) -> tuple[dict[Value, Tensor], Tensor]:
         """From the feature maps to the inputs; and the positive evidence [batch] lost on the way."""
         lost = torch.zeros(batch, dtype=plan.start.dtype, device=plan.start.device)
         most = sum(float(item.evidence.abs().sum()) for item in waiting.values())
+        excitation = Excitation(most, trail, plan.shared)
         for value, step in plan.steps:
             arrived = waiting.pop(value, None)
             if arrived is None or not value.numel:  # no channels of a split, say
                 continue
             if trail is not None:
                 trail.arrive(value, arrived.evidence)
-            sent, ended = _hand_on(value, step, arrived, most, trail, plan.shared)
+            sent, ended = excitation.hand_on(value, step, arrived)
             if ended is not None:
                 lost += _positive(ended, batch)
             for source, part in sent:
@@ -281,396 +269,3 @@ def _scores_themselves(plan: Plan, seed: Tensor, maps: set[Value]) -> set[Value]
         if not more:
             return found
         found |= more
-
-
-@dataclass
-class _Arrived:
-    """Evidence at a value, and which way each node is asked: +1 what made it large, -1 what small.
-
-    No orientation means the sign of the activation itself; that is +1 wherever there is evidence if
-    `above` says so. 1.0 stands for +1 at all nodes.
-    """
-
-    evidence: Tensor
-    orientation: Tensor | float | None = None
-    above: bool = False
-
-    def plus(self, other: _Arrived) -> _Arrived:
-        """Where paths meet; their orientations agree with the activation's sign or cease to count."""
-        return _Arrived(self.evidence + other.evidence, above=self.above and other.above)
-
-    def asked(self, value: Value) -> Tensor | float:
-        """The orientation of each node, or 1.0 for all."""
-        if self.orientation is not None:
-            return self.orientation
-        return 1.0 if self.above or not value.signed else signs(value.data)
-
-
-def _hand_on(
-    value: Value,
-    step: Step,
-    arrived: _Arrived,
-    most: float,
-    trail: Trail | None,
-    shared: dict[Any, Any] | None,
-) -> tuple[list[tuple[Value, _Arrived]], Tensor | None]:
-    """The evidence of a value's inputs, given its own; and what ended here, at a constant.
-
-    `most` is the absolute evidence at the feature maps: no node below them can get more.
-    """
-    if not step.links:
-        return [], arrived.evidence
-    if step.moves:
-        if trail is not None:
-            for source, link in step.links:
-                trail.cross(source, Crossing(value, link, arrived.evidence, moved=True))
-        if len(step.links) > 1:  # each takes a part of the places
-            return _distribute(value, step, arrived)
-        source, link = step.links[0]
-        ended = link.ended(arrived.evidence) if isinstance(link, Moves) else None
-        if isinstance(link, Diagonal) and not link.rising:
-            assert link.weight is not None
-            cut = link.weight == 0  # nothing passes here: the output is the bias
-            if not at_hand(cut) or bool(cut.any()):
-                whole = link.back(arrived.evidence)
-                ended = whole * cut
-                arrived = replace(arrived, evidence=whole - ended)
-        return [(source, _move(value, link, arrived, step.bias is not None))], ended
-    return _excite(value, step, arrived, most, trail, shared)
-
-
-def _distribute(
-    value: Value, step: Step, arrived: _Arrived
-) -> tuple[list[tuple[Value, _Arrived]], Tensor | None]:
-    """Through a call whose outputs come from one of several inputs each, such as cat."""
-    rest: Tensor | None = arrived.evidence
-    sent = []
-    for source, link in step.links:
-        sent.append((source, _move(value, link, arrived)))
-        if step.bias is not None and rest is not None and isinstance(link, Moves):
-            rest = link.ended(rest)
-    return sent, rest if step.bias is not None else None
-
-
-def _move(value: Value, link: Link, arrived: _Arrived, shifted: bool = False) -> _Arrived:
-    """Through a call with one input for each output: all the evidence goes there.
-
-    Asked is what made the output as it is, also where a constant that was added changed its sign.
-    """
-    orientation = arrived.orientation
-    if isinstance(link, Moves):
-        spread = link.unweighted().transposed()
-        evidence = spread.forward(arrived.evidence)
-        if orientation is None and link.weight is None:
-            return _Arrived(evidence)
-        orientation = arrived.asked(value)
-        if link.weight is not None:
-            orientation = orientation * signs(link.weight).reshape(value.shape)
-        # Where one element went to several places, those with more evidence have more to say.
-        return _Arrived(evidence, signs(spread.forward(orientation * arrived.evidence.abs())))
-    assert isinstance(link, Diagonal)
-    if orientation is None and (shifted or not link.plain):
-        orientation = arrived.asked(value)
-    if isinstance(orientation, Tensor) and link.in_shape != link.out_shape:
-        shape = torch.broadcast_shapes(orientation.shape, value.shape)
-        orientation = link.back(orientation.expand(shape))
-    if orientation is not None and not link.rising:
-        assert link.weight is not None
-        orientation = orientation * signs(link.weight)
-    return _Arrived(link.back(arrived.evidence), orientation)
-
-
-def _excite(
-    value: Value,
-    step: Step,
-    arrived: _Arrived,
-    most: float,
-    trail: Trail | None,
-    shared: dict[Any, Any] | None,
-) -> tuple[list[tuple[Value, _Arrived]], Tensor | None]:
-    """e[i] = sum over j of e[j] · (o[j] w[j, i] a[i])⁺ / z[j], z[j] being the sum over all i."""
-    evidence = arrived.evidence
-    orientation = asking = arrived.asked(value)
-    if all(isinstance(link, Diagonal) for _, link in step.links):
-        return _excite_same_place(value, step, evidence, orientation, most, trail)
-    # One sign a channel, as batch norm leaves it.
-    one_each = (1, *value.shape[1:2], *[1] * (len(value.shape) - 2))
-    by_channel = isinstance(asking, Tensor) and asking.shape == one_each
-    mixed = _mixed(step, both=isinstance(asking, Tensor) and asking.numel() > 1 and not by_channel)
-    if mixed is not None:
-        source, link = step.links[0]
-        rounded = bool(_rounded(mixed, source.data))
-        with _unrounded(rounded):
-            share, half_rates, gone = _excite_mixed(
-                value, step, evidence, asking, mixed, shared, rounded
-            )
-        if trail is not None:
-            trail.cross(source, Crossing(value, link, 2 * half_rates, _each(orientation, value)))
-        return [(source, _Arrived(share, above=not source.signed))], gone
-    links, turns = step.links, b""
-    if isinstance(asking, Tensor) and by_channel:  # turn the filters around, and walk once
-        turned = [link.turned(asking) for _, link in links if isinstance(link, Convolution)]
-        if len(turned) == len(links):
-            links = [(source, link) for (source, _), link in zip(links, turned, strict=True)]
-            turns = b"" if shared is None else (asking < 0).cpu().numpy().tobytes()
-            asking = 1.0
-    shares: list[Tensor | None] = [None] * len(links)
-    above = [True] * len(links)
-    rates: Tensor | None = None
-    ended: Tensor | None = None
-    for sign, asked in _by_sign(evidence, asking):
-        parts, z = _excitation(links, sign, shared, (value, sign, turns))
-        if z is None:  # nothing can excite it
-            ended = asked if ended is None else ended + asked
-            continue
-        # What other links give may be what they got.
-        made = all(isinstance(link, _SUMS) for _, link in links)
-        z, spare = (z, made and shared is None) if sign > 0 else (-z, True)
-        rate, gone = _rates(asked, z, _lowest(asked, most), spare)
-        rates = rate if rates is None else rates + rate
-        if gone is not None:
-            ended = gone if ended is None else ended + gone
-        for i, pairs in enumerate(parts):
-            for part, half, is_above in pairs:
-                share = part.transposed().forward(rate if sign > 0 else -rate)
-                share = share.mul_(half) if made else share * half
-                above[i] &= is_above
-                shares[i] = _plus(shares[i], share, made)
-    if trail is not None:
-        flow = torch.zeros_like(evidence) if rates is None else rates
-        for source, link in step.links:
-            trail.cross(source, Crossing(value, link, flow, _each(orientation, value)))
-    sent = [
-        (source, _Arrived(_nothing(link, evidence) if share is None else share, above=only))
-        for (source, link), share, only in zip(step.links, shares, above, strict=True)
-    ]
-    return sent, ended
-
-
-def _excite_same_place(
-    value: Value,
-    step: Step,
-    evidence: Tensor,
-    orientation: Tensor | float,
-    most: float,
-    trail: Trail | None,
-) -> tuple[list[tuple[Value, _Arrived]], Tensor | None]:
-    """`_excite` where each input has one node at the same place, as in a sum."""
-    parts: list[Tensor] = []
-    for source, link in step.links:
-        part = link.forward(source.data)
-        parts.append((part if _is_one(orientation) else part * orientation).clamp(min=0))
-    z = sum(parts[1:], start=parts[0])
-    rates, ended = _rates(evidence, z, _lowest(evidence, most), spare=len(parts) > 1)
-    sent = []
-    for (source, link), part in zip(step.links, parts, strict=True):
-        assert isinstance(link, Diagonal)
-        above = not source.signed or (_is_one(orientation) and link.rising)
-        sent.append((source, _Arrived(link.back(part * rates), above=above)))
-        if trail is not None:
-            trail.cross(source, Crossing(value, link, rates, _each(orientation, value)))
-    return sent, ended
-
-
-def _is_one(orientation: Tensor | float) -> bool:
-    return not isinstance(orientation, Tensor) and orientation == 1.0
-
-
-def _nothing(link: Link, evidence: Tensor) -> Tensor:
-    """No evidence at the input of a link, for as many samples as there are at its output."""
-    return evidence.new_zeros(link.transposed().shape_of(evidence))
-
-
-def _by_sign(evidence: Tensor, orientation: Tensor | float) -> Iterator[tuple[float, Tensor]]:
-    """The signs that there are among orientations, or may be, each with the evidence of its nodes."""
-    if not isinstance(orientation, Tensor):
-        yield orientation, evidence
-        return
-    least, most = -1.0, 1.0
-    if at_hand(orientation):
-        least, most = (float(end) for end in orientation.aminmax())
-    for sign in (1.0, -1.0):
-        if least <= sign <= most:
-            one = least == most
-            yield sign, evidence if one else evidence * (sign * orientation).clamp(min=0)
-
-
-def _each(orientation: Tensor | float, value: Value) -> Tensor:
-    """The orientation of each node of a value."""
-    if isinstance(orientation, Tensor):
-        return orientation.to(value.data).expand(value.shape)
-    return value.data.new_full((), orientation).expand(value.shape)
-
-
-def _mixed(step: Step, both: bool) -> Convolution | Matrix | None:
-    """The link of a call whose products have both signs, or are asked for both; None for others.
-
-    None too where numbers are too coarse for the difference of nearly equal sums.
-    """
-    if len(step.links) > 1 or callable(step.bias):
-        return None
-    source, link = step.links[0]
-    if not isinstance(link, _SUMS) or not (source.signed or both):
-        return None
-    if not both and link.fan_in() <= _FEW:
-        return None
-    coarse = torch.finfo(source.dtype).eps > _COARSE
-    return None if coarse or _rounded(link, source.data) is None else link
-
-
-_PRECISION = threading.Lock()
-_unrounded_walks = 0  # how many there are now, which share the setting
-
-
-def _rounded(link: Convolution | Matrix, tensor: Tensor) -> bool | None:
-    """Whether a GPU rounds the factors of a call to TF32; None if there is no saying, or no helping it."""
-    if not tensor.is_cuda or tensor.dtype != torch.float32:
-        return False
-    try:
-        if torch.backends.cuda.matmul.allow_tf32:  # which is not to be set back and forth
-            return None
-        with _PRECISION:
-            rounds = bool(_unrounded_walks) or torch.backends.cudnn.allow_tf32
-        return isinstance(link, Convolution) and rounds
-    except RuntimeError:  # settings that differ between kinds of calls
-        return None
-
-
-@contextmanager
-def _unrounded(rounded: bool) -> Iterator[None]:
-    """Convolutions in float32 proper, if they are `rounded`."""
-    global _unrounded_walks  # noqa: PLW0603
-    if not rounded:
-        yield
-        return
-    with _PRECISION:
-        if not _unrounded_walks:
-            torch.backends.cudnn.allow_tf32 = False
-        _unrounded_walks += 1
-    try:
-        yield
-    finally:
-        with _PRECISION:
-            _unrounded_walks -= 1
-            if not _unrounded_walks:
-                torch.backends.cudnn.allow_tf32 = True
-
-
-def _excite_mixed(
-    value: Value,
-    step: Step,
-    evidence: Tensor,
-    orientation: Tensor | float,
-    link: Convolution | Matrix,
-    shared: dict[Any, Any] | None,
-    rounded: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """`_excite` where products have both signs: the share of the input, half of e / z, what ended.
-
-    (o w a)⁺ is half of o w a + |w a|, and the call itself has added up w a: one sum forward and two
-    back take the place of up to four and four. Where the call was `rounded`, it is added up once more.
-    """
-    source, key = step.links[0][0], (value, "mixed")
-    if shared is not None and key in shared:
-        magnitude, size, plain, whole, least = shared[key]
-    else:
-        magnitude, plain = link.magnitude(), value.data
-        size = source.data.abs() if source.signed else source.data
-        whole = magnitude.forward(size)
-        # Below these, twice z is rounding.
-        limits = torch.finfo(whole.dtype)
-        floor, rounding = whole.new_full((), limits.tiny / limits.eps), 128 * limits.eps
-        if step.bias is not None:
-            assert isinstance(step.bias, Tensor)
-            floor = floor + step.bias.abs() * rounding
-        if rounded:  # the call's own sum is too
-            plain = link.forward(source.data)
-        elif step.bias is not None:
-            plain = plain - step.bias
-        least = torch.add(floor, whole, alpha=rounding)
-        if shared is not None:
-            shared[key] = magnitude, size, plain, whole, least
-    # Fresh memory takes longer to get than to fill: what no other walk is to share is written over.
-    own = shared is None and whole.shape == evidence.shape
-    fresh = shared is None and (rounded or step.bias is not None)
-    into = plain if own and fresh else None
-    if isinstance(orientation, Tensor):
-        z = torch.addcmul(whole, orientation, plain, out=into)
-    else:
-        z = torch.add(whole, plain, out=into)
-    rates, ended = _rates(evidence, z, least, spare=True)
-    turned = rates
-    if isinstance(orientation, Tensor):
-        turned = torch.mul(orientation, rates, out=whole if own else None)
-    share = link.transposed().forward(turned).mul_(source.data)
-    share.addcmul_(magnitude.transposed().forward(rates), size)
-    return share, rates, ended
-
-
-def _lowest(evidence: Tensor, most: float) -> float | Tensor:
-    """Below this z is rounding, and evidence, of no more than `most` a node, divided by it would overflow."""
-    limits = torch.finfo(evidence.dtype)
-    least = limits.tiny / limits.eps
-    if most / (limits.max / 1024) <= least or not evidence.numel():
-        return least
-    highest = evidence.abs()
-    if evidence.dim() > 1:  # of each sample, whatever others have
-        highest = highest.amax(tuple(range(1, evidence.dim())), keepdim=True)
-    return (highest / (limits.max / 1024)).clamp(min=least)
-
-
-def _rates(
-    evidence: Tensor, z: Tensor, least: Tensor | float, spare: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """e / z, or 0 where z is not above the least; and the evidence of these nodes, if there are any.
-
-    The memory of z is used for them if it is to `spare`: fresh memory takes longer to get than to fill.
-    """
-    if not z.numel():
-        return evidence / z, None
-    fits = (z.shape, z.dtype) == (evidence.shape, evidence.dtype)
-    above, floor = (z - least, 0.0) if isinstance(least, Tensor) else (z, least)
-    # Masks cost time on a CPU: first see whether one is needed.
-    if at_hand(z) and bool(above.amin() > floor):
-        return torch.div(evidence, z, out=z) if spare and fits else evidence / z, None
-    # Infinity in their place, by calls that take a fraction of the time of comparisons.
-    if above is z:
-        z = torch.threshold_(z, floor, torch.inf) if spare else torch.threshold(z, floor, torch.inf)
-    else:
-        z = torch.maximum(z, torch.threshold_(above, floor, torch.inf), out=above)
-    ended = torch.ops.aten.threshold_backward(evidence, z, torch.finfo(z.dtype).max)
-    return torch.div(evidence, z, out=z) if fits else evidence / z, ended
-
-
-def _excitation(
-    links: Sequence[tuple[Value, Link]], sign: float, shared: dict[Any, Any] | None, key: Any
-) -> tuple[list[list[tuple[Link, Tensor, bool]]], Tensor | None]:
-    """What excites each node, part by part, and all of it, z: the same for every class."""
-    if shared is not None and key in shared:
-        parts, z = shared[key]
-        return parts, z
-    parts = [_parts(source, link, sign) for source, link in links]
-    made, z = all(isinstance(link, _SUMS) for _, link in links), None
-    for part, half, _ in chain(*parts):
-        z = _plus(z, part.forward(half), made)
-    if shared is not None:
-        shared[key] = parts, z
-    return parts, z
-
-
-def _plus(total: Tensor | None, more: Tensor, made: bool) -> Tensor:
-    """Both together, in the memory of the total where it was `made` for it."""
-    if total is None:
-        return more
-    return total.add_(more) if made else total + more
-
-
-def _parts(source: Value, link: Link, sign: float) -> list[tuple[Link, Tensor, bool]]:
-    """The weights and activations whose products have the sign: same signs make +, others make -.
-
-    With them, whether these activations are those above zero.
-    """
-    pairs = [(link.positive if sign > 0 else link.negative, source.positive, True)]
-    if source.signed:
-        pairs.append((link.negative if sign > 0 else link.positive, source.negative, False))
-    return [(part, half, above) for make, half, above in pairs if (part := make()) is not None]
