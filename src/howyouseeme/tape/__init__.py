@@ -1,0 +1,13 @@
+"""A forward pass, recorded: every ATen call that the network made for this input.
+
+The tape sees what really ran - functional or module ops, reused modules, data-dependent control
+flow - because it listens below the modules, at PyTorch's dispatcher. It changes nothing: the model's
+mode, gradients, hooks and buffers are as they were.
+"""
+
+from __future__ import annotations
+
+from .recorder import Reader, record
+from .values import Call, Tape, Value, at_hand
+
+__all__ = ["Call", "Reader", "Tape", "Value", "at_hand", "record"]

@@ -1,0 +1,117 @@
+"""What there is to know about a call of PyTorch, whatever it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..decompositions import decompositions
+
+__all__ = ["Facts", "facts_of", "functional"]
+
+
+@dataclass(eq=False, slots=True)
+class Facts:
+    """What there is to know about an overload, found out once."""
+
+    name: str
+    writes: tuple[int, ...]  # positions of the arguments that the call writes to
+    targets: list[Any]  # those arguments, as the schema has them
+    outs: frozenset[str]  # the names of those that can be given by name only
+    fresh: bool  # whether it returns a tensor that it made
+    moves: bool  # whether it changes but sizes and strides
+    factory: bool
+    uninitialised: bool
+    silent: bool  # whether it may write without saying so
+    indexed: bool  # whether whole numbers are positions to it
+    parts: Callable[..., Any] | None  # what it is made of, where that is what gets recorded
+    functional: Any = None  # the overload that does the same and writes nothing, once asked for
+
+
+def facts_of(op: Any) -> Facts:
+    """What there is to know about an overload."""
+    known = _FOUND.get(op)
+    if known is not None:
+        return known
+    arguments = op._schema.arguments
+    writes = _writes(op)
+    name = str(op.overloadpacket)
+    base = name.rsplit(".", 1)[-1]
+    if base.endswith("_") and not base.startswith("__"):
+        name = name[:-1]
+    facts = _FOUND[op] = Facts(
+        name=name,
+        writes=writes,
+        targets=[arguments[i] for i in writes],
+        outs=frozenset(arguments[i].name for i in writes if arguments[i].kwarg_only),
+        fresh=any(item.alias_info is None for item in op._schema.returns),
+        moves=torch.Tag.inplace_view in op.tags,
+        factory=name in _FACTORIES,
+        uninitialised=name in _UNINITIALISED,
+        silent=name in _SILENT_WRITES,
+        indexed=name in _INDEXED,
+        parts=decompositions().get(name),
+    )
+    return facts
+
+
+def _writes(op: Any) -> tuple[int, ...]:
+    return tuple(
+        position
+        for position, argument in enumerate(op._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
+
+
+def functional(op: Any, facts: Facts) -> Any:
+    """The overload that does the same and writes nothing: relu for relu_, add.Tensor for add.out"""
+    if facts.functional is None:
+        wanted = [
+            (argument.name, str(argument.type))
+            for argument in op._schema.arguments
+            if not (argument.kwarg_only and argument.alias_info and argument.alias_info.is_write)
+        ]
+        namespace, _, name = facts.name.rpartition(".")
+        packet = getattr(getattr(torch.ops, namespace), name, None)
+        facts.functional = op
+        for overload in packet.overloads() if packet is not None else ():
+            other = getattr(packet, overload)
+            has = [(argument.name, str(argument.type)) for argument in other._schema.arguments]
+            if has == wanted and not _writes(other):
+                facts.functional = other
+    return facts.functional
+
+
+_FOUND: dict[Any, Facts] = {}
+
+# They read the shape of their argument, never its contents.
+_FACTORIES = {
+    f"aten.{name}"
+    for name in (
+        *("empty_like", "zeros_like", "ones_like", "full_like"),
+        *("rand_like", "randn_like", "randint_like"),
+        *("new_empty", "new_empty_strided", "new_zeros", "new_ones", "new_full"),
+    )
+}
+
+# What they return has no contents yet. Zeros keep chance NaNs out of the evidence: 0 · NaN is NaN.
+_UNINITIALISED = {
+    f"aten.{name}"
+    for name in ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
+}
+
+# With training=True they write to the running mean and variance, and their schema does not say so.
+_SILENT_WRITES = {"aten.native_batch_norm", "aten.cudnn_batch_norm", "aten.miopen_batch_norm"}
+
+
+# They take whole numbers for positions, which this image fixed.
+_INDEXED = {
+    f"aten.{name}"
+    for name in (
+        *("index", "_unsafe_index", "index_select", "gather", "take", "embedding"),
+        *("scatter", "scatter_add", "index_put", "index_copy", "index_add", "index_fill"),
+    )
+}

@@ -1,0 +1,237 @@
+"""What a tape holds: the values and calls of one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+__all__ = ["Call", "Tape", "Value", "at_hand"]
+
+
+def at_hand(tensor: Tensor) -> bool:
+    """Whether its contents can be looked at right away: on a device, a look waits for all its work."""
+    return tensor.is_cpu
+
+
+class Value:
+    """One tensor of the forward pass, with the contents that it had when it was made.
+
+    Rules treat it as a flat array in row-major order, whatever its strides are. Where the network wrote
+    over the contents, they are made again when `data` is asked for; `shape`, `dtype` and `device` tell
+    without.
+    """
+
+    __slots__ = (
+        *("_data", "_flat", "_signed", "_strides"),
+        *("call", "device", "dtype", "index", "output", "seen_writes", "shape"),
+    )
+
+    def __init__(self, data: Tensor, index: int, call: Call | None = None, output: int = 0) -> None:
+        self._data: Tensor | None = data
+        self._strides: tuple[int, ...] = ()
+        self.shape, self.dtype, self.device = data.shape, data.dtype, data.device
+        self.index = index
+        self.call = call  # None for an input of the model
+        self.output = output
+        self.seen_writes = 0  # how many writes to its storage it has seen
+        self._flat: Tensor | None = None
+        self._signed: bool | None = None
+
+    @property
+    def data(self) -> Tensor:
+        """The contents."""
+        if self._data is None:
+            self._make_again()
+            assert self._data is not None
+        return self._data
+
+    @data.setter
+    def data(self, data: Tensor) -> None:
+        self._data, self.shape, self.dtype, self.device = data, data.shape, data.dtype, data.device
+
+    @property
+    def forgotten(self) -> bool:
+        """Whether the contents have to be made again before they can be looked at."""
+        return self._data is None
+
+    def forget(self) -> bool:
+        """Let go of the contents, if the same call can make them again; return whether it can."""
+        call, data = self.call, self.data
+        if call is None or call.name not in _AGAIN:
+            return False
+        if call.name == "aten.native_batch_norm" and call.args[5]:  # which notes statistics
+            return False
+        if data.numel() * data.element_size() != data.untyped_storage().nbytes():
+            return False  # a part of something larger, in which it has its place
+        self._strides = data.stride()
+        self._data = None
+        return True
+
+    def _make_again(self) -> None:
+        """Run the calls again that made the contents, those first that made their inputs."""
+        waiting = [self]
+        with torch.inference_mode(False), torch.no_grad():
+            while waiting:
+                value = waiting[-1]
+                assert value.call is not None
+                before = [item for item in value.call.inputs if item.forgotten]
+                if not before:
+                    waiting.pop()
+                    if value.forgotten:
+                        value._data = value._made_again()
+                waiting += before
+
+    def _made_again(self) -> Tensor:
+        call = self.call
+        assert call is not None
+        args, kwargs = pytree.tree_map(
+            lambda leaf: leaf.data if isinstance(leaf, Value) else leaf, (call.args, call.kwargs)
+        )
+        made = call.op(*args, **kwargs)
+        data: Tensor = made[self.output] if isinstance(made, (list, tuple)) else made
+        data = data.to(self.dtype)  # a sum of two types went into the memory of the first
+        if data.stride() == self._strides:
+            return data
+        same = torch.empty_strided(self.shape, self._strides, dtype=self.dtype, device=data.device)
+        return same.copy_(data)
+
+    @property
+    def signed(self) -> bool:
+        """Whether any element is below zero."""
+        if self._signed is None:
+            pending = self.pending
+            self._signed = pending is not None and bool(pending)
+        return self._signed
+
+    @property
+    def pending(self) -> Tensor | None:
+        """What `signed` has not looked at yet, and must."""
+        looks = self._signed is None and self.numel and self.dtype.is_floating_point
+        return self.data.amin() < 0 if looks and not _never_below_zero(self.call) else None
+
+    def settle(self, found: bool) -> None:
+        """Take what a look at `pending` found."""
+        self._signed = found
+
+    @property
+    def positive(self) -> Tensor:
+        """The contents where they are above zero, 0 elsewhere."""
+        return self.data.clamp(min=0) if self.signed else self.data
+
+    @property
+    def negative(self) -> Tensor:
+        """The contents where they are below zero, 0 elsewhere."""
+        return self.data.clamp(max=0)
+
+    @property
+    def numel(self) -> int:
+        return self.shape.numel()
+
+    @property
+    def flat(self) -> Tensor:
+        """The contents as a vector of `numel` elements, row-major."""
+        if self._flat is None:
+            self._flat = self.data.reshape(-1)
+        return self._flat
+
+    def __repr__(self) -> str:
+        return f"Value({self.index}, shape={tuple(self.shape)})"
+
+
+#: Calls that make the same of the same, and so may be made again: those whose outputs networks overwrite.
+_AGAIN = {"aten.convolution", "aten.native_batch_norm", "aten.add"}
+
+
+def _never_below_zero(call: Call | None) -> bool:
+    """Whether a call makes nothing below zero, whatever it is given."""
+    if call is None:
+        return False
+    return call.name in _ABOVE_ZERO or (
+        call.name in {"aten.hardtanh", "aten.clamp"}
+        and isinstance(least := call.argument(1, ""), (int, float))
+        and least >= 0
+    )
+
+
+_ABOVE_ZERO = {"aten.relu", "aten.relu6", "aten.sigmoid", "aten.hardsigmoid", "aten._softmax"}
+
+
+@dataclass(eq=False)
+class Call:
+    """One ATen call that depends on the input.
+
+    `args` and `kwargs` are those of the call, with a `Value` wherever a tensor depends on the input
+    and a plain tensor wherever it does not (weights, constants), or where it holds whole numbers or
+    booleans (indices, masks): those carry no evidence, and are constants on this image.
+
+    An in-place call appears as the call that writes nothing, with the value as it was before the
+    write; its output is the value after it. So does a call with `out=`.
+    """
+
+    name: str  # 'aten.relu': the packet's name, without the underscore of an in-place variant
+    op: Any  # the overload that writes nothing, if there is one
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    index: int
+    owner: nn.Module | None = None
+    module: str = ""
+    outputs: tuple[Value | None, ...] = ()
+
+    @property
+    def output(self) -> Value:
+        """The first output, which is the one that carries evidence."""
+        value = self.outputs[0]
+        assert value is not None
+        return value
+
+    @property
+    def inputs(self) -> list[Value]:
+        """The values that the call read, in the order of its arguments."""
+        leaves = pytree.tree_leaves((self.args, self.kwargs))
+        return [leaf for leaf in leaves if isinstance(leaf, Value)]
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """The argument at `position`, or called `name`, or `default`."""
+        if position < len(self.args):
+            return self.args[position]
+        return self.kwargs.get(name, default)
+
+    def describe(self) -> str:
+        """'aten.relu(1x3x8x8) in module features.0'"""
+        shapes = ", ".join("x".join(map(str, value.shape)) or "scalar" for value in self.inputs)
+        return f"{self.name}({shapes}) in {self.module or 'the model itself'}"
+
+
+@dataclass(eq=False)
+class Tape:
+    """What `record` returns: the inputs, the calls in order, and the output of one forward pass."""
+
+    inputs: list[Value]
+    calls: list[Call]
+    output: Any  # the model's output, with a Value wherever a tensor depends on the input
+    reads: list[Any] = field(default_factory=list)  # what each reader made of what it was given
+
+    def __del__(self) -> None:
+        # Calls and their outputs know each other: left to the garbage collector, the memory of all
+        # activations would stay for a while, and the next tape would have to get fresh one.
+        for call in self.calls:
+            call.outputs = ()
+
+    def append(self, name: str, op: Any, args: tuple[Any, ...], data: Tensor) -> Value:
+        """The value of one call more, which the network did not make: what `op` makes of `args`."""
+        call = Call(name, op, args, {}, len(self.calls))
+        last = max(value.index for value in self.values)
+        call.outputs = (Value(data, last + 1, call),)
+        self.calls.append(call)
+        return call.output
+
+    @property
+    def values(self) -> Iterator[Value]:
+        yield from self.inputs
+        for call in self.calls:
+            yield from (value for value in call.outputs if value is not None)
