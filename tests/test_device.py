@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import howyouseeme as hysm
 from howyouseeme import backtrack, links, maps
-from howyouseeme.methods import evidence
+from howyouseeme.methods import excitation
 from howyouseeme.track import Tracker
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -185,14 +185,14 @@ def test_products_of_both_signs_are_not_rounded() -> None:
         (1, 2, 4, 4), (1, 2, 4, 4), torch.ones(2, 2, 1, 1), (1,), (0,), (1,), 1
     )
     x = torch.zeros(1, 2, 4, 4)
-    assert evidence._rounded(link, x)
-    assert not evidence._rounded(link, x.double())
-    assert not evidence._rounded(links.Matrix((1, 2), (1, 3), torch.ones(3, 2)), x)
-    with evidence._unrounded(True), evidence._unrounded(True):
+    assert excitation._rounded(link, x)
+    assert not excitation._rounded(link, x.double())
+    assert not excitation._rounded(links.Matrix((1, 2), (1, 3), torch.ones(3, 2)), x)
+    with excitation._unrounded(True), excitation._unrounded(True):
         assert not torch.backends.cudnn.allow_tf32
-        assert evidence._rounded(link, x)  # the network's own call was
+        assert excitation._rounded(link, x)  # the network's own call was
     assert torch.backends.cudnn.allow_tf32
-    with evidence._unrounded(False):
+    with excitation._unrounded(False):
         assert torch.backends.cudnn.allow_tf32
 
 
@@ -202,7 +202,7 @@ def test_evidence_where_products_are_rounded(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.undo()
     x = photos()
     expected = hysm.Explainer(small())(x, target=[1, 3]).evidence
-    monkeypatch.setattr(evidence, "_rounded", lambda link, tensor: True)
+    monkeypatch.setattr(excitation, "_rounded", lambda link, tensor: True)
     found = hysm.Explainer(small())(x, target=[1, 3]).evidence
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert torch.backends.cudnn.allow_tf32

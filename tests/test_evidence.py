@@ -14,7 +14,7 @@ import howyouseeme as hysm
 from howyouseeme import halftone
 from howyouseeme.backtrack import Plan, plan
 from howyouseeme.links import Convolution, Matrix
-from howyouseeme.methods import Evidence, evidence, get_method
+from howyouseeme.methods import Evidence, evidence, excitation, get_method
 from howyouseeme.methods.base import Trail
 from howyouseeme.methods.descent import descend
 from howyouseeme.rules import Step
@@ -268,7 +268,7 @@ def test_products_of_both_signs_by_their_sums(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From the sum of all products and that of their sizes, what each sign's own sums tell."""
-    mixed, taken = evidence._mixed, []
+    mixed, taken = excitation._mixed, []
 
     def telling(step: Step, both: bool) -> Convolution | Matrix | None:
         taken.append(mixed(step, both))
@@ -277,9 +277,9 @@ def test_products_of_both_signs_by_their_sums(
     for seed in range(8):
         torch.manual_seed(seed)
         net, pictures = Signed().to(dtype).eval(), image(seed, batch=2).to(dtype)
-        monkeypatch.setattr(evidence, "_mixed", telling)
+        monkeypatch.setattr(excitation, "_mixed", telling)
         *short, short_trail = walked(net, pictures, [0, 2])
-        monkeypatch.setattr(evidence, "_mixed", lambda *_, **__: None)
+        monkeypatch.setattr(excitation, "_mixed", lambda *_, **__: None)
         *long, long_trail = walked(net, pictures, [0, 2])
         bound = 1e-12 if dtype is torch.float64 else 1e-5
         for one, other in zip(short, long, strict=True):
@@ -475,7 +475,7 @@ def test_rates_are_e_by_z_above_the_least(
         for made in (z, z.clamp(min=0.5)):  # some nodes that nothing excites, and none
             dead = made <= least
             expected = (asked / made.masked_fill(dead, torch.inf)).masked_fill(dead, 0)
-            rates, ended = evidence._rates(asked.clone(), made.clone(), least, spare)
+            rates, ended = excitation._rates(asked.clone(), made.clone(), least, spare)
             torch.testing.assert_close(rates, expected, rtol=1e-6, atol=0, check_dtype=False)
             lost = torch.zeros_like(asked) if ended is None else ended
             torch.testing.assert_close(lost, asked * dead, rtol=0, atol=0)

@@ -103,16 +103,16 @@ def _stage(way: Plan, given: Value) -> tuple[Value, Layout] | None:
         if any(source in made or isinstance(link, Convolution) for source, link in step.links):
             made.add(value)
     strides: dict[Value, float] = {}
-    apart_by: dict[int, float] = {}  # by line, most of which are the same object
+    spacing: dict[int, float] = {}  # by line, most of which are the same object
     for value, _ in way.steps:  # the last call first
         apart = channels.get(value) == 1 and len(value.shape) == 4 and min(value.shape[2:]) > 1
         if apart and value in made:
             line = known.get(value, {}).get(2)
             one_each = given.shape[0] in {1, value.shape[0]}  # of several views the first
             if one_each and line is not None and line[0] == 2 and 3 in known[value]:
-                if id(line[1]) not in apart_by:
-                    apart_by[id(line[1])] = float(np.abs(np.diff(line[1])).mean())
-                strides[value] = apart_by[id(line[1])]
+                if id(line[1]) not in spacing:
+                    spacing[id(line[1])] = float(np.abs(np.diff(line[1])).mean())
+                strides[value] = spacing[id(line[1])]
     strides = {value: stride for value, stride in strides.items() if stride}  # 0: all in one place
     if not strides:
         return None

@@ -32,11 +32,12 @@ from .base import Crossing, Trail
 
 __all__ = ["Arrived", "Excitation"]
 
-#: Links that add up: what they give is in memory of its own.
+#: Links that add up: what they give is in memory of its own, while others may give what they got.
 _SUMS = Convolution | Matrix
 
-#: Nodes of no more inputs are summed up for each sign: the difference of both takes more calls.
-_FEW = 96
+#: Nodes of no more inputs that are all asked alike are summed up for each sign: their sums take less
+#: time than the calls that make the difference of both.
+_FEW_INPUTS = 96
 
 #: Numbers further apart than this, at 1, are of half precision.
 _COARSE = 1e-5
@@ -127,6 +128,7 @@ class Excitation:
             part = link.forward(source.data)
             parts.append((part if _is_one(orientation) else part * orientation).clamp(min=0))
         z = sum(parts[1:], start=parts[0])
+        # A sum of one is the part itself, which is still to be used.
         rates, ended = _rates(evidence, z, self._lowest(evidence), spare=len(parts) > 1)
         sent = []
         for (source, link), part in zip(step.links, parts, strict=True):
@@ -154,7 +156,6 @@ class Excitation:
                 links = [(source, link) for (source, _), link in zip(links, turned, strict=True)]
                 turns = b"" if self.shared is None else (asking < 0).cpu().numpy().tobytes()
                 asking = 1.0
-        # What other links give may be what they got.
         made = all(isinstance(link, _SUMS) for _, link in links)
         shares: list[Tensor | None] = [None] * len(links)
         above = [True] * len(links)
@@ -256,7 +257,8 @@ class Excitation:
             if self.shared is not None:
                 self.shared[key] = magnitude, size, plain, whole, least
         # Fresh memory takes longer to get than to fill: what no other walk is to share is written over.
-        own = self.shared is None and whole.shape == evidence.shape
+        same = (whole.shape, whole.dtype) == (evidence.shape, evidence.dtype)
+        own = self.shared is None and same
         fresh = self.shared is None and (rounded or step.bias is not None)
         into = plain if own and fresh else None
         if isinstance(orientation, Tensor):
@@ -355,14 +357,14 @@ def _each(orientation: Tensor | float, value: Value) -> Tensor:
 def _mixed(step: Step, both: bool) -> Convolution | Matrix | None:
     """The link of a call whose products have both signs, or are asked for both; None for others.
 
-    None too where numbers are too coarse for the difference of nearly equal sums.
+    None too for few inputs, and where numbers are too coarse for the difference of nearly equal sums.
     """
     if len(step.links) > 1 or callable(step.bias):
         return None
     source, link = step.links[0]
     if not isinstance(link, _SUMS) or not (source.signed or both):
         return None
-    if not both and link.fan_in() <= _FEW:
+    if not both and link.fan_in() <= _FEW_INPUTS:
         return None
     coarse = torch.finfo(source.dtype).eps > _COARSE
     return None if coarse or _rounded(link, source.data) is None else link
@@ -420,7 +422,8 @@ def _rates(
     # Masks cost time on a CPU: first see whether one is needed.
     if at_hand(z) and bool(above.amin() > floor):
         return torch.div(evidence, z, out=z) if spare and fits else evidence / z, None
-    # Infinity in their place, by calls that take a fraction of the time of comparisons.
+    # Infinity in their place (so what has overflowed counts as ended too), by calls that take a fraction
+    # of the time of comparisons.
     if above is z:
         z = torch.threshold_(z, floor, torch.inf) if spare else torch.threshold(z, floor, torch.inf)
     else:
