@@ -214,7 +214,7 @@ def test_evidence_without_a_look_at_the_contents(way: str, monkeypatch: pytest.M
     x = photos().double()
     expected = hysm.Explainer(small().double(), **WAYS[way])(x, target=[1, 3]).evidence
     looks = []
-    for module in (backtrack, evidence, links, maps):
+    for module in (backtrack, excitation, links.moves, maps):
         monkeypatch.setattr(module, "at_hand", lambda tensor: bool(looks.append(tensor)))
     found = hysm.Explainer(small().double(), **WAYS[way])(x, target=[1, 3]).evidence
     assert looks
