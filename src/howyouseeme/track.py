@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -155,7 +155,7 @@ def follow(
     choose: Callable[[np.ndarray], Sequence[float]],
     table: Path,
     picture: FrameWriter | VideoWriter | None = None,
-) -> Iterator[Sighting]:
+) -> Generator[Sighting]:
     """Track a target through a video, writing a table of boxes and, if asked for, an annotated video.
 
     >>> for sighting in follow(video, tracker, lambda frame: (120, 80, 260, 300), Path("walk.csv")):
