@@ -2098,7 +2098,7 @@ def test_convolutions_there_and_back_however_they_are_done(
 ) -> None:
     """Against PyTorch's own, and the gradients of it."""
     taken = []
-    for name in ("_place_by_place", "_patch_by_patch"):
+    for name in ("_place_by_place", "_row_by_row", "_patch_by_patch"):
         done = getattr(Convolution, name)
         monkeypatch.setattr(Convolution, name, lambda *a, d=done: taken.append(d.__name__) or d(*a))
     conv = getattr(F, f"conv{dims}d")
@@ -2120,8 +2120,17 @@ def test_convolutions_there_and_back_however_they_are_done(
                 y.shape, z.shape, w, (stride,), (padding,), (dilation,), 1, back=True
             )
             torch.testing.assert_close(link.forward(y), z)
+            if dims == 2:
+                last = link.forward(y.contiguous(memory_format=torch.channels_last))
+                torch.testing.assert_close(last, z)
+        if dims == 2:
+            link = Convolution(x.shape, y.shape, w, (stride,), (padding,), (dilation,), 1)
+            last = link.forward(x.contiguous(memory_format=torch.channels_last))
+            torch.testing.assert_close(last, y)
     ways = {"place by place": {"_place_by_place"}, "patch by patch": {"_patch_by_patch"}}
     wanted = ways.get(way, set()) if dims == 2 or way != "patch by patch" else set()
+    if way == "place by place" and dims == 2:
+        wanted.add("_row_by_row")
     assert set(taken) == wanted
 
 
