@@ -17,7 +17,7 @@ from __future__ import annotations
 from .base import Edges, Link
 from .convolution import Convolution
 from .diagonal import Diagonal
-from .matrices import BatchedMatrix, Matrix, Separable, Sparse, sparse
+from .matrices import BatchedMatrix, Matrix, Separable, Sparse
 from .moves import Moves, Pad, Permutation, Selection, Spread
 
 __all__ = [
@@ -34,5 +34,4 @@ __all__ = [
     "Separable",
     "Sparse",
     "Spread",
-    "sparse",
 ]

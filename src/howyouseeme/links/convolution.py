@@ -43,11 +43,12 @@ class Convolution(Link):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._alone and x.is_contiguous():
-            return self._place_by_place(x)
-        if self._alone and self.in_shape[2:] == self.out_shape[2:] and _channels_last(x):
-            return self._row_by_row(x)
-        if x.is_contiguous() and self.groups == 1 and self._in_patches:
+        if self.groups == 1 and prod(self.weight.shape[2:]) == 1 and not any(self.padding):
+            if x.is_contiguous():
+                return self._place_by_place(x)
+            if self.in_shape[2:] == self.out_shape[2:] and _channels_last(x):
+                return self._row_by_row(x)
+        elif self.groups == 1 and x.is_contiguous() and self._in_patches:
             return self._patch_by_patch(x)
         extra = [0] * len(self.stride)
         if self.back:
@@ -79,11 +80,6 @@ class Convolution(Link):
             y = y.narrow(axis, 0, size)
         return y
 
-    @property
-    def _alone(self) -> bool:
-        """Whether each place is made of one."""
-        return self.groups == 1 and prod(self.weight.shape[2:]) == 1 and not any(self.padding)
-
     def _place_by_place(self, x: Tensor) -> Tensor:
         """Each place is made of one: a product of matrices, which takes less time than a convolution."""
         places = (self.in_shape if self.back else self.out_shape)[2:]
@@ -100,7 +96,7 @@ class Convolution(Link):
         return y
 
     def _row_by_row(self, x: Tensor) -> Tensor:
-        """The same where the channels of a place lie side by side, and all places are taken."""
+        """Each place is made of the one where it lies, as a row of channels: a product of matrices."""
         matrix = self.weight.flatten(1)
         rows = x.permute(0, 2, 3, 1) @ (matrix if self.back else matrix.T)
         return rows.permute(0, 3, 1, 2)

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ from ..rules import Step
 from ..tape import Value, at_hand
 from .base import Crossing, Trail
 
-__all__ = ["Arrived", "Excitation"]
+__all__ = ["Arrived", "Excitation", "Sent"]
 
 #: Links that add up: what they give is in memory of its own, while others may give what they got.
 _SUMS = Convolution | Matrix
@@ -43,7 +43,7 @@ _FEW_INPUTS = 96
 _COARSE = 1e-5
 
 #: What goes to each input of a call; and the evidence that ended there, if any did.
-_Sent = tuple[list[tuple[Value, "Arrived"]], Tensor | None]
+Sent = tuple[list[tuple[Value, "Arrived"]], Tensor | None]
 
 
 @dataclass
@@ -69,7 +69,17 @@ class Arrived:
         return 1.0 if self.above or not value.signed else signs(value.data)
 
 
-@dataclass
+class _Sums(NamedTuple):
+    """What a call with products of both signs adds up, whatever is asked of it."""
+
+    magnitude: Convolution | Matrix
+    size: Tensor  # |a|
+    plain: Tensor  # sum of w a
+    whole: Tensor  # sum of |w a|
+    least: Tensor  # below it, twice z is rounding
+
+
+@dataclass(frozen=True)
 class Excitation:
     """What a walk needs to know to hand evidence on.
 
@@ -82,7 +92,7 @@ class Excitation:
     trail: Trail | None = None
     shared: dict[Any, Any] | None = None
 
-    def hand_on(self, value: Value, step: Step, arrived: Arrived) -> _Sent:
+    def hand_on(self, value: Value, step: Step, arrived: Arrived) -> Sent:
         """The evidence of a value's inputs, given its own; and what ended here, at a constant."""
         if not step.links:
             return [], arrived.evidence
@@ -100,7 +110,7 @@ class Excitation:
             return self._excite_both(value, step, arrived.evidence, orientation, mixed)
         return self._excite(value, step, arrived.evidence, orientation, by_channel)
 
-    def _move(self, value: Value, step: Step, arrived: Arrived) -> _Sent:
+    def _move(self, value: Value, step: Step, arrived: Arrived) -> Sent:
         """Through a call with one input for each output, or none."""
         if self.trail is not None:
             for source, link in step.links:
@@ -121,7 +131,7 @@ class Excitation:
 
     def _share_out(
         self, value: Value, step: Step, evidence: Tensor, orientation: Tensor | float
-    ) -> _Sent:
+    ) -> Sent:
         """Through a call whose terms all lie at the place of the output, as in a sum of branches."""
         parts: list[Tensor] = []
         for source, link in step.links:
@@ -147,7 +157,7 @@ class Excitation:
         evidence: Tensor,
         orientation: Tensor | float,
         by_channel: bool,
-    ) -> _Sent:
+    ) -> Sent:
         """Sign by sign, each with the weights and activations that make it."""
         links, turns, asking = step.links, b"", orientation
         if isinstance(asking, Tensor) and by_channel:  # turn the filters around, and walk once
@@ -209,7 +219,7 @@ class Excitation:
         evidence: Tensor,
         orientation: Tensor | float,
         link: Convolution | Matrix,
-    ) -> _Sent:
+    ) -> Sent:
         """Where products have both signs, or are asked for both.
 
         (o w a)⁺ is half of o w a + |w a|, and the call itself has added up w a: one sum forward and two
@@ -218,60 +228,48 @@ class Excitation:
         source = step.links[0][0]
         rounded = bool(_rounded(link, source.data))
         with _unrounded(rounded):
-            share, half_rates, ended = self._halves(
-                value, step, evidence, orientation, link, rounded
-            )
+            magnitude, size, plain, whole, least = self._sums(value, step, link, rounded)
+            # Fresh memory takes longer to get than to fill: what no other walk is to share is written over.
+            same = (whole.shape, whole.dtype) == (evidence.shape, evidence.dtype)
+            own = self.shared is None and same
+            into = plain if own and (rounded or step.bias is not None) else None
+            if isinstance(orientation, Tensor):
+                z = torch.addcmul(whole, orientation, plain, out=into)
+            else:
+                z = torch.add(whole, plain, out=into)
+            rates, ended = _rates(evidence, z, least, spare=True)  # half of e / z
+            turned = rates
+            if isinstance(orientation, Tensor):
+                turned = torch.mul(orientation, rates, out=whole if own else None)
+            share = link.transposed().forward(turned).mul_(source.data)
+            share.addcmul_(magnitude.transposed().forward(rates), size)
         if self.trail is not None:
             asked = _each(orientation, value)
-            self.trail.cross(source, Crossing(value, link, 2 * half_rates, asked))
+            self.trail.cross(source, Crossing(value, link, 2 * rates, asked))
         return [(source, Arrived(share, above=not source.signed))], ended
 
-    def _halves(
-        self,
-        value: Value,
-        step: Step,
-        evidence: Tensor,
-        orientation: Tensor | float,
-        link: Convolution | Matrix,
-        rounded: bool,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The share of the input, half of e / z, and what ended."""
-        source, key = step.links[0][0], (value, "mixed")
+    def _sums(self, value: Value, step: Step, link: Convolution | Matrix, rounded: bool) -> _Sums:
+        """The sums of all products and of their sizes: the same for every class."""
+        source, key = step.links[0][0], (value, "both")
         if self.shared is not None and key in self.shared:
-            magnitude, size, plain, whole, least = self.shared[key]
-        else:
-            magnitude, plain = link.magnitude(), value.data
-            size = source.data.abs() if source.signed else source.data
-            whole = magnitude.forward(size)
-            # Below these, twice z is rounding.
-            limits = torch.finfo(whole.dtype)
-            floor, rounding = whole.new_full((), limits.tiny / limits.eps), 128 * limits.eps
-            if step.bias is not None:
-                assert isinstance(step.bias, Tensor)
-                floor = floor + step.bias.abs() * rounding
-            if rounded:  # the call's own sum is too
-                plain = link.forward(source.data)
-            elif step.bias is not None:
-                plain = plain - step.bias
-            least = torch.add(floor, whole, alpha=rounding)
-            if self.shared is not None:
-                self.shared[key] = magnitude, size, plain, whole, least
-        # Fresh memory takes longer to get than to fill: what no other walk is to share is written over.
-        same = (whole.shape, whole.dtype) == (evidence.shape, evidence.dtype)
-        own = self.shared is None and same
-        fresh = self.shared is None and (rounded or step.bias is not None)
-        into = plain if own and fresh else None
-        if isinstance(orientation, Tensor):
-            z = torch.addcmul(whole, orientation, plain, out=into)
-        else:
-            z = torch.add(whole, plain, out=into)
-        rates, ended = _rates(evidence, z, least, spare=True)
-        turned = rates
-        if isinstance(orientation, Tensor):
-            turned = torch.mul(orientation, rates, out=whole if own else None)
-        share = link.transposed().forward(turned).mul_(source.data)
-        share.addcmul_(magnitude.transposed().forward(rates), size)
-        return share, rates, ended
+            known: _Sums = self.shared[key]
+            return known
+        magnitude, plain = link.magnitude(), value.data
+        size = source.data.abs() if source.signed else source.data
+        whole = magnitude.forward(size)
+        limits = torch.finfo(whole.dtype)
+        floor, rounding = whole.new_full((), limits.tiny / limits.eps), 128 * limits.eps
+        if step.bias is not None:
+            assert isinstance(step.bias, Tensor)
+            floor = floor + step.bias.abs() * rounding
+        if rounded:  # the call's own sum is too
+            plain = link.forward(source.data)
+        elif step.bias is not None:
+            plain = plain - step.bias
+        sums = _Sums(magnitude, size, plain, whole, torch.add(floor, whole, alpha=rounding))
+        if self.shared is not None:
+            self.shared[key] = sums
+        return sums
 
     def _lowest(self, evidence: Tensor) -> float | Tensor:
         """Below this z is rounding, and evidence, of no more than `most` a node, divided by it would overflow."""
@@ -285,7 +283,7 @@ class Excitation:
         return (highest / (limits.max / 1024)).clamp(min=least)
 
 
-def _distribute(value: Value, step: Step, arrived: Arrived) -> _Sent:
+def _distribute(value: Value, step: Step, arrived: Arrived) -> Sent:
     """Through a call whose outputs come from one of several inputs each, such as cat."""
     rest: Tensor | None = arrived.evidence
     sent = []

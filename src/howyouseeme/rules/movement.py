@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ..links import Diagonal, Link, Pad, Permutation, Selection, Sparse, sparse
+from ..links import Diagonal, Link, Pad, Permutation, Selection, Sparse
+from ..links.matrices import sparse
 from ..tape import Call, Tape, Value
 from . import Refusal, Step, rule
 

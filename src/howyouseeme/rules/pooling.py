@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..links import Diagonal, Selection, Separable, Sparse, sparse
+from ..links import Diagonal, Selection, Separable, Sparse
+from ..links.matrices import sparse
 from ..tape import Call, Value
 from . import Refusal, Step, rule
 from .branches import maximum

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..links import Sparse, sparse
+from ..links import Sparse
+from ..links.matrices import sparse
 from ..tape import Call, Value
 from . import Refusal, Step, rule
 from .linear import axes_of

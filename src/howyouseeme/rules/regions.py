@@ -8,7 +8,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from ..links import Selection, Sparse, sparse
+from ..links import Selection, Sparse
+from ..links.matrices import sparse
 from ..tape import Call, Value
 from . import Refusal, Step, rule
 from .branches import contents

@@ -10,7 +10,7 @@ import torch
 
 from ..decompositions import decompositions
 
-__all__ = ["Facts", "facts_of", "functional"]
+__all__ = ["Facts", "facts_of", "functional_of"]
 
 
 @dataclass(eq=False, slots=True)
@@ -66,7 +66,7 @@ def _writes(op: Any) -> tuple[int, ...]:
     )
 
 
-def functional(op: Any, facts: Facts) -> Any:
+def functional_of(op: Any, facts: Facts) -> Any:
     """The overload that does the same and writes nothing: relu for relu_, add.Tensor for add.out"""
     if facts.functional is None:
         wanted = [
@@ -105,7 +105,6 @@ _UNINITIALISED = {
 
 # With training=True they write to the running mean and variance, and their schema does not say so.
 _SILENT_WRITES = {"aten.native_batch_norm", "aten.cudnn_batch_norm", "aten.miopen_batch_norm"}
-
 
 # They take whole numbers for positions, which this image fixed.
 _INDEXED = {

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import ModelError
-from .facts import Facts, facts_of, functional
+from .facts import Facts, facts_of, functional_of
 from .values import Call, Tape, Value
 
 __all__ = ["Reader", "record"]
@@ -264,7 +264,7 @@ class _Recorder(TorchDispatchMode):
                 call = self._add("aten.copy", torch.ops.aten.copy.default, put, {})
                 call.outputs = (self._written(tensor, call, 0, moves=False),)
         if constants is not None:
-            call = self._add(facts.name, functional(op, facts), lifted, lifted_kwargs)
+            call = self._add(facts.name, functional_of(op, facts), lifted, lifted_kwargs)
             self._hold(call, constants)
             returned = self._outputs(result, call) if facts.fresh else ()
             call.outputs = returned + tuple(
