@@ -578,6 +578,10 @@ def section(name: str) -> str:
     return found[1]
 
 
+#: Modules that a method alone stands on, by its own.
+PARTS = {"evidence.py": ("descent.py", "excitation.py")}
+
+
 def fingerprint(method: Method, settings: evaluate.Settings) -> str:
     """Changes with whatever the scores depend on: the source of the method, of the networks and of the
     measures, and the packages. Of our methods each has its own source, and all that it stands on."""
@@ -590,6 +594,7 @@ def fingerprint(method: Method, settings: evaluate.Settings) -> str:
         walk = bound.get("method", "evidence")
         others = {Path(inspect.getfile(c)) for name, c in WALKS.items() if name != walk}
         aside = others - {Path(inspect.getfile(WALKS[walk]))}
+        aside |= {path.parent / name for path in others for name in PARTS.get(path.name, ())}
         files += [
             path
             for path in sorted(package.rglob("*.py"))

@@ -79,7 +79,12 @@ class Video(AbstractContextManager["Video"]):
         self.close()
 
 
-def open_video(source: str | Path, kind: str | None = None, max_pixels: int | None = None) -> Video:
+def open_video(
+    source: str | Path,
+    kind: str | None = None,
+    max_pixels: int | None = None,
+    name: str | None = None,
+) -> Video:
     """A video file, a folder of frames (in the order of their names, 2.jpg before 10.jpg), or a webcam.
 
     >>> open_video("walk.mp4"), open_video("frames/"), open_video("webcam"), open_video("webcam:1")
@@ -87,24 +92,24 @@ def open_video(source: str | Path, kind: str | None = None, max_pixels: int | No
     A webcam is named by its number; on Windows by its name, `webcam:Integrated Camera`. `kind` is the
     only format that a file may have, as FFmpeg calls it: for files from others, since some formats
     are lists of other files. Frames of a file with more than `max_pixels` are not read (None: any).
+    Messages call a file or folder by its `name`, or as it was given.
 
     Raises:
         InputError: there is no such file, folder or webcam, or it is no video or has no frames, or
             frames that are too large.
         MissingExtraError: PyAV is missing, which all but folders need.
     """
-    name = str(source)
-    path = Path(source)
+    given, path = str(source), Path(source)
     if path.is_dir():
-        return _open_folder(path)
-    if name == WEBCAM or name.startswith(f"{WEBCAM}:"):
-        return _open_webcam(name)
+        return _open_folder(path, name or given)
+    if given == WEBCAM or given.startswith(f"{WEBCAM}:"):
+        return _open_webcam(given)
     if not path.is_file():
-        raise InputError(f"There is no video {name}; check its name and folder.")
-    return _open_stream(name, name, kind, max_pixels=max_pixels)
+        raise InputError(f"There is no video {name or given}; check its name and folder.")
+    return _open_stream(name or given, given, kind, max_pixels=max_pixels)
 
 
-def _open_folder(folder: Path) -> Video:
+def _open_folder(folder: Path, name: str) -> Video:
     files = sorted(
         (
             file
@@ -115,8 +120,8 @@ def _open_folder(folder: Path) -> Video:
     )
     if not files:
         known = " ".join(sorted(SUFFIXES))
-        raise InputError(f"There are no frames in the folder {folder}; frames end in {known}.")
-    return Video(str(folder), None, len(files), lambda: (np.asarray(load_image(f)) for f in files))
+        raise InputError(f"There are no frames in the folder {name}; frames end in {known}.")
+    return Video(name, None, len(files), lambda: (np.asarray(load_image(f)) for f in files))
 
 
 def _by_numbers(file: Path) -> tuple[list[str | int], str]:

@@ -6,13 +6,9 @@ import hashlib
 import secrets
 import threading
 from collections import OrderedDict
-from typing import Any, TypeVar
-
-from fastapi import HTTPException
+from typing import Any
 
 __all__ = ["Shelf"]
-
-T = TypeVar("T")
 
 
 class Shelf:
@@ -52,14 +48,3 @@ class Shelf:
             if key in self._kept:
                 self._kept.move_to_end(key)
             return self._kept.get(key, (None, 0))[0]
-
-    def kept(self, key: str, kind: type[T]) -> T:
-        """What lies there, which is to be of a kind.
-
-        Raises:
-            HTTPException: there is no such thing, or no longer: status 404.
-        """
-        thing = self.get(key)
-        if not isinstance(thing, kind):
-            raise HTTPException(404, "This is no longer kept; explain the photo once more.")
-        return thing

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import html
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 
 import gradio as gr
+from fastapi import HTTPException
 from fastapi.responses import Response
 
 from ..scene import palette
+from ..shelf import Shelf
 
 __all__ = [
     "FOLDER",
@@ -22,6 +24,8 @@ __all__ = [
     "template",
     "text",
 ]
+
+T = TypeVar("T")
 
 FOLDER = files("howyouseeme") / "web" / "static"
 
@@ -67,6 +71,14 @@ def alert(error: Exception) -> str:
 def hint(words: str) -> str:
     """What to do next, or what is being done."""
     return f'<p class="doing" role="status">{html.escape(words)}</p>'
+
+
+def kept(shelf: Shelf, key: str, kind: type[T]) -> T:
+    """What of a kind lies on the shelf; status 404 if there is none, or none any more."""
+    thing = shelf.get(key)
+    if not isinstance(thing, kind):
+        raise HTTPException(404, "This is no longer kept; ask for it once more.")
+    return thing
 
 
 def response(content: bytes, kind: str) -> Response:

@@ -18,7 +18,7 @@ from ...images import sample_photo
 from ..scene import Scene, make_scene, palette
 from ..service import Service, TooLargeError, read_photo
 from ..shelf import Shelf
-from .parts import QUIET, gradient, response, sentence, template, text
+from .parts import QUIET, gradient, kept, response, sentence, template, text
 
 __all__ = ["Photos"]
 
@@ -73,7 +73,7 @@ class Photos:
 
         @router.get("/{key}/path")
         async def path(key: str, point: int) -> dict[str, Any]:
-            scene = self.shelf.kept(key, Scene)
+            scene = kept(self.shelf, key, Scene)
             try:
                 return await self.service.do(partial(scene.path, point))
             except IndexError:
@@ -81,17 +81,17 @@ class Photos:
 
         @router.get("/{key}/explanation.png")
         async def picture(key: str) -> Response:
-            scene = self.shelf.kept(key, Scene)
+            scene = kept(self.shelf, key, Scene)
             return response(await self.service.do(partial(scene.picture, True)), "image/png")
 
         @router.get("/{key}/explanation.json")
         async def numbers(key: str) -> Response:
-            scene = self.shelf.kept(key, Scene)
+            scene = kept(self.shelf, key, Scene)
             return response(await self.service.do(scene.numbers), "application/json")
 
         @router.get("/{key}/explanation.zip")
         async def archive(key: str) -> Response:
-            scene = self.shelf.kept(key, Scene)
+            scene = kept(self.shelf, key, Scene)
             return response(await self.service.do(scene.archive), "application/zip")
 
     # -- the tab ------------------------------------------------------------------------------------

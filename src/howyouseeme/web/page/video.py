@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import secrets
 import tempfile
-from collections.abc import AsyncIterator, Generator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,14 @@ import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from PIL import Image
-from starlette.concurrency import run_in_threadpool
 
 from ...draw import data_uri
 from ...errors import HowYouSeeMeError, InputError
-from ...track import Sighting, Tracker, follow
+from ...track import Tracker, follow
 from ...video import Video, VideoWriter, open_video
 from ..service import Service
 from ..shelf import Shelf
-from .parts import QUIET, alert, gradient, hint, response, template, text
+from .parts import QUIET, alert, gradient, hint, kept, response, template, text
 
 __all__ = ["Videos"]
 
@@ -45,6 +45,15 @@ class _Tracked:
 
     video: bytes
     table: bytes
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One frame, followed: with its boxes drawn, whether the target was found, and how many there will be."""
+
+    picture: np.ndarray
+    found: bool
+    count: int | None
 
 
 class _Screen(VideoWriter):
@@ -72,11 +81,11 @@ class Videos:
 
         @router.get("/{key}/track.mp4")
         async def video(key: str, request: Request) -> Response:
-            return _part(self.shelf.kept(key, _Tracked).video, "video/mp4", request)
+            return _part(kept(self.shelf, key, _Tracked).video, "video/mp4", request)
 
         @router.get("/{key}/track.csv")
         async def table(key: str) -> Response:
-            return response(self.shelf.kept(key, _Tracked).table, "text/csv")
+            return response(kept(self.shelf, key, _Tracked).table, "text/csv")
 
     def tab(self, names: list[str]) -> None:
         """The tab."""
@@ -145,13 +154,8 @@ class Videos:
         kind = next((kind for at, mark, kind in _VIDEOS if head[at:].startswith(mark)), None)
         if kind is None:
             raise InputError("This is no video that can be read; give MP4, MOV, WebM, MKV or AVI.")
-        try:
-            video = open_video(clip, kind, self.service.limits.pixels)
-        except InputError as error:  # our name for the file says nothing to the visitor
-            raise InputError(str(error).replace(str(clip), "The video")) from error
-        frames = video.frames
-        video.frames = lambda: map(_fitting, frames())
-        return video
+        video = open_video(clip, kind, self.service.limits.pixels, name="The video")
+        return replace(video, frames=lambda: map(_fitting, video.frames()))
 
     async def _track(
         self, clip: Any, network: Any, name: Any, box: Any
@@ -166,36 +170,36 @@ class Videos:
             )
         model = self.service.check(text(network))
         first = _read_box(sides) if sides else None
-        with tempfile.TemporaryDirectory(prefix="howyouseeme-") as folder:
-            file, table = Path(folder) / "track.mp4", Path(folder) / "track.csv"
 
-            def steps() -> Generator[tuple[Sighting, np.ndarray, int | None]]:
-                """In the worker, a frame a turn. What it opened it closes when it ends, or is dropped."""
-                with self._open(path) as video:
-                    screen, ready = _Screen(file, video.rate or 25), self.service.ready(model)
+        def choose(frame: np.ndarray) -> Sequence[float]:
+            return first or self.service.ready(model).proposer.find(frame, wanted or "")
 
-                    def choose(frame: np.ndarray) -> Sequence[float]:
-                        return first or ready.proposer.find(frame, wanted or "")
+        def steps() -> Iterator[_Step | _Tracked]:
+            """In the worker, a turn each: frame by frame, and at last the files.
 
-                    with closing(
-                        follow(video, Tracker(ready.network), choose, table, screen)
-                    ) as sightings:
-                        for seen in sightings:
-                            yield seen, screen.last, video.count
+            All that it opens is its own, and goes with it, also when the visitor has left: then where it is
+            dropped, by the last that holds it.
+            """
+            with (
+                tempfile.TemporaryDirectory(prefix="howyouseeme-") as folder,
+                self._open(path) as video,
+            ):
+                file, table = Path(folder) / "track.mp4", Path(folder) / "track.csv"
+                screen = _Screen(file, video.rate or 25)
+                tracker = Tracker(self.service.ready(model).network)
+                with closing(follow(video, tracker, choose, table, screen)) as sightings:
+                    for seen in islice(sightings, most):
+                        yield _Step(screen.last, seen.found, video.count)
+                yield _Tracked(file.read_bytes(), table.read_bytes())
 
-            number = found = 0
-            most, run = self.service.limits.frames, steps()
-            while number < most and (made := await self.service.do(partial(next, run, None))):
-                seen, picture, count = made
-                number, found = number + 1, found + seen.found
-                if number % 10 == 1:
-                    of = f" of {count}" if count else ""
-                    yield hint(f"Following: frame {number}{of}."), _live(picture)
-            await self.service.do(run.close)
-            tracked = _Tracked(*[await run_in_threadpool(one.read_bytes) for one in (file, table)])
-        key = self.shelf.put(
-            secrets.token_hex(16), tracked, len(tracked.video) + len(tracked.table)
-        )
+        number = found = 0
+        most, run = self.service.limits.frames, steps()
+        while isinstance(made := await self.service.do(partial(next, run)), _Step):
+            number, found = number + 1, found + made.found
+            if number % 10 == 1:
+                of = f" of {made.count}" if made.count else ""
+                yield hint(f"Following: frame {number}{of}."), _live(made.picture)
+        key = self.shelf.put(secrets.token_hex(16), made, len(made.video) + len(made.table))
         cut = f" (the first {most}; the rest was left out)" if number == most else ""
         yield hint(f"Found in {found} of {number} frames{cut}."), _player(key)
 
@@ -229,13 +233,13 @@ def _player(key: str) -> str:
     )
 
 
-def _read_box(text: str) -> tuple[float, ...]:
+def _read_box(given: str) -> tuple[float, ...]:
     try:
-        sides = tuple(float(side) for side in text.split(","))
+        sides = tuple(float(side) for side in given.split(","))
     except ValueError:
         sides = ()
     if len(sides) != 4:
-        raise InputError(f"The box {text!r} isn't four numbers, such as 120, 80, 260, 300.")
+        raise InputError(f"The box {given!r} isn't four numbers, such as 120, 80, 260, 300.")
     return sides
 
 
