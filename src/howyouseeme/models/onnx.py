@@ -8,6 +8,7 @@ depends on constants alone is computed once. Nothing in such a file can run code
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from ..errors import (
     first_line,
 )
 from ..images import Preprocess
+from . import onnx_quantised  # noqa: F401 - registers its operators
 from .network import Network
 from .onnx_operators import DTYPES, OPERATORS, Attributes, to_tensor
 from .weights import check_finite
@@ -37,7 +39,7 @@ _TOLERANCE = 1e-3  # of the largest output
 _QUANTUM = (
     0.05  # the same where numbers are rounded to few bits, as a hair's breadth may turn one over
 )
-_QUANTISED = {"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger"}
+_QUANTISED = re.compile("Quant|QLinear|Integer|QGemm|QAttention")
 _SIDE = 224  # where the file leaves the height and width open
 
 
@@ -47,7 +49,7 @@ class _Node(nn.Module):
     def __init__(self, node: Any, opset: int) -> None:
         super().__init__()
         self.attributes = Attributes(node, opset)
-        self.function = OPERATORS[node.op_type]
+        self.function = OPERATORS[_operator(node)]
         self.takes = list(node.input)
         self.gives = list(node.output)
         self.kind = node.op_type
@@ -172,6 +174,11 @@ def _preprocess(model: Any, module: OnnxModule) -> Preprocess | None:
     return Preprocess((shape[2], shape[3]), scale=1.0)
 
 
+def _operator(node: Any) -> str:
+    """The name of what a node does, with its domain where that isn't ONNX's own."""
+    return node.op_type if node.domain in _OWN else f"{node.domain}.{node.op_type}"
+
+
 def _opset(model: Any) -> int:
     return max(int(one.version) for one in model.opset_import if one.domain in _OWN)
 
@@ -184,15 +191,11 @@ def _check_operators(model: Any, path: Path) -> None:
             f"{path} is of opset {opset}, and imported are {_OLDEST} and later ones; "
             "convert it with onnx.version_converter.convert_version(model, 18)."
         )
-    names = {
-        f"{node.domain}.{node.op_type}" if node.domain not in _OWN else node.op_type
-        for node in model.graph.node
-    }
-    missing = sorted(names - OPERATORS.keys())
+    missing = sorted(set(map(_operator, model.graph.node)) - OPERATORS.keys())
     if missing:
         advice = (
             " Explain the network before it was quantised, or quantise it in the format QDQ."
-            if any(name in _QUANTISED or "QLinear" in name for name in missing)
+            if any(map(_QUANTISED.search, missing))
             else ""
         )
         raise UnsupportedCallError(
@@ -237,7 +240,7 @@ def _compare(module: OnnxModule, model: Any, path: Path) -> None:
             f"{path} does not run on inputs of {[list(one.shape) for one in feeds.values()]} "
             f"({first_line(error)})."
         ) from error
-    rounds = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+    rounds = any(_QUANTISED.search(node.op_type) for node in model.graph.node)
     tolerance = _QUANTUM if rounds else _TOLERANCE
     answers = ours.values() if isinstance(ours, dict) else [ours]
     for name, mine, other in zip(module.outputs, answers, theirs, strict=False):
