@@ -169,6 +169,7 @@ def test_nothing_stays_of_a_video_whose_visitor_leaves(
         await steps.aclose()
 
     asyncio.run(leave())
+    videos.service.worker.close()  # the last to hold it
     gc.collect()
     assert not list((tmp_path / "held").iterdir())
 
@@ -177,14 +178,14 @@ def test_nothing_stays_of_a_video_that_takes_too_long(
     tab: Callable[..., Videos], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The frame that is being followed ends in the worker, and with it all that was opened."""
-    go, videos = threading.Event(), tab(seconds=0.2)
+    go, videos = threading.Event(), tab(seconds=2)
 
     def slow(self: Following, frame: np.ndarray) -> Sighting:
         go.wait(30)
         return Sighting(None, 0.5)
 
     monkeypatch.setattr(Following, "__call__", slow)
-    monkeypatch.setattr("howyouseeme.web.service._LATEST", 0.2)
+    monkeypatch.setattr("howyouseeme.web.service._LATEST", 0.5)
     with pytest.raises(LateError):
         followed(videos, clip(tmp_path / "a.mp4"), None, BOX)
     assert list((tmp_path / "held").iterdir())  # the worker is still at it

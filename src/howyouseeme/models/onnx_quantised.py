@@ -25,11 +25,26 @@ def _along(item: Tensor, x: Tensor, axis: int) -> Tensor:
 
 
 def _real(x: Tensor, scale: Tensor | None, zero: Tensor | None, axis: int = 0) -> Tensor:
-    """What a tensor stands for: (x - zero) · scale."""
+    """What a tensor stands for: (x - zero) · scale.
+
+    It is made once for all who ask: evidence of branches meets where they part, and there the sign has to
+    be that of what the number stands for, which x, shifted by its zero point, has not.
+    """
+    known = getattr(x, "_stands_for", None)
+    if known is not None and all(map(_same, known[:2], (scale, zero))):
+        real: Tensor = known[2]
+        return real
     real = x.to(torch.float32 if scale is None else scale.dtype)
     if zero is not None:
         real = real - _along(zero, x, axis).to(real.dtype)
-    return real if scale is None else real * _along(scale, x, axis)
+    real = real if scale is None else real * _along(scale, x, axis)
+    if x.is_floating_point():  # an activation, and no weight that stays
+        x._stands_for = scale, zero, real  # type: ignore[attr-defined]
+    return real
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
 
 
 def _few(x: Tensor, scale: Tensor, zero: Tensor, axis: int = 0) -> Tensor:
@@ -177,5 +192,6 @@ for _name in ("Add", "Mul"):
 
 @operator("com.microsoft.QLinearConcat")
 def _concat(attributes: Attributes, scale: Tensor, zero: Tensor, *parts: Tensor) -> Tensor:
-    real = [_real(*parts[i : i + 3]) for i in range(0, len(parts), 3)]
+    triples = zip(parts[::3], parts[1::3], parts[2::3], strict=True)
+    real = [_real(*triple) for triple in triples]
     return _few(torch.cat(real, attributes.get("axis")), scale, zero)

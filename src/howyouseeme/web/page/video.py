@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import closing
@@ -180,17 +181,19 @@ class Videos:
             All that it opens is its own, and goes with it, also when the visitor has left: then where it is
             dropped, by the last that holds it.
             """
-            with (
-                tempfile.TemporaryDirectory(prefix="howyouseeme-") as folder,
-                self._open(path) as video,
-            ):
-                file, table = Path(folder) / "track.mp4", Path(folder) / "track.csv"
-                screen = _Screen(file, video.rate or 25)
-                tracker = Tracker(self.service.ready(model).network)
-                with closing(follow(video, tracker, choose, table, screen)) as sightings:
-                    for seen in islice(sightings, most):
-                        yield _Step(screen.last, seen.found, video.count)
-                yield _Tracked(file.read_bytes(), table.read_bytes())
+            # Not a TemporaryDirectory, which may go before the files in it, where all are collected at once.
+            folder = Path(tempfile.mkdtemp(prefix="howyouseeme-"))
+            file, table = folder / "track.mp4", folder / "track.csv"
+            try:
+                with self._open(path) as video:
+                    screen = _Screen(file, video.rate or 25)
+                    tracker = Tracker(self.service.ready(model).network)
+                    with closing(follow(video, tracker, choose, table, screen)) as sightings:
+                        for seen in islice(sightings, most):
+                            yield _Step(screen.last, seen.found, video.count)
+                    yield _Tracked(file.read_bytes(), table.read_bytes())
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
 
         number = found = 0
         most, run = self.service.limits.frames, steps()
