@@ -921,8 +921,8 @@ def plot_networks(networks: Table, scale: Scale, path: Path) -> None:
         "bare forward passes (median, quartiles); dotted: what it may be at most", fontsize=9
     )
     if shown:
-        figure.legend(loc="upper center", ncols=6, fontsize=8, frameon=False)
-    figure.tight_layout(rect=(0, 0, 1, 0.94))
+        figure.legend(loc="upper center", ncols=3, fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0, 1, 0.93))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
 
