@@ -133,17 +133,17 @@ class Excitation:
         self, value: Value, step: Step, evidence: Tensor, orientation: Tensor | float
     ) -> Sent:
         """Through a call whose terms all lie at the place of the output, as in a sum of branches."""
+        turned = isinstance(orientation, Tensor)
         parts: list[Tensor] = []
         for source, link in step.links:
             part = link.forward(source.data)
-            parts.append((part if _is_one(orientation) else part * orientation).clamp(min=0))
-        z = sum(parts[1:], start=parts[0])
-        # A sum of one is the part itself, which is still to be used.
-        rates, ended = _rates(evidence, z, self._lowest(evidence), spare=len(parts) > 1)
+            parts.append((part * orientation if turned else part).clamp(min=0))
+        z = sum(parts[1:], start=parts[0])  # of two or more: one alone moves
+        rates, ended = _rates(evidence, z, self._lowest(evidence), spare=True)
         sent = []
         for (source, link), part in zip(step.links, parts, strict=True):
             assert isinstance(link, Diagonal)
-            above = not source.signed or (_is_one(orientation) and link.rising)
+            above = not source.signed or (link.rising and not turned)
             sent.append((source, Arrived(link.back(part * rates), above=above)))
             if self.trail is not None:
                 asked = _each(orientation, value)
@@ -320,10 +320,6 @@ def _moved(value: Value, link: Link, arrived: Arrived, shifted: bool = False) ->
         assert link.weight is not None
         orientation = orientation * signs(link.weight)
     return Arrived(link.back(arrived.evidence), orientation)
-
-
-def _is_one(orientation: Tensor | float) -> bool:
-    return not isinstance(orientation, Tensor) and orientation == 1.0
 
 
 def _nothing(link: Link, evidence: Tensor) -> Tensor:

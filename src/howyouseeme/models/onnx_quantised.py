@@ -62,10 +62,7 @@ def _quantize(
 ) -> Tensor:
     attributes.only("block_size", 0)
     if zero is None:
-        dtype = DTYPES.get(attributes.get("output_dtype") or 2)
-        if dtype is None:
-            raise UnsupportedCallError("only whole numbers of 8, 16 or 32 bits are supported.")
-        zero = torch.zeros((), dtype=dtype)
+        zero = torch.zeros((), dtype=DTYPES.get(attributes.get("output_dtype") or 2))
     return _few(x, scale, zero, attributes.get("axis", 1))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,9 +14,9 @@ from ..decompositions import decompositions
 __all__ = ["Facts", "facts_of", "functional_of"]
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Facts:
-    """What there is to know about an overload, found out once."""
+    """What there is to know about an overload."""
 
     name: str
     writes: tuple[int, ...]  # positions of the arguments that the call writes to
@@ -28,21 +29,18 @@ class Facts:
     silent: bool  # whether it may write without saying so
     indexed: bool  # whether whole numbers are positions to it
     parts: Callable[..., Any] | None  # what it is made of, where that is what gets recorded
-    functional: Any = None  # the overload that does the same and writes nothing, once asked for
 
 
+@cache
 def facts_of(op: Any) -> Facts:
-    """What there is to know about an overload."""
-    known = _FOUND.get(op)
-    if known is not None:
-        return known
+    """What there is to know about an overload, found out once."""
     arguments = op._schema.arguments
     writes = _writes(op)
     name = str(op.overloadpacket)
     base = name.rsplit(".", 1)[-1]
     if base.endswith("_") and not base.startswith("__"):
         name = name[:-1]
-    facts = _FOUND[op] = Facts(
+    return Facts(
         name=name,
         writes=writes,
         targets=[arguments[i] for i in writes],
@@ -55,7 +53,6 @@ def facts_of(op: Any) -> Facts:
         indexed=name in _INDEXED,
         parts=decompositions().get(name),
     )
-    return facts
 
 
 def _writes(op: Any) -> tuple[int, ...]:
@@ -66,26 +63,24 @@ def _writes(op: Any) -> tuple[int, ...]:
     )
 
 
-def functional_of(op: Any, facts: Facts) -> Any:
+@cache
+def functional_of(op: Any) -> Any:
     """The overload that does the same and writes nothing: relu for relu_, add.Tensor for add.out"""
-    if facts.functional is None:
-        wanted = [
-            (argument.name, str(argument.type))
-            for argument in op._schema.arguments
-            if not (argument.kwarg_only and argument.alias_info and argument.alias_info.is_write)
-        ]
-        namespace, _, name = facts.name.rpartition(".")
-        packet = getattr(getattr(torch.ops, namespace), name, None)
-        facts.functional = op
-        for overload in packet.overloads() if packet is not None else ():
-            other = getattr(packet, overload)
-            has = [(argument.name, str(argument.type)) for argument in other._schema.arguments]
-            if has == wanted and not _writes(other):
-                facts.functional = other
-    return facts.functional
+    wanted = [
+        (argument.name, str(argument.type))
+        for argument in op._schema.arguments
+        if not (argument.kwarg_only and argument.alias_info and argument.alias_info.is_write)
+    ]
+    namespace, _, name = facts_of(op).name.rpartition(".")
+    packet = getattr(getattr(torch.ops, namespace), name, None)
+    found = op
+    for overload in packet.overloads() if packet is not None else ():
+        other = getattr(packet, overload)
+        has = [(argument.name, str(argument.type)) for argument in other._schema.arguments]
+        if has == wanted and not _writes(other):
+            found = other
+    return found
 
-
-_FOUND: dict[Any, Facts] = {}
 
 # They read the shape of their argument, never its contents.
 _FACTORIES = {

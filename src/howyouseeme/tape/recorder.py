@@ -264,7 +264,7 @@ class _Recorder(TorchDispatchMode):
                 call = self._add("aten.copy", torch.ops.aten.copy.default, put, {})
                 call.outputs = (self._written(tensor, call, 0, moves=False),)
         if constants is not None:
-            call = self._add(facts.name, functional_of(op, facts), lifted, lifted_kwargs)
+            call = self._add(facts.name, functional_of(op), lifted, lifted_kwargs)
             self._hold(call, constants)
             returned = self._outputs(result, call) if facts.fresh else ()
             call.outputs = returned + tuple(

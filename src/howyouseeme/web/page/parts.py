@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any, TypeVar
 
@@ -19,6 +20,8 @@ __all__ = [
     "alert",
     "gradient",
     "hint",
+    "kept",
+    "network_choice",
     "response",
     "sentence",
     "template",
@@ -45,6 +48,13 @@ def template(name: str, **more: Any) -> gr.HTML:
         js_on_load=(FOLDER / f"{name}.js").read_text("utf-8"),
         apply_default_css=False,
         **more,
+    )
+
+
+def network_choice(names: Sequence[str | tuple[str, str]], value: str, elem_id: str) -> gr.Dropdown:
+    """The networks to choose from, by name or (what is shown, value); a long list can be searched."""
+    return gr.Dropdown(
+        names, value=value, label="Network", elem_id=elem_id, filterable=len(names) > 8
     )
 
 

@@ -18,7 +18,7 @@ from ...images import sample_photo
 from ..scene import Scene, make_scene, palette
 from ..service import Service, TooLargeError, read_photo
 from ..shelf import Shelf
-from .parts import QUIET, gradient, kept, response, sentence, template, text
+from .parts import QUIET, gradient, kept, network_choice, response, sentence, template, text
 
 __all__ = ["Photos"]
 
@@ -113,13 +113,7 @@ class Photos:
                         gr.Button(name.capitalize(), size="sm", min_width=60, elem_id=name)
                         for name in _SAMPLES
                     ]
-                network = gr.Dropdown(
-                    names,
-                    value=names[0],
-                    label="Network",
-                    elem_id="network",
-                    filterable=len(names) > 8,
-                )
+                network = network_choice(names, names[0], "network")
                 target = gr.Radio([], label="Class", elem_id="class")
                 # What is typed is a class's name too, or an error that says which names are close.
                 other = gr.Dropdown(
@@ -130,13 +124,8 @@ class Photos:
                     allow_custom_value=True,
                 )
                 with gr.Accordion("Beside it, on the same photo", open=False, elem_id="beside"):
-                    second = gr.Dropdown(
-                        [("the same", ""), *((name, name) for name in names)],
-                        value="",
-                        label="Network",
-                        elem_id="second-network",
-                        filterable=len(names) > 8,
-                    )
+                    same = ("the same", "")
+                    second = network_choice([same, *names], "", "second-network")
                     against = gr.Dropdown(
                         [],
                         label="Class",

@@ -25,7 +25,7 @@ from ...track import Tracker, follow
 from ...video import Video, VideoWriter, open_video
 from ..service import Service
 from ..shelf import Shelf
-from .parts import QUIET, alert, gradient, hint, kept, response, template, text
+from .parts import QUIET, alert, gradient, hint, kept, network_choice, response, template, text
 
 __all__ = ["Videos"]
 
@@ -95,13 +95,7 @@ class Videos:
                 clip = gr.Video(
                     label="Your video", sources=["upload", "webcam"], height=230, elem_id="clip"
                 )
-                network = gr.Dropdown(
-                    names,
-                    value=names[0],
-                    label="Network",
-                    elem_id="video-network",
-                    filterable=len(names) > 8,
-                )
+                network = network_choice(names, names[0], "video-network")
                 name = gr.Textbox(
                     label="Class to follow",
                     info="Its place in the first frame is found by its evidence.",
