@@ -6,7 +6,7 @@ methods then carry evidence along those links: exactly (`multipliers`), or as th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor
 from .errors import ModelError, UnsupportedCallError
 from .links import Diagonal
 from .rules import Refusal, Step, find_rule
-from .tape import Call, Tape, Value, at_hand
+from .tape import Call, Tape, Value, at_hand, harmless
 
 __all__ = ["Ledger", "Plan", "multipliers", "plan", "signs"]
 
@@ -121,8 +121,21 @@ def _look_at_once(steps: list[tuple[Value, Step]]) -> None:
             if item not in asked and (pending := item.pending) is not None:
                 asked[item] = pending
     if asked:
-        for item, found in zip(asked, torch.stack(list(asked.values())).tolist(), strict=True):
-            item.settle(found)
+        values = [item for item in asked if isinstance(item, Value)]
+        with harmless():  # below zero: that is right where nothing is, too
+            found = _told(asked[value] for value in values)
+        signed = {value for value, below in zip(values, found, strict=True) if below}
+        for value in signed:
+            value.settle(True)
+        rest = [item for item in asked if item not in signed]
+        for item, told in zip(rest, _told(asked[item] for item in rest), strict=True):
+            item.settle(told)
+
+
+def _told(flags: Iterable[Tensor]) -> list[bool]:
+    """What is in all these, at one look."""
+    flags = list(flags)
+    return torch.stack(flags).tolist() if flags else []
 
 
 def _unsupported(missing: list[tuple[Call, str]]) -> UnsupportedCallError:

@@ -90,9 +90,9 @@ def spread(seen: Tensor, features: Tensor) -> Tensor:
     features = features - features.mean(1, keepdim=True)
     length = features.norm(dim=0)
     features = features / torch.where(length > 1e-5, length, torch.inf)  # less is rounding
-    alike = (features.T @ features).clamp(min=0)
-    alike = alike / alike.sum(1, keepdim=True).clamp(min=1e-6)
-    return alike @ (alike @ seen)
+    alike = (features.T @ features).clamp_(min=0)
+    whole = alike.sum(1).clamp(min=1e-6)
+    return (alike @ ((alike @ seen) / whole)) / whole
 
 
 def _stage(way: Plan, given: Value) -> tuple[Value, Layout] | None:

@@ -183,11 +183,13 @@ def levels(evidence: Tensor) -> Tensor:
     order = np.argsort(flat)
     rising = flat[order]
     total = rising.cumsum()
-    last = np.append(rising[1:] != rising[:-1], True)[: len(rising)]  # of those that are equal
+    whole = max(total[-1:].sum(), np.finfo(flat.dtype).tiny)
+    equal = rising[1:] == rising[:-1]
+    if equal[np.searchsorted(rising, 0, side="right") :].any():  # zeros add up to zero anyway
+        last = np.append(~equal, True)[: len(rising)]
+        total = total[last][last.cumsum() - last]
     level = np.empty_like(flat)
-    level[order] = total[last][last.cumsum() - last] / max(
-        total[-1:].sum(), np.finfo(flat.dtype).tiny
-    )
+    level[order] = total / whole
     return torch.from_numpy(level).reshape(evidence.shape)
 
 

@@ -130,7 +130,9 @@ class Evidence(Method):
     ) -> tuple[dict[Value, Tensor], Tensor]:
         """From the feature maps to the inputs; and the positive evidence [batch] lost on the way."""
         lost = torch.zeros(batch, dtype=plan.start.dtype, device=plan.start.device)
-        most = sum(float(item.evidence.abs().sum()) for item in waiting.values())
+        most = lost.new_zeros(())
+        for item in waiting.values():
+            most = most + item.evidence.abs().sum()
         excitation = Excitation(most, trail, plan.shared)
         for value, step in plan.steps:
             arrived = waiting.pop(value, None)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -88,9 +88,10 @@ class Excitation:
     - `shared`: what walks from several nodes keep for each other, if there are several (see `Plan`).
     """
 
-    most: float
+    most: Tensor
     trail: Trail | None = None
     shared: dict[Any, Any] | None = None
+    _small: dict[torch.dtype, bool] = field(default_factory=dict)
 
     def hand_on(self, value: Value, step: Step, arrived: Arrived) -> Sent:
         """The evidence of a value's inputs, given its own; and what ended here, at a constant."""
@@ -275,7 +276,9 @@ class Excitation:
         """Below this z is rounding, and evidence, of no more than `most` a node, divided by it would overflow."""
         limits = torch.finfo(evidence.dtype)
         least = limits.tiny / limits.eps
-        if self.most / (limits.max / 1024) <= least or not evidence.numel():
+        if evidence.dtype not in self._small:
+            self._small[evidence.dtype] = bool(self.most <= least * (limits.max / 1024))
+        if self._small[evidence.dtype] or not evidence.numel():
             return least
         highest = evidence.abs()
         if evidence.dim() > 1:  # of each sample, whatever others have

@@ -93,10 +93,12 @@ def load_model(
     """
     file = None if weights is None else Path(weights)
     prefix, _, place = name.partition(":")
+    static = True
     if loader := _BY_PREFIX.get(f"{prefix}:"):
         network = loader(place, file)
     elif Path(name).suffix.lower() in _BY_SUFFIX:
         network = _from_file(Path(name), file, allow_code)
+        static = not allow_code
     elif Path(name).suffix.lower() in _PHOTOS:
         raise ModelError(
             f"{name} is a photo, as its suffix says, and not a model: name photos by themselves, as in "
@@ -104,12 +106,13 @@ def load_model(
         )
     elif ":" in name:
         network = _from_factory(name, file)
+        static = network.static
     elif name == NAME:
         network = load_embedded(file)
     else:
         raise _unknown(name)
     check_finite(network.module, network.name)
-    return network if preprocess is None else replace(network, preprocess=preprocess)
+    return replace(network, preprocess=preprocess or network.preprocess, static=static)
 
 
 def check_name(name: str) -> None:
@@ -215,6 +218,7 @@ def as_network(
         _unwrapped(model.module),
         preprocess or model.preprocess,
         tuple(classes) if classes is not None else model.classes,
+        model.static,
     )
 
 

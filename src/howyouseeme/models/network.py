@@ -23,13 +23,16 @@ class Network:
     >>> network.class_index("dog")                           # 1
 
     `module` is in eval mode. `preprocess` and `classes`, in the order of the model's outputs, are
-    None where nothing is known about them.
+    None where nothing is known about them. `static` says that the module's code makes the same calls
+    for every image of a shape unless the image itself decides otherwise, so that explanations may be
+    replayed (see `Explainer`).
     """
 
     name: str
     module: nn.Module
     preprocess: Preprocess | None = None
     classes: tuple[str, ...] | None = None
+    static: bool = False
 
     @property
     def photo_input(self) -> Preprocess:

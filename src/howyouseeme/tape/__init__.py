@@ -8,6 +8,17 @@ mode, gradients, hooks and buffers are as they were.
 from __future__ import annotations
 
 from .recorder import Reader, record
-from .values import Call, Tape, Value, at_hand
+from .values import Call, Dropped, Tape, Value, at_hand, harmless, looks_are_harmless, without_looks
 
-__all__ = ["Call", "Reader", "Tape", "Value", "at_hand", "record"]
+__all__ = [
+    "Call",
+    "Dropped",
+    "Reader",
+    "Tape",
+    "Value",
+    "at_hand",
+    "harmless",
+    "looks_are_harmless",
+    "record",
+    "without_looks",
+]

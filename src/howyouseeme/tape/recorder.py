@@ -327,12 +327,13 @@ class _Recorder(TorchDispatchMode):
         sharing, holders = self._sharing.pop(key, ()), self._holders.pop(key, ())
         if not sharing and not holders:
             return
-        kept = memory.clone()
+        kept: dict[torch.dtype, Tensor] = {}  # all of the memory, by calls that others may follow
 
         def moved(data: Tensor) -> Tensor:
-            return torch.empty(0, dtype=data.dtype, device=data.device).set_(
-                kept, data.storage_offset(), data.size(), data.stride()
-            )
+            if data.dtype not in kept:
+                size = memory.nbytes() // data.element_size()
+                kept[data.dtype] = data.as_strided((size,), (1,), 0).clone()
+            return kept[data.dtype].as_strided(data.size(), data.stride(), data.storage_offset())
 
         for item in sharing:
             item.data = moved(item.data)

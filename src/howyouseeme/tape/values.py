@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,12 +12,58 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-__all__ = ["Call", "Tape", "Value", "at_hand"]
+__all__ = [
+    "Call",
+    "Dropped",
+    "Tape",
+    "Value",
+    "at_hand",
+    "harmless",
+    "looks_are_harmless",
+    "without_looks",
+]
 
 
 def at_hand(tensor: Tensor) -> bool:
     """Whether its contents can be looked at right away: on a device, a look waits for all its work."""
-    return tensor.is_cpu
+    return tensor.is_cpu and not getattr(_LOOKS, "dear", False)
+
+
+_LOOKS = threading.local()
+
+
+@contextmanager
+def without_looks() -> Iterator[None]:
+    """Take nothing of this thread to be at hand, so that as little as can be is decided by contents."""
+    before = getattr(_LOOKS, "dear", False)
+    _LOOKS.dear = True
+    try:
+        yield
+    finally:
+        _LOOKS.dear = before
+
+
+@contextmanager
+def harmless() -> Iterator[None]:
+    """Looks of this thread by which nothing but time is won: what they decide is right for other contents too."""
+    _LOOKS.harmless = True
+    try:
+        yield
+    finally:
+        _LOOKS.harmless = False
+
+
+def looks_are_harmless() -> bool:
+    """Whether the looks that this thread takes now are `harmless`."""
+    return getattr(_LOOKS, "harmless", False)
+
+
+class Dropped(Exception):  # noqa: N818 - no error for users
+    """The contents of a `value` were let go of for good."""
+
+    def __init__(self, value: Value) -> None:
+        super().__init__(value)
+        self.value = value
 
 
 class Value:
@@ -27,13 +75,14 @@ class Value:
     """
 
     __slots__ = (
-        *("_data", "_flat", "_signed", "_strides"),
+        *("_data", "_dropped", "_flat", "_signed", "_strides"),
         *("call", "device", "dtype", "index", "output", "seen_writes", "shape"),
     )
 
     def __init__(self, data: Tensor, index: int, call: Call | None = None, output: int = 0) -> None:
         self._data: Tensor | None = data
         self._strides: tuple[int, ...] = ()
+        self._dropped = False
         self.shape, self.dtype, self.device = data.shape, data.dtype, data.device
         self.index = index
         self.call = call  # None for an input of the model
@@ -72,12 +121,23 @@ class Value:
         self._data = None
         return True
 
+    def drop(self) -> None:
+        """Let go of the contents for good, until there are others."""
+        self._data = self._flat = self._signed = None
+        self._dropped = True
+
+    def refill(self, data: Tensor | None) -> None:
+        """Take other contents of the same kind, those of another pass; or make them again when asked."""
+        self._data, self._flat, self._signed, self._dropped = data, None, None, False
+
     def _make_again(self) -> None:
         """Run the calls again that made the contents, those first that made their inputs."""
         waiting = [self]
         with torch.inference_mode(False), torch.no_grad():
             while waiting:
                 value = waiting[-1]
+                if value._dropped:
+                    raise Dropped(value)
                 assert value.call is not None
                 before = [item for item in value.call.inputs if item.forgotten]
                 if not before:

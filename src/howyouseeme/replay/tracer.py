@@ -1,0 +1,439 @@
+"""What an explanation asks PyTorch for, call by call, so that it can be asked again for another image."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..tape import looks_are_harmless
+from ..tape.facts import facts_of
+
+__all__ = ["Guard", "Instruction", "Part", "Slot", "Tracer", "Unfit"]
+
+
+class Unfit(Exception):  # noqa: N818 - no error for users, who are told of it by a warning
+    """Why something can't be replayed."""
+
+
+class Slot:
+    """Stands for a tensor: the `index` of the place that it has in a program."""
+
+    __slots__ = ("index",)
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def __repr__(self) -> str:
+        return f"v{self.index}"
+
+
+@dataclass(eq=False)
+class Instruction:
+    """One call: `args` and `kwargs` with a `Slot` for each tensor, and the slots of what it returns."""
+
+    op: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outs: list[int | None]
+    listed: bool  # whether it returns several
+    reads: list[int]  # slots
+    writes: list[int]  # memory: see `Tracer.memory`
+
+
+class Guard(NamedTuple):
+    """A look at the contents of a slot, on which Python decided something: a replay must find the same."""
+
+    slot: int
+    expected: Any
+
+
+@dataclass(eq=False)
+class _Known:
+    """A tensor that has a slot."""
+
+    slot: int
+    tensor: weakref.ref[Tensor]
+    storage: int
+
+
+@dataclass(eq=False)
+class Part:
+    """The calls between two cuts, and the looks that were taken."""
+
+    made_anew: bool = False
+    instructions: list[Instruction] = field(default_factory=list)
+    guards: list[Guard] = field(default_factory=list)
+    reads: set[int] = field(default_factory=set)  # slots, also by looks
+    made: set[int] = field(default_factory=set)  # slots
+
+
+class Tracer(TorchDispatchMode):
+    """Follows all calls of a thread, of PyTorch's ATen, and which tensor went from where to where.
+
+    >>> tracer = Tracer()
+    >>> place = tracer.enter(image)
+    >>> with tracer:
+    ...     answer = model(image)
+    >>> tracer.parts[0].instructions, tracer.slot(answer)
+
+    What is not made by these calls is a constant: weights, and what Python made of numbers. It is known by
+    the object, so that a replay sees weights as they are then; whole numbers, such as places, are not to
+    change. Contents that Python looks at are guarded.
+
+    Raises:
+        Unfit: what was done can't be replayed, as it doesn't show in calls.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = [Part()]
+        self._found: dict[int, Tensor] = {}  # by slot: what was there before
+        self.memory: list[int] = []  # of each slot: the same number for what shares memory
+        self._known: dict[int, _Known] = {}  # by id of the tensor
+        self._lent: dict[int, int] = {}  # memory that was there before, by storage
+        self.fixed: dict[int, Tensor] = {}  # by slot: what is the same for all inputs and weights
+        self.numbers: list[tuple[Tensor, Tensor]] = []  # whole ones that must stay what they are
+        self._used: set[int] = (
+            set()
+        )  # memory that was read for something that is not always the same
+        self._memories = 0
+        self._refused: Unfit | None = None
+        self._functions = _Functions(self)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # which takes seconds, to import the compiler
+
+    def __enter__(self) -> Any:
+        self._functions.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._functions.__exit__(*error)
+
+    @property
+    def part(self) -> Part:
+        """What is going on now."""
+        return self.parts[-1]
+
+    def cut(self, *, made_anew: bool = False) -> None:
+        """What comes is a part of its own; one that is made anew by Python each time may do what it likes."""
+        self.parts.append(Part(made_anew))
+
+    def refuse(self, reason: str) -> Unfit:
+        """Why this can't be replayed, remembered: the network may catch it."""
+        self._refused = Unfit(reason)
+        return self._refused
+
+    def check(self) -> None:
+        """Raise what the network has caught."""
+        if self._refused is not None:
+            raise self._refused
+
+    # -- tensors ----------------------------------------------------------------------------------
+
+    def enter(self, tensor: Tensor) -> int:
+        """The slot of something that is given for each replay."""
+        return self._add(tensor, self._lent_memory(self._storage(tensor)))
+
+    def slot(self, tensor: Tensor) -> int:
+        """The slot of a tensor; that of a constant if it was not made by a call."""
+        known = self._known.get(id(tensor))
+        storage = self._storage(tensor)
+        if known is not None and known.tensor() is tensor:
+            if known.storage != storage:
+                raise self.refuse("a tensor is given other memory (`.data = ...`)")
+            return known.slot
+        slot = self._add(tensor, self._lent_memory(storage))
+        self._found[slot] = tensor
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            self.fixed[slot] = tensor
+            self.numbers.append((tensor, tensor.clone()))
+        return slot
+
+    def _storage(self, tensor: Tensor) -> int:
+        """Which memory a tensor lies in."""
+        try:
+            return int(tensor.untyped_storage()._cdata)
+        except (NotImplementedError, RuntimeError):
+            raise self.refuse(
+                "there are tensors without memory of their own (sparse, mkldnn)"
+            ) from None
+
+    def _geometry(self, tensor: Tensor) -> tuple[Any, ...]:
+        """Where the elements of a tensor lie, and what they are."""
+        return (
+            self._storage(tensor),
+            tensor.dtype,
+            tensor.shape,
+            tensor.stride(),
+            tensor.storage_offset(),
+            tensor.is_conj(),
+            tensor.is_neg(),
+        )
+
+    @property
+    def constants(self) -> dict[int, Tensor]:
+        """What a program needs not be given, by slot: what was there before, and what is always the same."""
+        return self._found | self.fixed
+
+    def known(self, tensor: Tensor) -> int | None:
+        """The slot of a tensor that has one."""
+        known = self._known.get(id(tensor))
+        return known.slot if known is not None and known.tensor() is tensor else None
+
+    def _add(self, tensor: Tensor, memory: int) -> int:
+        slot = len(self.memory)
+        self.memory.append(memory)
+        self._known[id(tensor)] = _Known(slot, weakref.ref(tensor), self._storage(tensor))
+        return slot
+
+    def _lent_memory(self, storage: int) -> int:
+        if storage not in self._lent:
+            self._lent[storage] = self._fresh_memory()
+        return self._lent[storage]
+
+    def _fresh_memory(self) -> int:
+        self._memories += 1
+        return self._memories
+
+    # -- calls ------------------------------------------------------------------------------------
+
+    def __torch_dispatch__(
+        self, op: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.part.made_anew:
+            return self._follow(op, args, kwargs)
+        leaves = pytree.tree_leaves((args, kwargs))
+        given = {id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor)}
+        reads = {key: self.slot(tensor) for key, tensor in given.items()}
+        fixed = self.fixed.keys() >= set(reads.values())
+        unsized = _unsized(op, args)
+        if (reason := _unfit(op, args)) is not None or (unsized and not fixed):
+            raise self.refuse(reason or f"what {op} returns has a size that depends on contents")
+        if op is torch.ops.aten.equal.default and args[0].shape == args[1].shape:
+            with self:  # as a look at a tensor
+                return bool((args[0] == args[1]).all())
+        result = op(*args, **kwargs)
+        if op in _SCALARS:
+            self.look(reads[id(args[0])], args[0].tolist())
+        elif not _holds_tensors(result):  # of types, say
+            if not fixed:
+                raise self.refuse(f"{op} returns numbers")
+        else:
+            self._note(op, (args, kwargs), list(given.values()), result, fixed)
+        return result
+
+    def _note(
+        self,
+        op: Any,
+        arguments: tuple[tuple[Any, ...], dict[str, Any]],
+        given: list[Tensor],
+        result: Any,
+        fixed: bool,
+    ) -> None:
+        """Keep a call as an instruction, unless all that it makes is there already."""
+        made = pytree.tree_leaves(result)
+        writes = self._writes(op, *arguments, fixed)
+        if not writes and (self._same(made, given) or self._views(made, given)):
+            return
+        args, kwargs = pytree.tree_map(
+            lambda leaf: Slot(self.slot(leaf)) if isinstance(leaf, Tensor) else leaf, arguments
+        )
+        reads = [self.slot(tensor) for tensor in given]
+        if not fixed:
+            self._used.update(self.memory[slot] for slot in reads)
+        fixed = fixed and not writes and not _uninitialised(op)
+        outs = [None if leaf is None else self._made(leaf, given, fixed) for leaf in made]
+        self.part.reads.update(reads)
+        self.part.made.update(out for out in outs if out is not None)
+        listed = isinstance(result, (list, tuple))
+        self.part.instructions.append(Instruction(op, args, kwargs, outs, listed, reads, writes))
+
+    def _follow(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call of a part that is made anew: only what it reads is of interest."""
+        for leaf in pytree.tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor):
+                self.part.reads.add(self.slot(leaf))
+        result = op(*args, **kwargs)
+        for leaf in pytree.tree_leaves(result):
+            if isinstance(leaf, Tensor) and self.known(leaf) is None:
+                self.part.made.add(self._add(leaf, self._fresh_memory()))
+        return result
+
+    def look(self, slot: int, found: Any) -> None:
+        """Python looked at the contents of a slot."""
+        if slot not in self.fixed and not looks_are_harmless():
+            self.part.reads.add(slot)
+            guard = Guard(slot, found)
+            if guard not in self.part.guards:
+                self.part.guards.append(guard)
+
+    def is_fixed(self, tensor: Tensor) -> bool:
+        """Whether a tensor is the same for all inputs and weights, as far as calls tell."""
+        slot = self.known(tensor)
+        return slot is None or slot in self.fixed
+
+    def _same(self, made: list[Tensor | None], given: list[Tensor]) -> bool:
+        """Whether a call returned one of its arguments, under another object; it has the same slot then."""
+        if len(made) != 1 or made[0] is None:
+            return False
+        for tensor in given:
+            if self._geometry(made[0]) == self._geometry(tensor):
+                if made[0] is not tensor:
+                    self._known[id(made[0])] = _Known(
+                        self.slot(tensor), weakref.ref(made[0]), self._storage(tensor)
+                    )
+                return True
+        return False
+
+    def _views(self, made: list[Tensor | None], given: list[Tensor]) -> bool:
+        """Whether a call returned views of what was there before, which stay such: constants as well."""
+        tensors = [item for item in made if item is not None]
+        storages = {self._storage(tensor) for tensor in given}
+        if (
+            not given
+            or not all(self.slot(tensor) in self._found for tensor in given)
+            or not all(self._storage(tensor) in storages for tensor in tensors)
+        ):
+            return False
+        for tensor in tensors:
+            self.slot(tensor)
+        return True
+
+    def _made(self, tensor: Tensor, given: Iterable[Tensor], fixed: bool) -> int:
+        known = self.known(tensor)
+        if known is not None:  # it was written to
+            return known
+        storage = self._storage(tensor)
+        shared = next((item for item in given if self._storage(item) == storage), None)
+        slot = self._add(
+            tensor, self._fresh_memory() if shared is None else self.memory[self.slot(shared)]
+        )
+        if fixed:
+            self.fixed[slot] = tensor
+        return slot
+
+    def _writes(
+        self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], fixed: bool
+    ) -> list[int]:
+        """The memory that a call writes to, which must be the explanation's own."""
+        writes = []
+        for position, argument in enumerate(op._schema.arguments):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            item = args[position] if position < len(args) else kwargs.get(argument.name)
+            for tensor in pytree.tree_leaves(item):
+                if isinstance(tensor, Tensor):
+                    slot = self.slot(tensor)
+                    if self.memory[slot] in self._lent.values():
+                        raise self.refuse(
+                            f"{op} writes to the input, to weights or to another constant"
+                        )
+                    memory = self.memory[slot]
+                    if not fixed or memory in self._used:  # it is another thing from now on
+                        for other in [one for one in self.fixed if self.memory[one] == memory]:
+                            del self.fixed[other]
+                    writes.append(memory)
+        return writes
+
+
+class _Functions(TorchFunctionMode):
+    """Notices what takes contents out of PyTorch without a call of ATen."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self._tracer = tracer
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in _LOOKS:
+            tensor = args[0]
+            if self._tracer.part.made_anew:
+                self._tracer.part.reads.add(self._tracer.slot(tensor))
+                return result
+            if not self._tracer.is_fixed(tensor):
+                if func is not Tensor.tolist:
+                    raise self._tracer.refuse(
+                        "contents are given to NumPy or other code outside of PyTorch"
+                    )
+                self._tracer.look(self._tracer.slot(tensor), result)
+        return result
+
+
+_LOOKS: set[Callable[..., Any]] = {
+    Tensor.tolist,
+    Tensor.numpy,
+    Tensor.__array__,
+    Tensor.__dlpack__,
+    Tensor.data_ptr,
+}
+
+
+def _unfit(op: Any, args: tuple[Any, ...]) -> str | None:
+    """Why a call can't be replayed."""
+    if op.namespace != "aten":
+        return f"{op} is no call of PyTorch's own"
+    if torch.Tag.nondeterministic_seeded in op.tags and not _drops_nothing(op, args):
+        return f"{op} makes random numbers"
+    moved = torch.Tag.inplace_view in op.tags or op.overloadpacket is torch.ops.aten.set_
+    if moved and not (op is torch.ops.aten.as_strided_.default and _same_places(*args)):
+        return f"{op} gives a tensor another shape or memory"
+    return f"{op} notes statistics" if facts_of(op).silent and args[5] else None
+
+
+def _unsized(op: Any, args: tuple[Any, ...]) -> bool:
+    """Whether the size of what a call returns depends on contents."""
+    if op is torch.ops.aten.index.Tensor:  # by masks, or by places
+        return any(isinstance(index, Tensor) and index.dtype in _MASKS for index in args[1])
+    return torch.Tag.dynamic_output_shape in op.tags
+
+
+def _holds_tensors(result: Any) -> bool:
+    """Whether a call returned tensors, and else nothing."""
+    return all(leaf is None or isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(result))
+
+
+_SCALARS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default}
+
+_MASKS = {torch.bool, torch.uint8}
+
+
+def _drops_nothing(op: Any, args: tuple[Any, ...]) -> bool:
+    """Whether a call that could make random numbers has a dropout of 0."""
+    for position, argument in enumerate(op._schema.arguments):
+        if argument.name in {"dropout_p", "dropout"}:
+            return not (args[position] if position < len(args) else argument.default_value)
+    return False
+
+
+def _same_places(
+    tensor: Tensor, size: Sequence[int], stride: Sequence[int], offset: int | None = None
+) -> bool:
+    """Whether other strides leave all elements where they are."""
+    here = (tensor.shape, tensor.stride(), tensor.storage_offset())
+    there = (tuple(size), tuple(stride), here[2] if offset is None else offset)
+    return here[::2] == there[::2] and all(
+        one == other or count == 1
+        for count, one, other in zip(size, here[1], there[1], strict=True)
+    )
+
+
+def _uninitialised(op: Any) -> bool:
+    return str(op.overloadpacket).rsplit(".", 1)[-1].startswith(("empty", "new_empty"))

@@ -1,0 +1,508 @@
+"""Replays: the explanation that is made as usual, to the bit, or none."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from networks import Made
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from howyouseeme import Explainer, Explanation, InputError, ModelError, load_model
+from howyouseeme.replay.program import Program
+from howyouseeme.replay.tracer import Tracer, Unfit
+
+SEEDS = range(20)
+
+
+class Net(nn.Module):
+    """Convolutions, what most networks have between them, and `extra` at a feature map [batch, 8, 12, 12]."""
+
+    def __init__(self, extra: Callable[[Tensor], Tensor] = lambda x: x, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.conv1 = nn.Conv2d(3, 8, 3, padding=1)
+        self.bn = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1)
+        self.conv3 = nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 5)
+        self.extra, self.scale = extra, 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn(self.conv1(x)), inplace=True)
+        x = F.max_pool2d(x, 2)
+        x = self.extra(x)
+        x = F.relu_(x + self.conv2(x))
+        return self.head(self.conv3(x).mean((2, 3))) * self.scale
+
+
+def image(seed: int, batch: int = 1, size: int = 24) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(batch, 3, size, size, generator=generator) * 2 - 1
+
+
+def pair(model: nn.Module, **parameters: Any) -> tuple[Explainer, Explainer]:
+    """An explainer that replays, with its two images before that, and one that doesn't."""
+    replaying = Explainer(model.eval(), replay=True, **parameters)
+    for seed in (100, 101):
+        replaying(image(seed))
+    return replaying, Explainer(model, replay=False, **parameters)
+
+
+def hits(explainer: Explainer) -> int:
+    assert explainer._replays is not None
+    return sum(kept.hits for kept in explainer._replays._kept.values() if kept is not None)
+
+
+def assert_same(one: Explanation, other: Explanation) -> None:
+    assert one.target == other.target
+    assert one.probability == other.probability
+    assert one.evidence.abs().max() > 0
+    assert torch.equal(one.evidence, other.evidence)
+    assert torch.equal(one.share, other.share)
+    assert torch.equal(one.saliency, other.saliency)
+    assert one.coverage == other.coverage
+
+
+def in_place(x: Tensor) -> Tensor:
+    x = x.clone()
+    x[:, :4] = x[:, 4:] * 0.5
+    x[:, 2:6].mul_(2).add_(-0.1)
+    return x
+
+
+def branches(x: Tensor) -> Tensor:
+    weighed = x[:, 1:6] * x[:, 1:6].mean((2, 3), keepdim=True)
+    return torch.cat([F.avg_pool2d(x, 3, 1, 1)[:, :3], weighed], 1)
+
+
+def attention(x: Tensor) -> Tensor:
+    rows = x.flatten(2).transpose(1, 2)
+    return F.scaled_dot_product_attention(rows, rows, rows).transpose(1, 2).reshape(x.shape)
+
+
+EXTRAS: dict[str, Callable[[Tensor], Tensor]] = {
+    "nothing": lambda x: x,
+    "in place": in_place,
+    "overwritten": lambda x: F.relu_(x - 0.3) + x.sub_(0.1),
+    "branches": branches,
+    "attention": attention,
+    "layer norm": lambda x: F.layer_norm(x, x.shape[1:]),
+    "swish": lambda x: F.silu(x, inplace=True),
+    "resized": lambda x: F.interpolate(F.interpolate(x, size=5), size=(12, 12), mode="bilinear"),
+    "constant": lambda x: x + torch.linspace(-1, 1, 12) * torch.tensor([0.5]),
+    "masked by what it is": lambda x: torch.where(x > x.mean(), x, torch.zeros_like(x)),
+    "moved": lambda x: torch.roll(x, 2, 3).flip(2)[:, torch.tensor([1, 0, 3, 2, 5, 4, 7, 6])],
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
+}
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_a_replay_is_what_is_made_as_usual(name: str) -> None:
+    replaying, usual = pair(Net(EXTRAS[name]))
+    for seed in range(4):
+        assert_same(replaying(image(seed)), usual(image(seed)))
+    assert hits(replaying) == 4
+
+
+@pytest.mark.parametrize("parameters", [{"contrast": False}, {"focus": False}, {"method": "exact"}])
+def test_with_other_parameters(parameters: dict[str, Any]) -> None:
+    replaying, usual = pair(Net(), **parameters)
+    for seed in range(3):
+        one, other = replaying(image(seed)), usual(image(seed))
+        assert torch.equal(one.evidence, other.evidence)
+    assert hits(replaying) == 3
+
+
+def test_the_first_is_explained_as_usual_and_the_second_is_traced() -> None:
+    explainer = Explainer(Net().eval(), replay=True)
+    assert explainer._replays is not None
+    for kept in (0, 1):
+        assert_same(explainer(image(0)), Explainer(explainer.network)(image(0)))
+        assert len(explainer._replays._kept) == kept
+    assert not hits(explainer)
+
+
+def test_classes_can_be_chosen() -> None:
+    replaying, usual = pair(Net(), classes=["a", "b", "c", "d", "e"])
+    for target in ("b", 3, None):
+        assert_same(replaying(image(1), target), usual(image(1), target))
+    assert hits(replaying) == 3
+    for _ in range(3):
+        many, as_usual = replaying.many(image(2), [0, "e"]), usual.many(image(2), [0, "e"])
+        best, best_as_usual = replaying.top(image(2), 3), usual.top(image(2), 3)
+    for one, other in zip([*many, *best], [*as_usual, *best_as_usual], strict=True):
+        assert_same(one, other)
+    assert hits(replaying) == 3 + 2
+    with pytest.raises(InputError, match="has no class 'f'"):
+        replaying(image(1), "f")
+
+
+@pytest.mark.parametrize("together", [None, 2, True])
+def test_the_images_of_a_batch(together: int | None) -> None:
+    replaying, usual = pair(Net(), together=together)
+    for seed in range(3):
+        assert_same(replaying(image(seed, batch=4)), usual(image(seed, batch=4)))
+    assert hits(replaying)
+
+
+def test_weights_are_those_of_the_moment() -> None:
+    net = Net()
+    replaying, usual = pair(net)
+    before = replaying(image(0))
+    with torch.no_grad():
+        net.conv2.weight.neg_()
+    net.head.weight.data.mul_(-1)
+    net.bn.running_mean.add_(0.2)
+    after = replaying(image(0))
+    assert_same(after, usual(image(0)))
+    assert not torch.equal(before.evidence, after.evidence)
+    assert hits(replaying) == 2
+
+
+def changed_layer(net: Net) -> None:
+    net.conv2 = Net(seed=5).conv2.eval()
+
+
+def changed_memory(net: Net) -> None:
+    net.conv2.weight.data = Net(seed=5).conv2.weight.data
+
+
+def changed_number(net: Net) -> None:
+    net.scale = -1.0
+
+
+def changed_stride(net: Net) -> None:
+    net.conv3.stride = (2, 2)
+
+
+def changed_function(net: Net) -> None:
+    net.extra = torch.sin
+
+
+@pytest.mark.parametrize(
+    "change",
+    [changed_layer, changed_memory, changed_number, changed_stride, changed_function],
+)
+def test_a_network_that_was_changed_is_traced_anew(change: Callable[[Net], None]) -> None:
+    net = Net()
+    replaying, usual = pair(net)
+    before = replaying(image(0))
+    change(net)
+    for seed in range(4):
+        assert_same(replaying(image(seed)), usual(image(seed)))
+    assert not torch.equal(before.evidence, usual(image(0)).evidence)
+    assert hits(replaying) == 2
+
+
+def test_hooks_are_not_passed_over() -> None:
+    net = Net()
+    replaying, usual = pair(net)
+    seen = []
+    handle = net.conv2.register_forward_hook(lambda *given: seen.append(given[2]) or given[2] * 2)
+    with pytest.warns(UserWarning, match="not replayed.*hooks"):
+        found = [replaying(image(seed)) for seed in range(3)]
+    assert len(seen) == 3
+    for seed in range(3):
+        assert_same(found[seed], usual(image(seed)))
+    handle.remove()
+    for seed in range(4):
+        assert_same(replaying(image(seed)), usual(image(seed)))
+    assert hits(replaying) == 2
+
+
+def turned(x: Tensor) -> Tensor:
+    return x.flip(3) if x[:, 0].mean() > x[:, 1].mean() else x * 2
+
+
+def by_list(x: Tensor) -> Tensor:
+    return x * (1 + int(np.argmax(x.mean((0, 2, 3)).gt(0).tolist())))
+
+
+def by_equality(x: Tensor) -> Tensor:
+    return x.flip(2) if torch.equal(x.argmax() % 2, torch.tensor(1)) else x
+
+
+@pytest.mark.parametrize("change", [turned, by_list, by_equality])
+def test_an_image_that_makes_the_network_decide_otherwise(
+    change: Callable[[Tensor], Tensor],
+) -> None:
+    replaying, usual = pair(nn.Sequential(Made(change), Net()))
+    ways = set()
+    for seed in range(8):
+        before = hits(replaying)
+        assert_same(replaying(image(seed)), usual(image(seed)))
+        ways.add(hits(replaying) - before)
+    assert ways == {0, 1}
+
+
+def test_what_differs_each_time_is_given_up() -> None:
+    replaying, usual = pair(Net(lambda x: x * float(x.max())))
+    images = [image(seed) for seed in range(8)]
+    with pytest.warns(UserWarning, match="differs from image to image"):
+        found = [replaying(each) for each in images]
+    for one, each in zip(found, images, strict=True):
+        assert_same(one, usual(each))
+
+
+def by_numpy(x: Tensor) -> Tensor:
+    return x * float(np.asarray(x).max())
+
+
+def by_mask(x: Tensor) -> Tensor:
+    return x - x[x > 0].mean()
+
+
+def by_chance(x: Tensor) -> Tensor:
+    return x + 0 * torch.rand_like(x)
+
+
+def behind(x: Tensor) -> Tensor:
+    y = x * 1
+    y.data = x * 2
+    return y
+
+
+def swallowing(x: Tensor) -> Tensor:
+    try:
+        return x * float(x.numpy().max())
+    except Exception:
+        return x
+
+
+#: What a network does that can't be replayed, and what is said of it.
+UNFIT = {
+    "outside of PyTorch": by_numpy,
+    "size that depends on contents": by_mask,
+    "random numbers": by_chance,
+    "other memory": behind,
+    "code outside": swallowing,
+}
+
+
+@pytest.mark.parametrize("reason", UNFIT)
+def test_what_cannot_be_replayed_is_explained_as_usual(reason: str) -> None:
+    net = Net(UNFIT[reason]).eval()
+    replaying, usual = Explainer(net, replay=True), Explainer(net, replay=False)
+    with pytest.warns(UserWarning, match=f"not replayed.*{reason}") as told:
+        found = [replaying(image(seed)) for seed in range(4)]
+    assert len([one for one in told if "replayed" in str(one.message)]) == 1
+    if reason != "random numbers":
+        for seed in range(4):
+            assert_same(found[seed], usual(image(seed)))
+
+
+@pytest.mark.parametrize("parameters", [{"nodes": 50}, {"method": "seed", "k": 5}])
+def test_methods_that_go_node_by_node_are_made_as_usual(parameters: dict[str, Any]) -> None:
+    net = Net().eval()
+    replaying, usual = Explainer(net, replay=True, **parameters), Explainer(net, **parameters)
+    with pytest.warns(UserWarning, match="not replayed"):
+        found = [replaying(image(seed)) for seed in range(3)]
+    for seed in range(3):
+        assert torch.equal(found[seed].evidence, usual(image(seed)).evidence)
+
+
+def masked_scores(x: Tensor) -> Tensor:
+    scores = x.softmax(1)
+    return scores.masked_fill(scores < 0.15, 0)
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        lambda x: x.softmax(1),
+        lambda x: x.softmax(1).log(),
+        torch.sigmoid,
+        lambda x: x.softmax(1)[:, [4, 2, 0]],
+        masked_scores,
+    ],
+)
+def test_scores_are_seen_through_as_usual(ending: Callable[[Tensor], Tensor]) -> None:
+    net = nn.Sequential(Net(), Made(ending)).eval()
+    replaying, usual = Explainer(net, replay=True), Explainer(net, replay=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for seed in range(8):
+            one, other = replaying(image(seed)), usual(image(seed))
+            assert_same(one, other)
+
+
+def test_a_single_score_may_say_yes_or_no() -> None:
+    net = nn.Sequential(Net(), Made(lambda x: x[:, 0] - x[:, 1] - 0.515)).eval()
+    replaying, usual = Explainer(net, replay=True), Explainer(net, replay=False)
+    answers = set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for seed in range(8):
+            one, other = replaying(image(seed)), usual(image(seed))
+            assert_same(one, other)
+            answers |= set(one.label)
+    assert len(answers) == 2
+
+
+def test_several_inputs_of_which_one_holds_whole_numbers() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.table, self.head = Net(), nn.Embedding(7, 5), nn.Linear(5, 4)
+
+        def forward(self, x: Tensor, index: Tensor) -> Tensor:
+            return self.head(self.net(x) * (1 + self.table(index)))
+
+    net = Two().eval()
+    replaying, usual = Explainer(net, replay=True), Explainer(net, replay=False)
+    for seed in range(6):
+        given = image(seed), torch.tensor([seed])
+        assert_same(replaying(given), usual(given))
+    assert hits(replaying) == 4
+
+
+def test_errors_are_those_that_are_raised_as_usual() -> None:
+    replaying, usual = pair(Net())
+    for explainer in (replaying, usual):
+        with pytest.raises(ModelError, match="NaN or infinity"):
+            explainer(torch.full_like(image(0), 1e38))
+    assert_same(replaying(image(0)), usual(image(0)))
+    with pytest.raises(InputError, match="none of True, False and None"):
+        Explainer(Net().eval(), replay="yes")  # type: ignore[arg-type]
+
+
+def test_functions_as_targets_are_made_as_usual() -> None:
+    replaying, usual = pair(Net())
+    for _ in range(3):
+        one = replaying(image(0), lambda output: output[:, 1] - output[:, 2])
+        other = usual(image(0), lambda output: output[:, 1] - output[:, 2])
+        assert torch.equal(one.evidence, other.evidence)
+    assert not hits(replaying)
+
+
+def test_results_are_in_memory_of_their_own() -> None:
+    replaying, usual = pair(Net())
+    first = replaying(image(0))
+    kept = first.evidence.clone()
+    replaying(image(1)).evidence.zero_()
+    assert torch.equal(first.evidence, kept)
+    assert_same(replaying(image(1)), usual(image(1)))
+
+
+def test_explanations_can_be_pickled_and_walk_again() -> None:
+    replaying, usual = Explainer("efficientnet-lite0", replay=True), Explainer("efficientnet-lite0")
+    for seed in range(3):
+        explanation = replaying(image(seed, size=64))
+    assert hits(replaying) == 1
+    as_usual = usual(image(2, size=64))
+    again = pickle.loads(pickle.dumps(explanation))
+    assert torch.equal(again.evidence, as_usual.evidence)
+    assert str(again.paths[0][0]) == str(as_usual.paths[0][0])
+
+
+def test_networks_that_are_loaded_by_name_are_replayed_and_modules_if_asked() -> None:
+    assert load_model().static
+    explainer = Explainer("efficientnet-lite0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for seed in range(3):
+            explainer(image(seed, size=64))
+        Explainer("efficientnet-lite0", nodes=50)  # none is said where none was asked for
+    assert hits(explainer) == 1
+    assert Explainer(Net().eval())._replays is None
+    assert Explainer("efficientnet-lite0", replay=False)._replays is None
+
+
+# -- programs ------------------------------------------------------------------------------------------------
+
+
+def random_calls(seed: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function of some random calls on two tensors [4, 6]: views, writes, sums and what is not used."""
+
+    def run(x: Tensor, weight: Tensor) -> Tensor:
+        dice = random.Random(seed)
+        pool = [x * 1, x + weight]
+        for _ in range(25):
+            a, b = dice.choice(pool), dice.choice(pool)
+            kind = dice.randrange(9)
+            if kind == 0:
+                pool.append(a.detach())
+            elif kind == 1:
+                pool.append(a.t().reshape(4, 6))
+            elif kind == 2:
+                a[:, dice.randrange(3) : 4] = b[:, :1].clone()
+            elif kind == 3:
+                a.add_(b, alpha=0.5)
+            elif kind == 4:
+                pool.append(a.view(24)[:12].clone().repeat(2).view(4, 6))
+            elif kind == 5:
+                torch.mul(a, weight, out=b)
+            elif kind == 6:
+                pool.append(torch.zeros(4, 6) + torch.arange(6.0) + a.clamp(min=0))
+            elif kind == 7:
+                pool.append(a.sort(1).values)
+            else:
+                a.select(0, dice.randrange(4)).sub_(1)
+        return torch.stack([dice.choice(pool) for _ in range(3)]).tanh()
+
+    return run
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_program_does_what_the_calls_do(seed: int) -> None:
+    run, weight = random_calls(seed), torch.randn(4, 6)
+    tracer, first = Tracer(), torch.randn(4, 6)
+    given = tracer.enter(first)
+    with torch.no_grad(), tracer:
+        result = run(first, weight)
+    part = tracer.parts[0]
+    program = Program(part, [given], [tracer.slot(result)], tracer.memory, tracer.constants)
+    assert len(program.instructions) <= len(part.instructions)
+    for _ in range(3):
+        x = torch.randn(4, 6)
+        before = x.clone()
+        weight.mul_(-1.5)
+        made = program([x])
+        assert made is not None
+        assert torch.equal(made[0], run(x, weight))
+        assert torch.equal(x, before)
+
+
+def test_calls_that_nothing_depends_on_are_left_out() -> None:
+    tracer, x = Tracer(), torch.randn(3)
+    given = tracer.enter(x)
+    with torch.no_grad(), tracer:
+        kept = x * 2
+        view = kept[1:]
+        unused = x.exp().log_()
+        view.add_(1)
+        result = kept + torch.ones(3).mul(4)
+        del unused
+    wanted = [tracer.slot(result)]
+    program = Program(tracer.parts[0], [given], wanted, tracer.memory, tracer.constants)
+    names = [str(item.op.overloadpacket) for item in program.instructions]
+    assert names == ["aten.mul", "aten.slice", "aten.add_", "aten.add"]
+
+
+@pytest.mark.parametrize(
+    ("write", "reason"),
+    [
+        (lambda x, weight: x.add_(1), "writes to the input"),
+        (lambda x, weight: weight.mul_(2), "writes to the input, to weights"),
+        (lambda x, weight: x.view(-1)[:2].zero_(), "writes to the input"),
+        (lambda x, weight: (x * 1).resize_(2), "another shape"),
+        (lambda x, weight: torch.bernoulli(x), "random numbers"),
+        (lambda x, weight: torch.nonzero(x), "size that depends on contents"),
+        (lambda x, weight: x.to_sparse(), "size that depends|memory of their own"),
+    ],
+)
+def test_what_a_trace_refuses(write: Callable[[Tensor, Tensor], Any], reason: str) -> None:
+    tracer, x, weight = Tracer(), torch.rand(2, 3), torch.rand(2, 3)
+    tracer.enter(x)
+    with torch.no_grad(), pytest.raises(Unfit, match=reason), tracer:
+        write(x, weight)
+    with pytest.raises(Unfit):  # also where the network catches it
+        tracer.check()
