@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo serve test lint docs site models bench-quality bench-speed bench-applications bench-serve clean
+.PHONY: demo serve test lint docs site models bench-quality bench-speed bench-replay bench-applications bench-serve clean
 
 demo: $(VENV)/demo  ## explain a photo that the package ships
 	$(BIN)/howyouseeme demo --out out
@@ -37,6 +37,9 @@ bench-applications: $(VENV)/bench-applications  ## measure boxes, proposals and 
 
 bench-speed: $(VENV)/bench  ## measure what explanations cost; SPEED=--quick to see that it works
 	$(BIN)/python benchmarks/speed.py $(SPEED)
+
+bench-replay: $(VENV)/bench  ## measure what replayed explanations cost; REPLAY=--quick to see that it works
+	$(BIN)/python benchmarks/replay.py $(REPLAY)
 
 bench-serve: $(VENV)/serve  ## 50 clients at once for two minutes on this machine; BENCH_SERVE='--seconds 20' for less
 	$(PIP) httpx

@@ -100,6 +100,7 @@ EXTRAS: dict[str, Callable[[Tensor], Tensor]] = {
     "constant": lambda x: x + torch.linspace(-1, 1, 12) * torch.tensor([0.5]),
     "masked by what it is": lambda x: torch.where(x > x.mean(), x, torch.zeros_like(x)),
     "moved": lambda x: torch.roll(x, 2, 3).flip(2)[:, torch.tensor([1, 0, 3, 2, 5, 4, 7, 6])],
+    "data": lambda x: x.data * 2 + (x * 3).data,
     "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
 }
 
@@ -270,6 +271,10 @@ def behind(x: Tensor) -> Tensor:
     return y
 
 
+def wrapped(x: Tensor) -> Tensor:
+    return nn.Parameter(x * 2, requires_grad=False) * 1
+
+
 def swallowing(x: Tensor) -> Tensor:
     try:
         return x * float(x.numpy().max())
@@ -283,6 +288,7 @@ UNFIT = {
     "size that depends on contents": by_mask,
     "random numbers": by_chance,
     "other memory": behind,
+    "which no call tells": wrapped,
     "code outside": swallowing,
 }
 
@@ -459,16 +465,17 @@ def test_a_program_does_what_the_calls_do(seed: int) -> None:
     with torch.no_grad(), tracer:
         result = run(first, weight)
     part = tracer.parts[0]
-    program = Program(part, [given], [tracer.slot(result)], tracer.memory, tracer.constants)
+    program = Program(part, [given], [tracer.slot(result)], tracer)
     assert len(program.instructions) <= len(part.instructions)
     for _ in range(3):
         x = torch.randn(4, 6)
-        before = x.clone()
         weight.mul_(-1.5)
+        before, weight_before = x.clone(), weight.clone()
         made = program([x])
         assert made is not None
         assert torch.equal(made[0], run(x, weight))
         assert torch.equal(x, before)
+        assert torch.equal(weight, weight_before)
 
 
 def test_calls_that_nothing_depends_on_are_left_out() -> None:
@@ -482,15 +489,19 @@ def test_calls_that_nothing_depends_on_are_left_out() -> None:
         result = kept + torch.ones(3).mul(4)
         del unused
     wanted = [tracer.slot(result)]
-    program = Program(tracer.parts[0], [given], wanted, tracer.memory, tracer.constants)
+    program = Program(tracer.parts[0], [given], wanted, tracer)
     names = [str(item.op.overloadpacket) for item in program.instructions]
-    assert names == ["aten.mul", "aten.slice", "aten.add_", "aten.add"]
+    # The last writes over `kept`, which is not read again; the first may not write over the input.
+    assert names == ["aten.mul", "aten.slice", "aten.add_", "aten.add_"]
+    assert program([x]) is not None
+    assert torch.equal(program([x])[0], x * 2 + torch.tensor([0.0, 1, 1]) + 4)  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
     ("write", "reason"),
     [
         (lambda x, weight: x.add_(1), "writes to the input"),
+        (lambda x, weight: (y := x.sum()).sub_(float(y)), "what Python has looked at"),
         (lambda x, weight: weight.mul_(2), "writes to the input, to weights"),
         (lambda x, weight: x.view(-1)[:2].zero_(), "writes to the input"),
         (lambda x, weight: (x * 1).resize_(2), "another shape"),

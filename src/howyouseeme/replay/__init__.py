@@ -207,9 +207,8 @@ def _trace(tensors: Sequence[Tensor], way: Way) -> tuple[_Replay, Told]:
         raise Unfit("masks or places that the image makes decide what its scores are")
     handed = sorted((back.reads | set(wanted)) & before)
     made = [*handed, *sorted(set(reading.values()) - set(handed))]
-    memory, constants = tracer.memory, tracer.constants
-    forward = Program(recorded, given, made, memory, constants)
-    walk = Program(back, [*made, *nodes], wanted, memory, constants)
+    forward = Program(recorded, given, made, tracer)
+    walk = Program(back, [*made, *nodes], wanted, tracer)
     places = [(value, made.index(slot)) for value, slot in reading.items()]
     for value in tape.values:
         value.drop()

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from .tracer import Instruction, Part, Slot
+from .tracer import Instruction, Part, Slot, Tracer
 
 __all__ = ["Program"]
+
+aten = torch.ops.aten
 
 
 class Program:
     """One part of a trace as a function: from the slots `given` to those `wanted`.
 
-    >>> program = Program(part, given, wanted, tracer.memory, tracer.constants)
+    >>> program = Program(part, given, wanted, tracer)
     >>> made = program(tensors)                 # None where a look finds other contents than the trace's
 
     Of the calls, those stay that the result depends on, in their order, as a straight line of Python.
@@ -28,15 +32,16 @@ class Program:
         part: Part,
         given: Sequence[int],
         wanted: Sequence[int],
-        memory: Sequence[int],
-        constants: dict[int, Tensor],
+        tracer: Tracer,
     ) -> None:
         looks = part.guards
         self.expected = [look.expected for look in looks]
         self.wanted = len(wanted)
         returned = [*wanted, *(look.slot for look in looks)]
+        constants, memory = tracer.constants, tracer.memory
         varying = [item for item in part.instructions if not _makes(item, constants)]
-        self.instructions = _needed(varying, returned, memory)
+        kept = {memory[slot] for slot in (*returned, *constants)} | tracer.lent
+        self.instructions = _overwriting(_needed(varying, returned, memory), kept, tracer)
         self._run = _module(self.instructions, given, returned, constants)
         self._always = [position for position, slot in enumerate(wanted) if slot in constants]
 
@@ -70,6 +75,38 @@ def _needed(
         slots.update(item.reads)
         written.update(memory[slot] for slot in item.reads)
     return kept[::-1]
+
+
+#: Calls that may write over their first argument.
+_OVERWRITING = {
+    getattr(aten, name).__getattr__(overload): getattr(aten, f"{name}_").__getattr__(overload)
+    for overload, names in {
+        "default": "abs addcmul clamp neg relu sign threshold",
+        "Tensor": "add div mul sub",
+        "Scalar": "masked_fill",
+    }.items()
+    for name in names.split()
+}
+
+
+def _overwriting(
+    instructions: Sequence[Instruction], kept: set[int], tracer: Tracer
+) -> list[Instruction]:
+    """The same where calls write over an argument that is not read again, as fresh memory takes longer to get
+    than to fill; not to what is `kept`."""
+    last = {tracer.memory[slot]: at for at, item in enumerate(instructions) for slot in item.reads}
+    made = list(instructions)
+    for at, item in enumerate(instructions):
+        first = item.args[0] if item.args else None
+        if item.op in _OVERWRITING and isinstance(first, Slot):
+            memory, kind = tracer.memory[first.index], tracer.kinds[first.index]
+            over = 0 in kind.strides or kind != tracer.kinds[item.outs[0] or 0]
+            again = (
+                last[memory] > at or [tracer.memory[slot] for slot in item.reads].count(memory) > 1
+            )
+            if not over and not again and memory not in kept:
+                made[at] = replace(item, op=_OVERWRITING[item.op], writes=[memory])
+    return made
 
 
 def _module(

@@ -55,6 +55,14 @@ class Guard(NamedTuple):
     expected: Any
 
 
+class Kind(NamedTuple):
+    """What a tensor is like, whatever is in it."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
 @dataclass(eq=False)
 class _Known:
     """A tensor that has a slot."""
@@ -97,13 +105,15 @@ class Tracer(TorchDispatchMode):
         self.parts = [Part()]
         self._found: dict[int, Tensor] = {}  # by slot: what was there before
         self.memory: list[int] = []  # of each slot: the same number for what shares memory
+        self.kinds: list[Kind] = []  # of each slot
         self._known: dict[int, _Known] = {}  # by id of the tensor
         self._lent: dict[int, int] = {}  # memory that was there before, by storage
         self.fixed: dict[int, Tensor] = {}  # by slot: what is the same for all inputs and weights
         self.numbers: list[tuple[Tensor, Tensor]] = []  # whole ones that must stay what they are
-        self._used: set[int] = (
-            set()
-        )  # memory that was read for something that is not always the same
+        # Memory that was read for something that is not always the same, and that Python looked at.
+        self._used: set[int] = set()
+        self._seen: set[int] = set()
+        self._makers: dict[int, list[weakref.ref[Tensor]]] = {}  # what calls made, by storage
         self._memories = 0
         self._refused: Unfit | None = None
         self._functions = _Functions(self)
@@ -153,6 +163,8 @@ class Tracer(TorchDispatchMode):
             if known.storage != storage:
                 raise self.refuse("a tensor is given other memory (`.data = ...`)")
             return known.slot
+        if any(maker() is not None for maker in self._makers.get(storage, ())):
+            raise self.refuse("a tensor shares memory with what was made, which no call tells")
         slot = self._add(tensor, self._lent_memory(storage))
         self._found[slot] = tensor
         if not (tensor.is_floating_point() or tensor.is_complex()):
@@ -182,9 +194,20 @@ class Tracer(TorchDispatchMode):
         )
 
     @property
+    def lent(self) -> set[int]:
+        """The memory that was there before, which nothing may be written to."""
+        return set(self._lent.values())
+
+    @property
     def constants(self) -> dict[int, Tensor]:
         """What a program needs not be given, by slot: what was there before, and what is always the same."""
         return self._found | self.fixed
+
+    def alias(self, tensor: Tensor, other: Tensor) -> None:
+        """A tensor is another one under a new object."""
+        self._known[id(tensor)] = _Known(
+            self.slot(other), weakref.ref(tensor), self._storage(tensor)
+        )
 
     def known(self, tensor: Tensor) -> int | None:
         """The slot of a tensor that has one."""
@@ -194,6 +217,7 @@ class Tracer(TorchDispatchMode):
     def _add(self, tensor: Tensor, memory: int) -> int:
         slot = len(self.memory)
         self.memory.append(memory)
+        self.kinds.append(Kind(tensor.dtype, tensor.shape, tensor.stride()))
         self._known[id(tensor)] = _Known(slot, weakref.ref(tensor), self._storage(tensor))
         return slot
 
@@ -275,6 +299,7 @@ class Tracer(TorchDispatchMode):
         """Python looked at the contents of a slot."""
         if slot not in self.fixed and not looks_are_harmless():
             self.part.reads.add(slot)
+            self._seen.add(self.memory[slot])
             guard = Guard(slot, found)
             if guard not in self.part.guards:
                 self.part.guards.append(guard)
@@ -291,9 +316,7 @@ class Tracer(TorchDispatchMode):
         for tensor in given:
             if self._geometry(made[0]) == self._geometry(tensor):
                 if made[0] is not tensor:
-                    self._known[id(made[0])] = _Known(
-                        self.slot(tensor), weakref.ref(made[0]), self._storage(tensor)
-                    )
+                    self.alias(made[0], tensor)
                 return True
         return False
 
@@ -320,6 +343,7 @@ class Tracer(TorchDispatchMode):
         slot = self._add(
             tensor, self._fresh_memory() if shared is None else self.memory[self.slot(shared)]
         )
+        self._makers.setdefault(storage, []).append(weakref.ref(tensor))
         if fixed:
             self.fixed[slot] = tensor
         return slot
@@ -341,6 +365,8 @@ class Tracer(TorchDispatchMode):
                             f"{op} writes to the input, to weights or to another constant"
                         )
                     memory = self.memory[slot]
+                    if memory in self._seen:
+                        raise self.refuse(f"{op} writes to what Python has looked at")
                     if not fixed or memory in self._used:  # it is another thing from now on
                         for other in [one for one in self.fixed if self.memory[one] == memory]:
                             del self.fixed[other]
@@ -363,7 +389,9 @@ class _Functions(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func in _LOOKS:
+        if func == _DATA:
+            self._tracer.alias(result, args[0])
+        elif func in _LOOKS:
             tensor = args[0]
             if self._tracer.part.made_anew:
                 self._tracer.part.reads.add(self._tracer.slot(tensor))
@@ -376,6 +404,8 @@ class _Functions(TorchFunctionMode):
                 self._tracer.look(self._tracer.slot(tensor), result)
         return result
 
+
+_DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 
 _LOOKS: set[Callable[..., Any]] = {
     Tensor.tolist,

@@ -1,0 +1,169 @@
+"""What does an explanation cost when it is replayed? In bare forward passes of the same network.
+
+    python benchmarks/replay.py --out docs/benchmarks/replay.md
+
+Networks, images and the way of timing are those of speed.py; see docs/benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import speed
+import torch
+from quality import ROOT, installed
+from speed import Row, Scale, Table
+
+import howyouseeme as hysm
+
+ABOUT = """# What a replayed explanation costs
+
+Made by `benchmarks/replay.py`; see [how to run it](README.md). `Explainer(model, replay=True)` notes the calls that
+explain one image and makes them again for the next, the same explanation to the bit. As in [the table of speed](speed.md),
+times are multiples of the same network's bare forward pass of the same images, measured turn and turn about
+with it: the median over at least {pairs} pairs, its quartiles below; an explanation is whole, by the default method.
+
+- *as usual*: `replay=False`, one image.
+- *batch*: each of {batch} images has a pass of its own; with `together` so many share one.
+- *the second, traced*: the first explanation of a kind is made as usual, the second is traced (n = 3).
+"""
+
+#: The column, and what `howyouseeme.Explainer` is asked for.
+COLUMNS: dict[str, dict[str, Any]] = {
+    "as usual": {"replay": False},
+    "replayed": {"replay": True},
+    "classes": {"replay": True},
+    "batch": {"replay": True},
+    "together": {"replay": True},
+}
+
+
+def measure(rows: speed.Rows) -> Table:
+    """{network: {column: row}}"""
+    scale, found = rows.scale, {}
+    for name in scale.networks:
+        line: dict[str, Row | None] = {}
+        for column, ask in COLUMNS.items():
+            more = {"classes": {"classes": scale.ten}, "together": {"together": scale.together}}
+            work = functools.partial(speed.whole, **ask, **more.get(column, {}))
+            batch = scale.batch if column in {"batch", "together"} else 1
+            line[column] = rows.timed(f"{name}, {column}", name, work, batch)
+        line["second"] = rows.get(f"{name}, second", functools.partial(second, rows, name))
+        found[name] = line
+    return found
+
+
+def second(rows: speed.Rows, name: str) -> Row:
+    """The second explanation, which is traced, beside bare passes: of a new explainer each time."""
+    scale = rows.scale
+    subject = speed.network(name, scale.size, rows.device)
+    x = speed.images(subject, 1, rows.device)
+    times: dict[str, list[float]] = {"bare": [], "work": []}
+    for _ in range(4):
+        explainer = hysm.Explainer(subject.module, replay=True)
+        explainer(x)
+        start = speed.clock()
+        subject.bare(x)
+        middle = speed.clock()
+        explainer(x)
+        times["bare"].append(middle - start)
+        times["work"].append(speed.clock() - middle)
+    ratios = [w / b for w, b in zip(times["work"][1:], times["bare"][1:], strict=True)]
+    return {
+        "ratios": ratios,
+        "bare": float(np.median(times["bare"])),
+        "work": float(np.median(times["work"])),
+    }
+
+
+def target_lines(networks: Table, scale: Scale) -> list[list[str]]:
+    """What was asked for of explanations, and what replayed ones take."""
+    others = [name for name in networks if name != scale.flagship]
+    asked: list[tuple[str, float, list[str], str]] = [
+        (f"{scale.flagship}, one image, one class", speed.ONE_FLAGSHIP, [scale.flagship], "replayed"),
+        ("the others, one image, one class", speed.ONE, others, "replayed"),
+        (f"all, batch of {scale.batch}", speed.BATCH, list(networks), "batch"),
+        (f"all, batch of {scale.batch}, together={scale.together}", speed.BATCH, list(networks), "together"),
+        (f"all, {scale.ten} classes of one image", speed.TEN, list(networks), "classes"),
+    ]  # fmt: skip
+    medians = {
+        "replayed": speed.ONE_MEDIAN,
+        "batch": speed.BATCH_MEDIAN,
+        "together": speed.BATCH_MEDIAN,
+    }
+    lines = []
+    for work, most, names, column in asked:
+        seen = [speed.middle(r) for n in names if speed.good(r := networks[n][column]) and r]
+        if not seen:
+            continue
+        told = f"{max(seen):.2f}" if len(names) == 1 else f"{min(seen):.2f} to {max(seen):.2f}"
+        middle = "" if len(names) == 1 else f"{np.median(seen):.2f}"
+        half = f"{medians[column]:g}" if len(names) > 1 and column in medians else ""
+        lines.append([work, f"{most:g}", told, half, middle])
+    return lines
+
+
+def report(networks: Table, scale: Scale) -> str:
+    lines = [ABOUT.format(pairs=scale.pairs, batch=scale.batch)]
+    if not scale.judged:
+        lines += ["**A quick run, to see that the benchmark works: its times mean nothing.**", ""]
+    head = ["work", "at most", "seen", "median at most", "median"]
+    lines += ["## What was asked for", "", *speed.markdown(head, target_lines(networks, scale))]
+    notes: list[str] = []
+    heads = {
+        "as usual": "as usual",
+        "replayed": "replayed",
+        "classes": f"{scale.ten} classes",
+        "batch": f"batch of {scale.batch}",
+        "together": f"batch, together={scale.together}",
+        "second": "the second, traced",
+    }
+    table = [
+        [name, *(speed.cell(line[column], 3 if column == "second" else scale.pairs, notes) for column in heads)]
+        for name, line in networks.items()
+    ]  # fmt: skip
+    lines += ["## Network by network", "", *speed.markdown(["", *heads.values()], table)]
+    lines += speed.noted(notes)
+    when = datetime.now(timezone.utc).date().isoformat()
+    versions = ", ".join(f"{name} {installed(name)}" for name in ("torch", "torchvision"))
+    python = f"Python {platform.python_version()}, {platform.system()}"
+    made = f"{when}; howyouseeme {hysm.__version__}, {versions}; {python}; float32; {speed.machine('cpu')}."
+    return "\n".join([*lines, "## Made with", "", made, ""])
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="Few, small and not judged: does the benchmark work?")
+@click.option("--only", multiple=True, help="Measure rows whose name has this in it.")
+@click.option("--threads", default=2, show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The page: docs/benchmarks/replay.md; of a quick run, out/benchmarks/replay/quick/replay.md.",
+)
+@click.option(
+    "--rows",
+    "folder",
+    type=click.Path(path_type=Path),
+    default=ROOT / "out/benchmarks/replay",
+    help="Where rows are kept between runs.",
+)
+def main(quick: bool, only: tuple[str, ...], threads: int, out: Path | None, folder: Path) -> None:
+    """Measure what replayed explanations cost."""
+    torch.set_num_threads(threads)
+    scale = speed.QUICK if quick else speed.FULL
+    folder = folder / "quick" if quick else folder
+    out = out or (folder if quick else ROOT / "docs/benchmarks") / "replay.md"
+    networks = measure(speed.Rows(folder, scale, "cpu", only))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(report(networks, scale))
+    click.echo(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    main()
