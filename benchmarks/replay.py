@@ -30,7 +30,7 @@ times are multiples of the same network's bare forward pass of the same images, 
 with it: the median over at least {pairs} pairs, its quartiles below; an explanation is whole, by the default method.
 
 - *as usual*: `replay=False`, one image.
-- *batch*: each of {batch} images has a pass of its own; with `together` so many share one.
+- *batch*: each of {batch} images has a pass of its own.
 - *the second, traced*: the first explanation of a kind is made as usual, the second is traced (n = 3).
 """
 
@@ -40,7 +40,6 @@ COLUMNS: dict[str, dict[str, Any]] = {
     "replayed": {"replay": True},
     "classes": {"replay": True},
     "batch": {"replay": True},
-    "together": {"replay": True},
 }
 
 
@@ -50,9 +49,9 @@ def measure(rows: speed.Rows) -> Table:
     for name in scale.networks:
         line: dict[str, Row | None] = {}
         for column, ask in COLUMNS.items():
-            more = {"classes": {"classes": scale.ten}, "together": {"together": scale.together}}
-            work = functools.partial(speed.whole, **ask, **more.get(column, {}))
-            batch = scale.batch if column in {"batch", "together"} else 1
+            more = {"classes": scale.ten} if column == "classes" else {}
+            work = functools.partial(speed.whole, **ask, **more)
+            batch = scale.batch if column == "batch" else 1
             line[column] = rows.timed(f"{name}, {column}", name, work, batch)
         line["second"] = rows.get(f"{name}, second", functools.partial(second, rows, name))
         found[name] = line
@@ -89,14 +88,9 @@ def target_lines(networks: Table, scale: Scale) -> list[list[str]]:
         (f"{scale.flagship}, one image, one class", speed.ONE_FLAGSHIP, [scale.flagship], "replayed"),
         ("the others, one image, one class", speed.ONE, others, "replayed"),
         (f"all, batch of {scale.batch}", speed.BATCH, list(networks), "batch"),
-        (f"all, batch of {scale.batch}, together={scale.together}", speed.BATCH, list(networks), "together"),
         (f"all, {scale.ten} classes of one image", speed.TEN, list(networks), "classes"),
     ]  # fmt: skip
-    medians = {
-        "replayed": speed.ONE_MEDIAN,
-        "batch": speed.BATCH_MEDIAN,
-        "together": speed.BATCH_MEDIAN,
-    }
+    medians = {"replayed": speed.ONE_MEDIAN, "batch": speed.BATCH_MEDIAN}
     lines = []
     for work, most, names, column in asked:
         seen = [speed.middle(r) for n in names if speed.good(r := networks[n][column]) and r]
@@ -121,7 +115,6 @@ def report(networks: Table, scale: Scale) -> str:
         "replayed": "replayed",
         "classes": f"{scale.ten} classes",
         "batch": f"batch of {scale.batch}",
-        "together": f"batch, together={scale.together}",
         "second": "the second, traced",
     }
     table = [

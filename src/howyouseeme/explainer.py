@@ -121,7 +121,7 @@ class Explainer:
             raise InputError(f"replay={replay!r} is none of True, False and None.")
         self._replays = None
         if network.static if replay is None else replay:
-            self._replays = Replays(network.module, warn=replay is not None)
+            self._replays = Replays(warn=replay is not None)
 
     def __call__(self, images: Images, target: Target = None) -> Explanation:
         """Explain the answer to `target` on each image.
@@ -273,7 +273,7 @@ class Explainer:
             lambda tape: self._find(tape, targets, len(batch)),
             lambda tape, asked: walk_back(self.method, tape, asked, len(batch)),
         )
-        found = self._replays(batch.tensors, targets, way)
+        found = self._replays(self.network.module, self.method, batch.tensors, targets, way)
         return None if found is None else self._explanations(batch, targets, *found)
 
     def _find(self, tape: Tape, targets: Sequence[Target | Rank], batch: int) -> list[Asked]:

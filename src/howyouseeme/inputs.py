@@ -147,7 +147,7 @@ def _check_inputs(network: Network, inputs: tuple[Tensor, ...]) -> Batch:
         raise InputError("None of the inputs is of floats [batch, ...], which can be explained.")
     for tensor in inputs:
         _warn_of_axes(tensor)
-    inputs = tuple(tensor.detach().clone() for tensor in inputs)
+    inputs = tuple(_own(tensor) for tensor in inputs)
     return Batch(inputs, tuple(map(_samples, inputs)))
 
 
@@ -173,7 +173,12 @@ def _check_tensor(network: Network, images: Tensor) -> Tensor:
             stacklevel=5,
         )
     _warn_of_axes(images)
-    return images.detach().clone()  # the user's may change before paths are looked up
+    return _own(images)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A plain copy: the user's may change before paths are looked up, and be of a class with ways of its own."""
+    return tensor.detach().as_subclass(Tensor).clone()
 
 
 def _warn_of_axes(images: Tensor) -> None:

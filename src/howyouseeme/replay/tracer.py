@@ -114,6 +114,7 @@ class Tracer(TorchDispatchMode):
         self._used: set[int] = set()
         self._seen: set[int] = set()
         self._makers: dict[int, list[weakref.ref[Tensor]]] = {}  # what calls made, by storage
+        self._given: set[int] = set()  # storages of what is given
         self._memories = 0
         self._refused: Unfit | None = None
         self._functions = _Functions(self)
@@ -153,7 +154,9 @@ class Tracer(TorchDispatchMode):
 
     def enter(self, tensor: Tensor) -> int:
         """The slot of something that is given for each replay."""
-        return self._add(tensor, self._lent_memory(self._storage(tensor)))
+        storage = self._storage(tensor)
+        self._given.add(storage)
+        return self._add(tensor, self._lent_memory(storage))
 
     def slot(self, tensor: Tensor) -> int:
         """The slot of a tensor; that of a constant if it was not made by a call."""
@@ -163,8 +166,11 @@ class Tracer(TorchDispatchMode):
             if known.storage != storage:
                 raise self.refuse("a tensor is given other memory (`.data = ...`)")
             return known.slot
-        if any(maker() is not None for maker in self._makers.get(storage, ())):
-            raise self.refuse("a tensor shares memory with what was made, which no call tells")
+        behind = any(maker() is not None for maker in self._makers.get(storage, ()))
+        if behind or storage in self._given:
+            raise self.refuse(
+                "a tensor shares memory with what was made or given, which no call tells"
+            )
         slot = self._add(tensor, self._lent_memory(storage))
         self._found[slot] = tensor
         if not (tensor.is_floating_point() or tensor.is_complex()):
@@ -306,8 +312,7 @@ class Tracer(TorchDispatchMode):
 
     def is_fixed(self, tensor: Tensor) -> bool:
         """Whether a tensor is the same for all inputs and weights, as far as calls tell."""
-        slot = self.known(tensor)
-        return slot is None or slot in self.fixed
+        return self.slot(tensor) in self.fixed
 
     def _same(self, made: list[Tensor | None], given: list[Tensor]) -> bool:
         """Whether a call returned one of its arguments, under another object; it has the same slot then."""
@@ -389,31 +394,61 @@ class _Functions(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        tracer, kwargs = self._tracer, kwargs or {}
         if func == _DATA:
-            self._tracer.alias(result, args[0])
+            tracer.alias(result, args[0])
         elif func in _LOOKS:
-            tensor = args[0]
-            if self._tracer.part.made_anew:
-                self._tracer.part.reads.add(self._tracer.slot(tensor))
-                return result
-            if not self._tracer.is_fixed(tensor):
-                if func is not Tensor.tolist:
-                    raise self._tracer.refuse(
-                        "contents are given to NumPy or other code outside of PyTorch"
-                    )
-                self._tracer.look(self._tracer.slot(tensor), result)
+            self._look(args[0])
+        elif func in _SPLITS and isinstance(args[1], Tensor):  # reads where to split
+            self._look(args[1])
+        elif func in _LEAVES or func in _LISTS:
+            taken = _listed(args, kwargs) if func in _LISTS else [args[0]]
+            if tracer.part.made_anew:
+                tracer.part.reads.update(map(tracer.slot, taken))
+            elif not all(map(tracer.is_fixed, taken)) or (
+                func in _LEAVES and len(tracer.parts) == 1  # of a network, which may write to it
+            ):
+                raise tracer.refuse("contents are taken by NumPy or other code outside of PyTorch")
         return result
+
+    def _look(self, tensor: Tensor) -> None:
+        slot = self._tracer.slot(tensor)
+        if self._tracer.part.made_anew:
+            self._tracer.part.reads.add(slot)
+        else:
+            self._tracer.look(slot, tensor.tolist())
+
+
+def _listed(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors in lists among the arguments, or in lists in tuples: their contents are read one by one."""
+    lists = [
+        part
+        for item in (*args, *kwargs.values())
+        for part in (item if isinstance(item, tuple) else (item,))
+        if isinstance(part, list)
+    ]
+    return [leaf for leaf in pytree.tree_leaves(lists) if isinstance(leaf, Tensor)]
 
 
 _DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 
+#: What gives contents to Python.
 _LOOKS: set[Callable[..., Any]] = {
-    Tensor.tolist,
-    Tensor.numpy,
-    Tensor.__array__,
-    Tensor.__dlpack__,
-    Tensor.data_ptr,
+    *(Tensor.tolist, Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__)
 }
+
+#: What gives the memory itself away.
+_LEAVES: set[Callable[..., Any]] = {
+    *(Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.data_ptr)
+}
+
+#: What makes a tensor, or places, of numbers, which may be in tensors in lists.
+_LISTS: set[Callable[..., Any]] = {
+    *(torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor),
+    *(Tensor.__getitem__, Tensor.__setitem__),
+}
+
+_SPLITS: set[Callable[..., Any]] = {torch.tensor_split, Tensor.tensor_split}
 
 
 def _unfit(op: Any, args: tuple[Any, ...]) -> str | None:
@@ -425,7 +460,8 @@ def _unfit(op: Any, args: tuple[Any, ...]) -> str | None:
     moved = torch.Tag.inplace_view in op.tags or op.overloadpacket is torch.ops.aten.set_
     if moved and not (op is torch.ops.aten.as_strided_.default and _same_places(*args)):
         return f"{op} gives a tensor another shape or memory"
-    return f"{op} notes statistics" if facts_of(op).silent and args[5] else None
+    notes = facts_of(op).silent and args[5] and args[3] is not None
+    return f"{op} notes statistics" if notes else None
 
 
 def _unsized(op: Any, args: tuple[Any, ...]) -> bool:

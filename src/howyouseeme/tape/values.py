@@ -59,9 +59,9 @@ def looks_are_harmless() -> bool:
 
 
 class Dropped(Exception):  # noqa: N818 - no error for users
-    """The contents of a `value` were let go of for good."""
+    """The contents of a `value`, or of something else, were let go of for good."""
 
-    def __init__(self, value: Value) -> None:
+    def __init__(self, value: Value | None) -> None:
         super().__init__(value)
         self.value = value
 
