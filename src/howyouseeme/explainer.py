@@ -27,6 +27,9 @@ from .walks import Seen, walk_back
 
 __all__ = ["Explainer", "explain"]
 
+#: After so many images of a kind a replay is prepared unasked: so many take about the time of that.
+_WORTHWHILE = 8
+
 
 class _CannotRunError(InputError):
     """The model itself refuses an input."""
@@ -77,11 +80,13 @@ class Explainer:
             batch, so that points of nearly the same strength may then change places; alone, each image
             gets to the bit what it gets without the others. None: alone on a CPU, all together
             elsewhere, where many passes cost far more than one.
-        replay: whether the calls that explain one image are noted, and made again for the next of the same
-            shape, without the Python between them: the same explanation in about half the time, for small
-            networks, from the third image on. For models whose code makes the same calls for every image,
-            whatever else the program does; weights and images may change. Where contents decide, an
-            image that differs is explained as usual. None: for what `load_model` loads; on CPUs.
+        replay: whether the calls that explain one image are noted, and made again for others of the same
+            shape, without the Python between them: the same explanations, of small networks in about two thirds of
+            the time. The second image is traced, which takes several times as long as usual. For models
+            whose code makes the same calls for every image, whatever else the program does; weights,
+            layers and images may change. Where contents decide, an image that differs is explained as
+            usual; a warning says where nothing can be replayed. None: for what `load_model` loads, after
+            eight images. On CPUs.
         parameters: of the method, such as `k` of the seed method.
 
     The model is left as it was: its mode, gradients, hooks and buffers.
@@ -121,7 +126,8 @@ class Explainer:
             raise InputError(f"replay={replay!r} is none of True, False and None.")
         self._replays = None
         if network.static if replay is None else replay:
-            self._replays = Replays(warn=replay is not None)
+            asked = replay is not None
+            self._replays = Replays(usual=1 if asked else _WORTHWHILE, warn=asked)
 
     def __call__(self, images: Images, target: Target = None) -> Explanation:
         """Explain the answer to `target` on each image.

@@ -160,12 +160,14 @@ class Excitation:
         by_channel: bool,
     ) -> Sent:
         """Sign by sign, each with the weights and activations that make it."""
-        links, turns, asking = step.links, b"", orientation
+        links, asking = step.links, orientation
+        turns: tuple[bool, ...] = ()
         if isinstance(asking, Tensor) and by_channel:  # turn the filters around, and walk once
             turned = [link.turned(asking) for _, link in links if isinstance(link, Convolution)]
             if len(turned) == len(links):
                 links = [(source, link) for (source, _), link in zip(links, turned, strict=True)]
-                turns = b"" if self.shared is None else (asking < 0).cpu().numpy().tobytes()
+                if self.shared is not None:
+                    turns = tuple((asking < 0).flatten().tolist())
                 asking = 1.0
         made = all(isinstance(link, _SUMS) for _, link in links)
         shares: list[Tensor | None] = [None] * len(links)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -34,25 +35,26 @@ _MISSES = 4
 
 
 class Replays:
-    """What was traced of a network, and is replayed: from the third image of a kind on.
+    """What was traced of a network, and is replayed, for inputs of the same kind.
 
     >>> replays = Replays()
     >>> told = replays(module, method, tensors, targets, way)    # None: explain it as usual
 
-    The first is explained as usual, as more may never come. The second is traced, which takes some times as
-    long, and the third is explained both ways, to see that they agree. `warn`: say so once where it can't be.
+    The first ones, `usual` many, are explained as usual, as more may never come. The next is traced, which takes
+    several times as long, and the one after that is explained both ways, to see that they agree. `warn`: say so
+    once where it can't be.
     """
 
-    def __init__(self, *, warn: bool = True) -> None:
-        self._warn, self._warned = warn, False
+    def __init__(self, *, usual: int = 1, warn: bool = True) -> None:
+        self._usual, self._warn, self._warned = usual, warn, False
         self._kept: dict[Hashable, Traced | None] = {}  # the last used last; None: can't be
-        self._met: set[Hashable] = set()
+        self._met: Counter[Hashable] = Counter()
         self._state: State | None = None
         self._hits = self._lost = 0  # images that were replayed, and traces that were let go of
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"warn": self._warn}  # what was traced is traced again
+        return {"usual": self._usual, "warn": self._warn}  # what was traced is traced again
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -93,10 +95,10 @@ class Replays:
     def _explain(
         self, key: Hashable, module: nn.Module, tensors: Sequence[Tensor], way: Way
     ) -> Told | None:
-        if key not in self._met:
-            if len(self._met) >= _MET:
+        if self._met[key] < self._usual:
+            if len(self._met) > _MET:
                 self._met.clear()
-            self._met.add(key)
+            self._met[key] += 1
             return None
         known = self._kept.get(key)
         if known is not None and not known.holds():
@@ -132,7 +134,7 @@ class Replays:
         if len(self._kept) > _KEPT:
             oldest = next(iter(self._kept))
             self._lost += self._kept.pop(oldest) is not None
-            self._met.discard(oldest)
+            del self._met[oldest]
         return told
 
     def _give_up(self, key: Hashable, reason: str) -> None:

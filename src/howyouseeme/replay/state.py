@@ -77,7 +77,8 @@ class State:
                 self._note(item.values(), deep)
         elif isinstance(item, (list, tuple)):
             self.items.append(len(item))
-            if len(item) <= _MOST and not _PLAIN.issuperset(map(type, item)):
+            plain = isinstance(item, tuple) and _PLAIN.issuperset(map(type, item))
+            if len(item) <= _MOST and not plain:  # which stays what it is
                 self._note(item, deep)
         elif deep and not isinstance(item, _CODE) and hasattr(item, "__dict__"):
             self.items.append(type(item))
