@@ -24,17 +24,21 @@ pytest.importorskip("torchvision")
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
 
+def load(name: str) -> ModuleType:
+    spec = spec_from_file_location(name, FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture(scope="module")
 def speed() -> Iterator[ModuleType]:
     sys.path.insert(0, str(FOLDER))  # it takes quality.py, beside it
     threads = torch.get_num_threads()
-    spec = spec_from_file_location("speed", FOLDER / "speed.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    sys.modules["speed"] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    yield module
+    yield load("speed")
     sys.path.remove(str(FOLDER))
     torch.set_num_threads(threads)
 
@@ -44,6 +48,21 @@ def row(*ratios: float) -> dict[str, Any]:
 
 
 # -- the whole of it, small --------------------------------------------------------------------------
+
+
+def test_a_quick_run_of_replays_writes_its_page(speed: ModuleType, tmp_path: Path) -> None:
+    out = tmp_path / "replay.md"
+    ask = ["--quick", "--threads", "1", "--rows", str(tmp_path), "--out", str(out)]
+    done = CliRunner().invoke(load("replay").main, ask, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    text = out.read_text()
+    assert "its times mean nothing" in text
+    assert "failed" not in text
+    line = next(
+        line for line in text.splitlines() if line.startswith("| SqueezeNet 1.1, one image")
+    )
+    table = next(line for line in text.splitlines() if line.startswith("| SqueezeNet 1.1 |"))
+    assert line.split("|")[3].strip() in table.split("|")[3]  # the replayed one is what is judged
 
 
 def test_a_quick_run_writes_the_page_and_goes_on(speed: ModuleType, tmp_path: Path) -> None:
