@@ -17,6 +17,8 @@ __all__ = ["Program"]
 
 aten = torch.ops.aten
 
+_FAILURES = (RuntimeError, IndexError, TypeError, ValueError)
+
 
 class Program:
     """One part of a trace as a function: from the slots `given` to those `wanted`.
@@ -49,12 +51,7 @@ class Program:
         """The wanted tensors, or None if a look finds something else."""
         try:
             made: list[Tensor] = list(self._run(*given))
-        except (
-            RuntimeError,
-            IndexError,
-            TypeError,
-            ValueError,
-        ):  # of what looks would have kept from
+        except _FAILURES:  # which the looks, that are compared below, would have kept it from
             return None
         looks = made[self.wanted :]
         found = (tensor.tolist() for tensor in looks)
