@@ -8,8 +8,6 @@ Networks, images and the way of timing are those of speed.py; see docs/benchmark
 from __future__ import annotations
 
 import functools
-import platform
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import click
 import numpy as np
 import speed
 import torch
-from quality import ROOT, installed
+from quality import ROOT
 from speed import Row, Scale, Table
 
 import howyouseeme as hysm
@@ -123,11 +121,7 @@ def report(networks: Table, scale: Scale) -> str:
     ]  # fmt: skip
     lines += ["## Network by network", "", *speed.markdown(["", *heads.values()], table)]
     lines += speed.noted(notes)
-    when = datetime.now(timezone.utc).date().isoformat()
-    versions = ", ".join(f"{name} {installed(name)}" for name in ("torch", "torchvision"))
-    python = f"Python {platform.python_version()}, {platform.system()}"
-    made = f"{when}; howyouseeme {hysm.__version__}, {versions}; {python}; float32; {speed.machine('cpu')}."
-    return "\n".join([*lines, "## Made with", "", made, ""])
+    return "\n".join([*lines, *speed.made_with(["torch", "torchvision"], "cpu")])
 
 
 @click.command()

@@ -1021,6 +1021,15 @@ the median over at least {pairs} pairs, its quartiles below. *n* stands where th
 """
 
 
+def made_with(packages: Sequence[str], device: str) -> list[str]:
+    """The section that tells when, with what and on what a page was made."""
+    found = [f"{name} {installed(name) or 'missing'}" for name in packages]
+    versions = ", ".join([f"howyouseeme {hysm.__version__}", *found])
+    when = datetime.now(timezone.utc).date().isoformat()
+    python = f"Python {platform.python_version()}, {platform.system()}"
+    return ["## Made with", "", f"{when}; {versions}; {python}; float32; {machine(device)}.", ""]
+
+
 def report(
     networks: Table,
     growth: dict[str, Growth],
@@ -1050,11 +1059,7 @@ def report(
         "torchvision",
         *(["grad-cam", "captum", "zennit"] if device == "cpu" else []),
     ]
-    found = [f"{name} {installed(name) or 'missing'}" for name in packages]
-    versions = ", ".join([f"howyouseeme {hysm.__version__}", *found])
-    when = datetime.now(timezone.utc).date().isoformat()
-    python = f"Python {platform.python_version()}, {platform.system()}"
-    lines += ["## Made with", "", f"{when}; {versions}; {python}; float32; {machine(device)}.", ""]
+    lines += made_with(packages, device)
     if left_out:
         lines += [f"Left out: {'; '.join(left_out)}.", ""]
     if device != "cpu":

@@ -81,8 +81,8 @@ class Explainer:
             gets to the bit what it gets without the others. None: alone on a CPU, all together
             elsewhere, where many passes cost far more than one.
         replay: whether the calls that explain one image are noted, and made again for others of the same
-            shape, without the Python between them: the same explanations, of small networks in about two thirds of
-            the time. The second image is traced, which takes several times as long as usual. For models
+            shape, without the Python between them: the same explanations, of small networks in two thirds to
+            four fifths of the time. The second image is traced, which takes several times as long as usual. For models
             whose code makes the same calls for every image, whatever else the program does; weights,
             layers and images may change. Where contents decide, an image that differs is explained as
             usual; a warning says where nothing can be replayed. None: for what `load_model` loads, after
