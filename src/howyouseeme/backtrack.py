@@ -6,7 +6,7 @@ methods then carry evidence along those links: exactly (`multipliers`), or as th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -120,22 +120,22 @@ def _look_at_once(steps: list[tuple[Value, Step]]) -> None:
         for item in items:
             if item not in asked and (pending := item.pending) is not None:
                 asked[item] = pending
-    if asked:
-        values = [item for item in asked if isinstance(item, Value)]
-        with harmless():  # below zero: that is right where nothing is, too
-            found = _told(asked[value] for value in values)
-        signed = {value for value, below in zip(values, found, strict=True) if below}
-        for value in signed:
-            value.settle(True)
-        rest = [item for item in asked if item not in signed]
-        for item, told in zip(rest, _told(asked[item] for item in rest), strict=True):
-            item.settle(told)
-
-
-def _told(flags: Iterable[Tensor]) -> list[bool]:
-    """What is in all these, at one look."""
-    flags = list(flags)
-    return torch.stack(flags).tolist() if flags else []
+    if not asked:
+        return
+    flags = torch.stack(list(asked.values()))
+    with harmless():
+        found = flags.tolist()
+    for item, told in zip(asked, found, strict=True):
+        item.settle(told)
+    # A value that is below zero somewhere may be taken for such anywhere. On the rest a replay has to find the
+    # same, and only CPUs replay: a device would wait once more.
+    rest = [
+        flag
+        for (item, flag), told in zip(asked.items(), found, strict=True)
+        if not (told and isinstance(item, Value))
+    ]
+    if rest and flags.is_cpu:
+        torch.stack(rest).tolist()
 
 
 def _unsupported(missing: list[tuple[Call, str]]) -> UnsupportedCallError:
