@@ -20,7 +20,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor, nn
 
 import howyouseeme as hysm
-from howyouseeme import Explainer, Explanation, InputError, Network, Preprocess, record
+from howyouseeme import Explainer, Explanation, InputError, Network, Preprocess, record, shown
 from howyouseeme import __version__ as version
 from howyouseeme import explainer as explainer_module
 from howyouseeme import explanation as explanation_module
@@ -809,7 +809,7 @@ def test_a_layer_of_the_model_itself_is_not_taken_for_the_pixels() -> None:
             return self.see(nn.functional.max_pool2d(x, 2) * 2)
 
     explanation = Explainer(Root().eval())(torch.rand(1, 3, 8, 8), 1)
-    names = [view.name for view in explanation._views(0)]
+    names = [view.name for view in explanation.layer_views(0, shown.stages(explanation.layers()))]
     assert names == ["pixels", "see.relu"]
     assert [layer.module for layer in explanation.layers()] == ["", "", "see.see", "see.relu"]
     assert [layer.call for layer in explanation.layers()][:2] == ["input", "aten.mul"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import howyouseeme as hysm
-from howyouseeme import Explainer
+from howyouseeme import Explainer, shown
 from howyouseeme.backtrack import Plan, plan
 from howyouseeme.places import Layout, layouts, onto_input, spatial
 from howyouseeme.tape import Value, record
@@ -222,7 +222,7 @@ def test_the_strip_of_layers_shows_places_where_they_are() -> None:
     picture = torch.zeros(1, 3, 32, 32)
     picture[:, :, 12:16, 4:8] = 1.0
     explanation = hysm.explain(Arranged(lambda x: x.flip(3)).eval(), picture, 1)
-    pixels, *stages = explanation._views(0)
+    pixels, *stages = explanation.layer_views(0, shown.stages(explanation.layers()))
     assert pixels.name == "pixels"
     assert stages
     for view in [pixels, *stages]:

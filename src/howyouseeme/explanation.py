@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import json
-import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
@@ -15,29 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import __version__, draw, localize, notebook
+from . import draw, localize, notebook, shown, written
 from .errors import InputError
-from .files import identities, spare, write
 from .images import Geometry
+from .layers import Layer, Node, Path, layers_of, paths_to
 from .likeness import Likeness
-from .maps import (
-    Point,
-    Points,
-    gaussian_blur,
-    levels,
-    precise,
-    scale_to_one,
-    strongest_points,
-)
-from .methods.base import Hop, Method, Trail, per_sample
-from .places import Layout, layouts, onto_input, spatial
-from .tape import Value
+from .maps import Points, gaussian_blur, levels, precise, scale_to_one, strongest_points
+from .methods.base import Method, Trail
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from .backtrack import Plan
-    from .draw import LayerView, Subject
+    from .draw import LayerView
     from .localize import Detection
     from .models import Network
 
@@ -45,8 +32,6 @@ __all__ = ["Explanation", "Layer", "Node", "Path", "Sample"]
 
 #: So many points are kept of an image; evidence beyond them shows in the maps, not in the points.
 MOST_POINTS = 2000
-
-SCHEMA_VERSION = 1
 
 #: The power of the evidence, beside that of likeness, 1, in levels of saliency.
 _EVIDENCE = 0.8
@@ -79,67 +64,6 @@ class Sample:
     def size(self) -> tuple[int, ...]:
         """Height and width of the image that was given, or whatever axes the input has."""
         return self.geometry.image_size if self.geometry else tuple(self.input.shape[1:])
-
-
-@dataclass(frozen=True)
-class Node:
-    """A place in the network: one element of what a module made.
-
-    >>> node = explanation.layers()[-1].nodes[0]
-    >>> node.module, node.channel, node.position, node.share
-    ('features.8', 412, (3, 4), 0.07)
-
-    `module` is its name in `model.named_modules()`, '' for the model itself and its input; `call` is
-    the ATen call that made the element, 'input' for the model's input. `position` counts from 0 along
-    each spatial axis of that module's output (y, x for a picture) and is empty where it has none.
-    `share` is its evidence as a part of all the positive evidence at that output; evidence against
-    makes it negative.
-    """
-
-    module: str
-    call: str
-    channel: int
-    position: tuple[int, ...]
-    share: float
-
-
-@dataclass(frozen=True)
-class Path:
-    """The strongest path from the class to one pixel.
-
-    >>> path = explanation.paths[0][0]
-    >>> [(node.module, node.channel, node.position) for node in path.nodes]
-
-    `nodes` starts at the target and ends at the pixel of the model's input which `point` shows in the
-    user's image; each node is an input of the one before it.
-    """
-
-    point: Point
-    nodes: tuple[Node, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """What the network looks at in one module.
-
-    >>> layer = explanation.layers()[-1]
-    >>> layer.module, layer.shape
-    ('features.8', (1280, 7, 7))
-
-    - `module`: its name in `model.named_modules()`, '' for the model itself and its input;
-    - `call`: the last ATen call in it, 'input' for the model's input;
-    - `shape`: of its output, (channel, height, width);
-    - `map` [height, width]: evidence by position, summed over channels, 0..1;
-    - `nodes`: the 20 strongest with evidence above 0, strongest first;
-    - `layout`: where its places lie in the model's input, by axis of its output [batch, ...].
-    """
-
-    module: str
-    call: str
-    shape: tuple[int, ...]
-    map: Tensor
-    nodes: tuple[Node, ...]
-    layout: Layout = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -426,19 +350,12 @@ class Explanation:
             IndexError: there is no such image.
             InputError: the share isn't between 0 and 1, or the input is no picture.
         """
-        from PIL import Image as Pictures  # noqa: PLC0415
-        from PIL import ImageFilter  # noqa: PLC0415
-
         if not 0 < share < 1:
             raise InputError(
                 f"A share of {share:g} hides nothing, or all: give one between 0 and 1."
             )
         one = self._alone(i)
-        photo = one.samples[0].image or _displayed(one.samples[0].input, self.model)
-        blurred = photo.filter(ImageFilter.GaussianBlur(min(photo.size) / 9))
-        seen = one._maps(one.levels)[0] > 1 - share
-        pair = (photo, blurred) if others else (blurred, photo)
-        return Pictures.composite(*pair, Pictures.fromarray(seen.numpy()))
+        return shown.blurred(shown.photo(one), one._maps(one.levels)[0] > 1 - share, others)
 
     # -- by what way --------------------------------------------------------------------------------
 
@@ -491,22 +408,10 @@ class Explanation:
         if not len(points):
             return ()
         image = self._at(image)
-        way, trail, row = self._trail(image)
-        picture = way.inputs[0]
-        evidence = trail.evidence[picture][row]
-        if evidence.dim() < 2:  # no channels: each element is a place
-            evidence = evidence.reshape(1, -1)
-        place = self._strongest[image][0][list(points)].to(evidence.device)
-        pixel = torch.zeros(len(place), dtype=torch.long, device=place.device)
-        for axis, size in enumerate(evidence.shape[1:]):
-            pixel = pixel * size + place[:, axis]
-        plane = evidence[0].numel()
-        channel = evidence.reshape(len(evidence), -1)[:, pixel].argmax(0)
-        totals: dict[Value, float] = {}
-        found = trail.paths(picture, row * evidence.numel() + channel * plane + pixel)
+        found = paths_to(self._strongest[image][0][list(points)], *self._trail(image))
         return tuple(
-            Path(self.points[image][point], tuple(_node(hop, trail, row, totals) for hop in hops))
-            for point, hops in zip(points, found, strict=True)
+            Path(self.points[image][point], nodes)
+            for point, nodes in zip(points, found, strict=True)
         )
 
     def layers(self, image: int = 0) -> list[Layer]:
@@ -521,20 +426,7 @@ class Explanation:
         Raises:
             IndexError: there is no such image.
         """
-        way, trail, row = self._trail(image)
-        last: dict[str, Value] = {}
-        places = spatial(way)
-        for value, _ in reversed(way.steps):
-            there = value in trail.evidence and places.get(value) == 1 and len(value.shape) > 2
-            if there and value.call is not None:
-                last.pop(value.call.module, None)
-                last[value.call.module] = value
-        values = [("", way.inputs[0]), *last.items()]
-        known = layouts(way, way.inputs[0])
-        return [
-            replace(_layer(name, value, trail, row), layout=known.get(value, {}))
-            for name, value in values
-        ]
+        return layers_of(*self._trail(image))
 
     # -- to look at ---------------------------------------------------------------------------------
 
@@ -546,11 +438,13 @@ class Explanation:
         Raises:
             InputError: the input is no picture, but has one axis, or three.
         """
-        subject = self._subject(i)
+        one = self._alone(i)
+        subject = shown.subject(one)
         picture = draw.explanation_picture(subject)
         if not layers:
             return picture
-        return draw.stack_pictures(picture, draw.layers_strip(subject.image, self._views(i)))
+        views = one.layer_views(0, shown.stages(one.layers()))
+        return draw.stack_pictures(picture, draw.layers_strip(subject.image, views))
 
     def frames(self, i: int = 0) -> list[tuple[str, str, Image]]:
         """The photo as each map shows it, one picture each: from the pixels up to the class.
@@ -565,63 +459,15 @@ class Explanation:
         Raises:
             InputError: the input is no picture.
         """
-        return draw.frames(self._subject(i), self._views(i))
-
-    def _subject(self, i: int) -> Subject:
-        i = self._at(i)
-        sample, one = self.samples[i], self._alone(i)
-        points = one.points[0]
-        return draw.Subject(
-            image=sample.image or _displayed(sample.input, self.model),
-            points_y=points.y,
-            points_x=points.x,
-            strength=points.strength,
-            attention=one.attention[0].numpy(),
-            saliency=one.saliency[0].numpy(),
-            label=self.label[i] or "the target",
-            probability=self.probability[i],
-            method=self.method.name,
-        )
-
-    def _views(self, i: int) -> list[LayerView]:
-        """One layer for each resolution, the last of its kind, for a strip of pictures."""
-        stages: dict[tuple[int, ...], Layer] = {}
-        pixels, *above = self.layers(i)
-        for layer in above:
-            if layer.call == "aten.constant_pad_nd":  # a size of its own, and nothing new to see
-                continue
-            stages.pop(layer.shape[1:], None)
-            stages[layer.shape[1:]] = layer
-        return self.layer_views(
-            i, [pixels, *(stages[size] for size in stages if size != pixels.shape[1:])]
-        )
+        one = self._alone(i)
+        return draw.frames(shown.subject(one), one.layer_views(0, shown.stages(one.layers())))
 
     def layer_views(self, i: int, layers: Sequence[Layer]) -> list[LayerView]:
         """Some layers of image i as they are drawn over the photo, but those whose places are no pixels'.
 
         >>> [view.name for view in explanation.layer_views(0, explanation.layers(0)[-3:])]
         """
-        geometry = self.samples[i].geometry
-        assert geometry is not None  # a picture is being drawn
-        (height, width), (down, across) = geometry.input_size, geometry.scale
-        top, left = geometry.offset
-        box = (left, top, left + width * across, top + height * down)
-        views = []
-        for layer in layers:
-            size = torch.Size((height, width))
-            heat = onto_input(layer.map[None], layer.layout, size)
-            if heat is None:  # its places are those of no pixel
-                continue
-            place = np.zeros((len(layer.nodes), 2), dtype=np.float32)
-            for axis, (of, line) in layer.layout.items():
-                place[:, of - 2] = [line[node.position[axis - 2]] for node in layer.nodes]
-            y, x = geometry.points_to_image(place[:, 0], place[:, 1])
-            strength = np.array([node.share for node in layer.nodes], dtype=np.float32)
-            call = "pixels" if layer.call == "input" else layer.call.removeprefix("aten.")
-            name = layer.module or call
-            seen = scale_to_one(heat[0]).numpy()
-            views.append(draw.LayerView(name, seen, y, x, strength, box, layer.shape[1:]))
-        return views
+        return shown.layer_views(self._alone(i), layers)
 
     def to_dict(self, i: int = 0) -> dict[str, Any]:
         """All about one image, ready for JSON.
@@ -630,23 +476,7 @@ class Explanation:
 
         What the fields mean, in which units, is told by `data/explanation.schema.json` in the package.
         """
-        i = self._at(i)
-        sample, points = self.samples[i], self.points[i]
-        return {
-            "schema": SCHEMA_VERSION,
-            "image": {"name": sample.name, "size": list(sample.size)},
-            "target": {
-                "index": self.target[i],
-                "label": self.label[i] or None,
-                "probability": self.probability[i],
-            },
-            "coverage": self.coverage[i],
-            "points": [
-                [*(round(at, 2) for at in point.position), float(f"{point.strength:.6g}")]
-                for point in points
-            ],
-            "provenance": self.provenance(i),
-        }
+        return written.facts(self._alone(i))
 
     def provenance(self, i: int = 0) -> dict[str, Any]:
         """What it takes to make this explanation again, ready for JSON.
@@ -654,19 +484,7 @@ class Explanation:
         >>> explanation.provenance()["method"]
         'evidence'
         """
-        given = self.samples[i].input
-        return {
-            "howyouseeme": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "model": self.model.name,
-            "method": self.method.name,
-            "parameters": self.method.parameters,
-            "input_shape": list(given.shape),
-            "dtype": str(given.dtype).removeprefix("torch."),
-            "device": str(given.device),
-            "preprocess": self.model.preprocess.describe() if self.model.preprocess else None,
-        }
+        return written.provenance(self._alone(i))
 
     def save(
         self,
@@ -689,40 +507,7 @@ class Explanation:
                 would replace one of the photos.
             OSError: the folder can't be written to.
         """
-        if name is not None and FilePath(name).name != name:
-            raise InputError(
-                f"{name!r} is no name of a file without its folder: give that as folder."
-            )
-        folder = FilePath(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        written = []
-        stems = [
-            name or (FilePath(sample.name).stem if sample.name else "explanation")
-            for sample in self.samples
-        ]
-        if len({stem.casefold() for stem in stems}) < len(stems):
-            stems = [f"{stem}-{i}" for i, stem in enumerate(stems)]
-        photos = identities(sample.name for sample in self.samples if sample.name)
-        spare(photos, [folder / f"{stem}.png" for stem in stems])
-        for i, stem in enumerate(stems):
-            picture, data = folder / f"{stem}.png", folder / f"{stem}.json"
-            png = draw.encoded(self.picture(i, layers))
-            numbers = _json(self.to_dict(i))
-            write(picture, png)
-            write(data, numbers.encode())
-            written += [picture, data]
-            if maps:
-                written.append(folder / f"{stem}.npz")
-                write(written[-1], self._alone(i)._npz())
-        return written
-
-    def _npz(self) -> bytes:
-        """The maps of the only image, as a file of numpy."""
-        file = io.BytesIO()
-        np.savez_compressed(
-            file, saliency=self.saliency[0].numpy(), attention=self.attention[0].numpy()
-        )
-        return file.getvalue()
+        return written.save(self, folder, name, layers, maps)
 
     def show(self, layers: bool = False) -> None:
         """Show the pictures: in a notebook under the cell, else in the system's image viewer.
@@ -756,58 +541,3 @@ class Explanation:
         if no_picture or not hasattr(get_ipython(), "kernel"):  # a terminal has none
             raise NotImplementedError  # IPython goes on to repr
         notebook.display(self)
-
-
-def _json(data: dict[str, Any]) -> str:
-    """One field a line, and one point a line."""
-    fields = {name: json.dumps(item, allow_nan=False) for name, item in data.items()}
-    points = ",\n".join(f"  {json.dumps(point, allow_nan=False)}" for point in data["points"])
-    fields["points"] = f"[\n{points}\n ]"
-    return "{\n" + ",\n".join(f' "{name}": {item}' for name, item in fields.items()) + "\n}\n"
-
-
-def _displayed(tensor: Tensor, model: Network) -> Image:
-    """A picture of the model's input, where no photo was given."""
-    from PIL import Image as Pictures  # noqa: PLC0415
-
-    if tensor.dim() != 3:
-        raise InputError(
-            f"An input of the shape {tuple(tensor.shape)} can't be drawn as a picture: take points, "
-            "attention or to_dict() instead."
-        )
-    if model.preprocess is not None and tensor.shape[0] == 3:
-        return model.preprocess.undo(tensor)
-    colours = tensor if tensor.shape[0] == 3 else tensor.mean(0, keepdim=True).expand(3, -1, -1)
-    low, high = colours.min(), colours.max()
-    scaled = (colours - low) / (high - low).clamp(min=1e-12)
-    return Pictures.fromarray((scaled.float().permute(1, 2, 0) * 255).byte().cpu().numpy())
-
-
-def _node(hop: Hop, trail: Trail, row: int, totals: dict[Value, float]) -> Node:
-    call = hop.value.call
-    if hop.value not in totals:
-        mine = per_sample(trail.evidence[hop.value], trail.batch)[row]
-        totals[hop.value] = float(mine.clamp(min=0).sum()) or 1.0
-    index = torch.unravel_index(torch.tensor(hop.index), hop.value.shape)
-    _, *place = (int(item) for item in index) if index else (0,)
-    channel, *position = place or [0]
-    return Node(
-        module=call.module if call is not None else "",
-        call=call.name if call is not None else "input",
-        channel=channel,
-        position=tuple(position),
-        share=hop.evidence / totals[hop.value],
-    )
-
-
-def _layer(name: str, value: Value, trail: Trail, row: int, most: int = 20) -> Layer:
-    evidence = trail.evidence[value][row]
-    place, strength = strongest_points(evidence, most)
-    total = float(evidence.clamp(min=0).sum()) or 1.0
-    call = value.call.name if value.call is not None else "input"
-    nodes = tuple(
-        Node(name, call, channel, tuple(position), share / total)
-        for (channel, *position), share in zip(place.tolist(), strength.tolist(), strict=True)
-    )
-    heat = scale_to_one(evidence.sum(0).float()).cpu()
-    return Layer(name, call, tuple(evidence.shape), heat, nodes)

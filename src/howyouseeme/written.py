@@ -1,0 +1,104 @@
+"""An explanation as files: a picture, all about it as JSON, and maps for NumPy."""
+
+from __future__ import annotations
+
+import io
+import json
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from . import __version__
+from .draw import encoded
+from .errors import InputError
+from .files import identities, spare, write
+
+if TYPE_CHECKING:
+    from .explanation import Explanation
+
+__all__ = ["SCHEMA_VERSION", "facts", "provenance", "save"]
+
+SCHEMA_VERSION = 1
+
+
+def facts(one: Explanation) -> dict[str, Any]:
+    """All about one image, ready for JSON; see `Explanation.to_dict`."""
+    sample = one.samples[0]
+    return {
+        "schema": SCHEMA_VERSION,
+        "image": {"name": sample.name, "size": list(sample.size)},
+        "target": {
+            "index": one.target[0],
+            "label": one.label[0] or None,
+            "probability": one.probability[0],
+        },
+        "coverage": one.coverage[0],
+        "points": [
+            [*(round(at, 2) for at in point.position), float(f"{point.strength:.6g}")]
+            for point in one.points[0]
+        ],
+        "provenance": one.provenance(),
+    }
+
+
+def provenance(one: Explanation) -> dict[str, Any]:
+    """What it takes to make the explanation of an image again; see `Explanation.provenance`."""
+    given, model = one.samples[0].input, one.model
+    return {
+        "howyouseeme": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "model": model.name,
+        "method": one.method.name,
+        "parameters": one.method.parameters,
+        "input_shape": list(given.shape),
+        "dtype": str(given.dtype).removeprefix("torch."),
+        "device": str(given.device),
+        "preprocess": model.preprocess.describe() if model.preprocess else None,
+    }
+
+
+def save(
+    explanation: Explanation, folder: str | Path, name: str | None, layers: bool, maps: bool
+) -> list[Path]:
+    """Write a PNG, a JSON and, if asked for, the maps of each image; see `Explanation.save`."""
+    if name is not None and Path(name).name != name:
+        raise InputError(f"{name!r} is no name of a file without its folder: give that as folder.")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    stems = [
+        name or (Path(sample.name).stem if sample.name else "explanation")
+        for sample in explanation.samples
+    ]
+    if len({stem.casefold() for stem in stems}) < len(stems):
+        stems = [f"{stem}-{i}" for i, stem in enumerate(stems)]
+    photos = identities(sample.name for sample in explanation.samples if sample.name)
+    spare(photos, [folder / f"{stem}.png" for stem in stems])
+    for i, stem in enumerate(stems):
+        one = explanation._alone(i)  # which keeps what is made
+        made = {".png": encoded(one.picture(layers=layers)), ".json": _json(one.to_dict()).encode()}
+        if maps:
+            made[".npz"] = _npz(one)
+        for suffix, content in made.items():
+            written.append(folder / f"{stem}{suffix}")
+            write(written[-1], content)
+    return written
+
+
+def _npz(one: Explanation) -> bytes:
+    """The maps of an image, as a file of numpy."""
+    file = io.BytesIO()
+    np.savez_compressed(file, saliency=one.saliency[0].numpy(), attention=one.attention[0].numpy())
+    return file.getvalue()
+
+
+def _json(data: dict[str, Any]) -> str:
+    """One field a line, and one point a line."""
+    fields = {name: json.dumps(item, allow_nan=False) for name, item in data.items()}
+    points = ",\n".join(f"  {json.dumps(point, allow_nan=False)}" for point in data["points"])
+    fields["points"] = f"[\n{points}\n ]"
+    return "{\n" + ",\n".join(f' "{name}": {item}' for name, item in fields.items()) + "\n}\n"
