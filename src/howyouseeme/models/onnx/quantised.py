@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..errors import UnsupportedCallError
-from .onnx_operators import DTYPES, OPERATORS, Attributes, operator
+from ...errors import UnsupportedCallError
+from .operators import DTYPES, OPERATORS, Attributes, operator
 
 __all__: list[str] = []
 

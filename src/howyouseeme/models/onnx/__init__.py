@@ -10,30 +10,21 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
-from ..errors import (
-    HowYouSeeMeError,
-    MissingExtraError,
-    ModelError,
-    UnsupportedCallError,
-    first_line,
-)
-from ..images import Preprocess
-from . import onnx_quantised  # noqa: F401 - registers its operators
-from .network import Network
-from .onnx_operators import DTYPES, OPERATORS, Attributes, to_tensor
-from .weights import check_finite
+from ...errors import MissingExtraError, ModelError, UnsupportedCallError, first_line
+from ...images import Preprocess
+from ..network import Network
+from ..weights import check_finite
+from .graph import OWN, WITH_GRAPHS, OnnxModule, operators_in, opset_of
+from .operators import DTYPES, OPERATORS
 
 __all__ = ["load_onnx"]
 
-_OWN = ("", "ai.onnx")  # the names of ONNX's own domain
 _OLDEST = 7  # before this opset, shapes were broadcast by an attribute
 _TOLERANCE = 1e-3  # of the largest output
 _QUANTUM = (
@@ -41,91 +32,6 @@ _QUANTUM = (
 )
 _QUANTISED = re.compile("Quant|QLinear|Integer|QGemm|QAttention")
 _SIDE = 224  # where the file leaves the height and width open
-
-
-class _Node(nn.Module):
-    """One node of the graph."""
-
-    def __init__(self, node: Any, opset: int) -> None:
-        super().__init__()
-        self.attributes = Attributes(node, opset)
-        self.function = OPERATORS[_operator(node)]
-        self.takes = list(node.input)
-        self.gives = list(node.output)
-        self.kind = node.op_type
-
-    def forward(self, *inputs: Any) -> Any:
-        try:
-            return self.function(self.attributes, *inputs)
-        except UnsupportedCallError as error:
-            raise UnsupportedCallError(
-                f"The ONNX operator {self.kind}, which gives {self.gives[0]}, can't be imported: {error}"
-            ) from None
-
-
-class OnnxModule(nn.Module):
-    """The graph of an ONNX file, run node by node."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        graph = model.graph
-        opset = _opset(model)
-        initial = {one.name: to_tensor(one) for one in graph.initializer}
-        self.inputs = [one.name for one in graph.input if one.name not in initial]
-        self._said = {one.name: _said_shape(one) for one in graph.input}
-        self.outputs = [one.name for one in graph.output]
-        self.weights = nn.Module()
-        self.nodes = nn.Module()
-        self._place: dict[str, str] = {}  # where the constant of a name lies
-        constants: dict[str, Any] = {"": None, **initial}
-        for node in graph.node:
-            made = _Node(node, opset)
-            if all(name in constants for name in made.takes):
-                results = _several(made(*(constants[name] for name in made.takes)))
-                constants.update(zip(made.gives, results, strict=False))
-            else:
-                self.nodes.add_module(_key(node.name or made.gives[0], self.nodes), made)
-        used = {name for node in self._steps() for name in node.takes} | {*self.outputs}
-        for name in used:
-            if isinstance(constants.get(name), Tensor):
-                self._place[name] = _key(name, self.weights)
-                self.weights.register_buffer(self._place[name], constants[name])
-
-    def _steps(self) -> list[_Node]:
-        return [node for node in self.nodes.children() if isinstance(node, _Node)]
-
-    def forward(self, *inputs: Tensor) -> Any:
-        """The output, or a dict of several by their names in the file."""
-        if len(inputs) != len(self.inputs):
-            raise ValueError(f"takes {len(self.inputs)} inputs ({', '.join(self.inputs)})")
-        try:
-            return self._run(*inputs)
-        except HowYouSeeMeError:
-            raise
-        except Exception as error:
-            for name, item in zip(self.inputs, inputs, strict=True):
-                said = self._said[name]
-                fits = len(said) == item.dim() and all(
-                    size in {None, given} for size, given in zip(said, item.shape, strict=True)
-                )
-                if not fits:
-                    shape = ", ".join("any" if size is None else str(size) for size in said)
-                    raise ValueError(
-                        f"the file was exported for inputs [{shape}] alone; export it for such as this, "
-                        f"or with open axes ({first_line(error)})"
-                    ) from error
-            raise
-
-    def _run(self, *inputs: Tensor) -> Any:
-        known: dict[str, Any] = dict(zip(self.inputs, inputs, strict=True))
-        weights = self.weights._buffers
-        known.update((name, weights[place]) for name, place in self._place.items())
-        known[""] = None
-        for node in self._steps():
-            results = _several(node(*(known[name] for name in node.takes)))
-            known.update(zip(node.gives, results, strict=False))
-        outputs = {name: known[name] for name in self.outputs}
-        return outputs[self.outputs[0]] if len(outputs) == 1 else outputs
 
 
 def load_onnx(path: Path) -> Network:
@@ -174,24 +80,15 @@ def _preprocess(model: Any, module: OnnxModule) -> Preprocess | None:
     return Preprocess((shape[2], shape[3]), scale=1.0)
 
 
-def _operator(node: Any) -> str:
-    """The name of what a node does, with its domain where that isn't ONNX's own."""
-    return node.op_type if node.domain in _OWN else f"{node.domain}.{node.op_type}"
-
-
-def _opset(model: Any) -> int:
-    return max(int(one.version) for one in model.opset_import if one.domain in _OWN)
-
-
 def _check_operators(model: Any, path: Path) -> None:
-    if not model.graph.node or not any(one.domain in _OWN for one in model.opset_import):
+    if not model.graph.node or not any(one.domain in OWN for one in model.opset_import):
         raise ModelError(f"{path} holds no graph of ONNX's operators; export it again.")
-    if (opset := _opset(model)) < _OLDEST:
+    if (opset := opset_of(model)) < _OLDEST:
         raise UnsupportedCallError(
             f"{path} is of opset {opset}, and imported are {_OLDEST} and later ones; "
             "convert it with onnx.version_converter.convert_version(model, 18)."
         )
-    missing = sorted(set(map(_operator, model.graph.node)) - OPERATORS.keys())
+    missing = sorted(operators_in(model.graph) - OPERATORS.keys() - WITH_GRAPHS.keys())
     if missing:
         advice = (
             " Explain the network before it was quantised, or quantise it in the format QDQ."
@@ -265,24 +162,5 @@ def _shape_of(value: Any) -> list[int]:
     ]
 
 
-def _said_shape(value: Any) -> list[int | None]:
-    """The shape in the file, None for what it leaves open."""
-    return [dim.dim_value or None for dim in value.type.tensor_type.shape.dim]
-
-
 def _dtype_of(value: Any) -> torch.dtype:
     return DTYPES[value.type.tensor_type.elem_type]
-
-
-def _several(results: Any) -> Sequence[Any]:
-    return results if isinstance(results, (list, tuple)) else (results,)
-
-
-def _key(name: str, holder: nn.Module) -> str:
-    """A name under which a module can hold something, and holds nothing yet."""
-    base = key = name.replace(".", "/")
-    number = 1
-    while hasattr(holder, key):
-        number += 1
-        key = f"{base}:{number}"
-    return key
