@@ -229,6 +229,33 @@ def test_branches_and_loops(tmp_path: Path, level: float) -> None:
     assert ("nodes.if.yes.nodes.conv" in calls) == (level == 0.1)
 
 
+def test_a_choice_that_rounding_turns_is_no_difference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two scores that are the same up to rounding either may be the better one; of two others not."""
+    pytest.importorskip("onnxruntime", reason="pip install onnxruntime")
+    nodes = [
+        helper.make_node("ReduceMean", ["x", "space"], ["means"], keepdims=0),
+        helper.make_node("Sub", ["means", "means"], ["none"]),
+        helper.make_node("Add", ["none", "near"], ["scores"], name="scores"),
+        helper.make_node("TopK", ["scores", "three"], ["best", "which"]),
+        helper.make_node("Cast", ["which"], ["y"], to=TensorProto.FLOAT),
+    ]
+    weights = {
+        "space": np.array([2, 3]),
+        "near": np.array([0.5, 0.5 + 1e-7, 0.3], np.float32),
+        "three": np.array([3]),
+    }
+    path = saved(tmp_path / "near.onnx", nodes, weights)
+    assert load_onnx(path).module(torch.rand(1, 3, 8, 8)).tolist() == [[1, 0, 2]]
+    turned = torch.tensor([2e-7, 0, 0])
+    monkeypatch.setitem(OPERATORS, "Add", lambda attributes, a, b: a + b + turned)
+    assert load_onnx(path).module(torch.rand(1, 3, 8, 8)).tolist() == [[0, 1, 2]]
+    monkeypatch.setitem(OPERATORS, "Add", lambda attributes, a, b: a + b + turned.flip(0) * 2e6)
+    with pytest.raises(ModelError, match="the output y differs, the first at the node scores; "):
+        load_onnx(path)
+
+
 def test_an_operator_in_a_branch_that_cannot_be_imported_is_named(tmp_path: Path) -> None:
     odd = graph("odd", [helper.make_node("Det", ["x"], ["a"])], [], ["a"])
     same = graph("same", [helper.make_node("Identity", ["x"], ["b"])], [], ["b"])

@@ -32,7 +32,7 @@ def _constant(attributes: Attributes) -> Tensor:
 def _constant_of_shape(attributes: Attributes, shape: Tensor) -> Tensor:
     value = attributes.get("value")
     filled = torch.zeros(1) if value is None else value
-    return filled.to(shape.device).expand(shape.tolist()).clone()
+    return filled.reshape(()).to(shape.device).expand(shape.tolist()).clone()
 
 
 @operator("Shape")

@@ -38,31 +38,37 @@ class _Graph(nn.Module):
             node = WITH_GRAPHS.get(operator_of(proto), _Node)(proto, opset, known)
             if all(name in known for name in node.takes):
                 known.update(
-                    zip(node.gives, _several(node(*map(known.get, node.takes))), strict=False)
+                    zip(node.gives, node.results(*map(known.get, node.takes)), strict=False)
                 )
             else:
                 self.nodes.add_module(
                     _key(proto.name or next(filter(None, node.gives)), self.nodes), node
                 )
-        used = {name for node in self._steps() for name in node.takes} | {*self.outputs}
-        made = {name for node in self._steps() for name in node.gives}
+        used = {name for node in self.steps() for name in node.takes} | {*self.outputs}
+        made = {name for node in self.steps() for name in node.gives}
         for name in used:
             if isinstance(known.get(name), Tensor):
                 self._place[name] = _key(name, self.weights)
                 self.weights.register_buffer(self._place[name], known[name])
-        self._others = {name: known[name] for name in used if name in known}  # lists, and nothing
+        self._others = {
+            name: known[name] for name in used & known.keys() - self._place.keys()
+        }  # lists, and nothing
         self.outer = sorted(used - made - known.keys() - {*self.inputs})
 
-    def _steps(self) -> list[_Node]:
+    def steps(self) -> list[_Node]:
+        """The nodes that are run, in their order."""
         return [node for node in self.nodes.children() if isinstance(node, _Node)]
+
+    def constants(self) -> dict[str, Any]:
+        """What nodes take that doesn't depend on an input, by name."""
+        weights = self.weights._buffers
+        return {**self._others, **{name: weights[place] for name, place in self._place.items()}}
 
     def run(self, given: Mapping[str, Any]) -> list[Any]:
         """The outputs, in their order, for inputs and outer values by name."""
-        weights = self.weights._buffers
-        known = {**self._others, **given}
-        known.update((name, weights[place]) for name, place in self._place.items())
-        for node in self._steps():
-            results = _several(node(*(known[name] for name in node.takes)))
+        known = {**self.constants(), **given}
+        for node in self.steps():
+            results = node.results(*(known[name] for name in node.takes))
             known.update(zip(node.gives, results, strict=False))
         return [known[name] for name in self.outputs]
 
@@ -116,6 +122,11 @@ class _Node(nn.Module):
             raise UnsupportedCallError(
                 f"The ONNX operator {self.kind}, which gives {next(filter(None, self.gives))}, can't be imported: {error}"
             ) from None
+
+    def results(self, *inputs: Any) -> Sequence[Any]:
+        """What it gives, one for each of its names; a list is a single value, ONNX's sequence."""
+        given = self(*inputs)
+        return given if isinstance(given, tuple) else (given,)
 
     def run(self, *inputs: Any) -> Any:
         assert self.function is not None
@@ -198,11 +209,6 @@ def operators_in(graph: Any) -> set[str]:
 def _said_shape(value: Any) -> list[int | None]:
     """The shape in the file, None for what it leaves open."""
     return [dim.dim_value or None for dim in value.type.tensor_type.shape.dim]
-
-
-def _several(results: Any) -> Sequence[Any]:
-    """What a node gives, one for each of its names; a list is a single value, ONNX's sequence."""
-    return results if isinstance(results, tuple) else (results,)
 
 
 def _key(name: str, holder: nn.Module) -> str:

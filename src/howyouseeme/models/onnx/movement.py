@@ -26,7 +26,7 @@ def _reshape(attributes: Attributes, x: Tensor, shape: Tensor) -> Tensor:
 def _flatten(attributes: Attributes, x: Tensor) -> Tensor:
     axis = attributes.get("axis", 1)
     axis += x.dim() if axis < 0 else 0
-    return x.reshape(math.prod(x.shape[:axis]), -1)
+    return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
 
 
 @operator("Transpose")
