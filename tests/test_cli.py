@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -62,6 +63,21 @@ def single():
 
 def places():
     return Network("places", nn.Conv2d(3, 4, 3), Preprocess((16, 16)))
+
+class Finds(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.score = nn.Conv2d(3, 2, 4, 4)
+
+    def forward(self, x):
+        scores = self.score(x).flatten(2).sigmoid()
+        middle = torch.arange(16.0) % 4 * 4 + 2
+        place = torch.stack([middle, middle.reshape(4, 4).T.flatten(), middle * 0 + 4, middle * 0 + 4])
+        return torch.cat([place[None], scores], 1)
+
+def detector():
+    return Network("finds", Finds(), Preprocess((16, 16), resize="fit"), ("cat", "dog"))
 
 def deaf():
     made = network()
@@ -237,6 +253,48 @@ def test_a_factory_in_the_current_folder(run: Run, photo: Path, factories: Path)
     result = run("explain", photo, "--model", f"{factories.stem}:network", "--target", "dog")
     assert result.exit_code == 0, result.output
     assert Path("howyouseeme-out/photo.dog.png").exists()
+
+
+def test_a_box_of_a_detector(run: Run, photo: Path, factories: Path) -> None:
+    model = ["--model", f"{factories.stem}:detector"]
+    result = run("explain", photo, *model, "--box", 1, "--out", "out")
+    assert result.exit_code == 0, result.output
+    found = re.search(r"→ ((?:cat|dog), box 1) [\d.]+% → (\S+)", result.stdout)
+    assert found
+    assert found[2] == str(Path("out") / f"photo.{found[1].replace(', box ', '-box-')}.png")
+    target = json.loads(Path(found[2]).with_suffix(".json").read_text())["target"]
+    assert target["label"] == found[1]
+    x0, y0, x1, y1 = target["box"]
+    width, height = Image.open(photo).size
+    assert 0 <= x0 < x1 <= width
+    assert 0 <= y0 < y1 <= height
+    told = run("explain", photo, *model)
+    assert told.exit_code == 1
+    assert "Of a detector ask for a box, howyouseeme.targets.box(0) or --box 0" in told.stderr
+    assert "There is no box 99" in run("explain", photo, *model, "--box", 99).stderr
+    both = run("explain", photo, *model, "--box", 0, "--target", "dog")
+    assert both.exit_code == 2
+    assert "--box goes without --target" in both.stderr
+
+
+def test_a_size_of_ones_own_keeps_the_proportions_where_the_network_does(
+    factories: Path, run: Run, photo: Path
+) -> None:
+    words = ["explain", photo, "--out", "out", "--model"]
+    for name, more, expected in (
+        ("detector", ["--size", "16", "--box", "0"], ("fit", 0)),
+        ("network", ["--fit"], ("fit", 114)),
+        ("network", ["--size", "16"], ("squash", 0)),
+    ):
+        result = run(*words, f"{factories.stem}:{name}", *more)
+        assert result.exit_code == 0, result.output
+        (file,) = Path("out").glob("*.json")
+        made = json.loads(file.read_text())["provenance"]["preprocess"]
+        assert (made["resize"], made["fill"]) == expected
+        file.unlink()
+    result = run(*words, f"{factories.stem}:network", "--fit", "--crop-from", 20)
+    assert result.exit_code == 2
+    assert "give one of them" in result.stderr
 
 
 def test_a_factory_without_preprocessing_stops_before_the_first_photo(

@@ -480,3 +480,48 @@ def test_rates_are_e_by_z_above_the_least(
             torch.testing.assert_close(rates, expected, rtol=1e-6, atol=0, check_dtype=False)
             lost = torch.zeros_like(asked) if ended is None else ended
             torch.testing.assert_close(lost, asked * dead, rtol=0, atol=0)
+
+
+class Cells(nn.Module):
+    """A detector: each cell of its map says how sure it is of something there, seen through a ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.Conv2d(6, 6, 3, 1, 1), nn.ReLU()
+        )
+        self.head = nn.Conv2d(6, 2, 3, 1, 1)
+        for item in self.parameters():
+            item.data = item.data.abs() if item.dim() > 1 else torch.full_like(item, -0.01)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x)).relu()
+
+
+@pytest.mark.parametrize(
+    ("ask", "focused"),
+    [
+        (lambda y: y[:, 1, 12, 6], False),
+        (lambda y: y[:, 1, 12:14, 6:8].sum((1, 2)), False),
+        (lambda y: y.mean((2, 3)), True),  # places that a ReLU has closed have a say
+        (lambda y: y[:, 1].flatten(1).sum(1), True),
+    ],
+    ids=["a cell", "four cells", "classes", "all cells"],
+)
+def test_the_place_that_was_asked_for_is_no_place_to_focus_on(
+    ask: Callable[[Tensor], Tensor], focused: bool
+) -> None:
+    """Where few cells answer, they tell which box it is, and not where in their sight the evidence lies."""
+    net = Cells().eval()
+    images = torch.rand(2, 3, 32, 32)
+    images[:, :, :25] = 0  # most of the places see nothing
+    if ask(net(images)).dim() == 2:
+        kind: Any = nn.Sequential(net, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        target: Any = 1
+    else:
+        kind, target = net, ask
+    with_focus = hysm.explain(kind, images, target, contrast=False, likeness=False).evidence
+    plain = hysm.explain(kind, images, target, contrast=False, likeness=False, focus=False).evidence
+    assert plain.abs().sum() > 0
+    assert torch.equal(with_focus, plain) == (not focused)

@@ -636,6 +636,7 @@ def test_the_numbers_of_a_photo(photo: Image.Image, tmp_path: Path) -> None:
         "index": 1,
         "label": "b",
         "probability": explanation.probability[0],
+        "box": None,
     }
     y, x, strength = explanation.points[0][0]
     assert data["points"][0] == pytest.approx([y, x, strength], abs=0.006, rel=1e-5)

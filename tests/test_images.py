@@ -449,13 +449,14 @@ def test_the_description_is_complete_and_fits_json() -> None:
         "scale": 1 / 255,
         "channels": "rgb",
         "interpolation": "bilinear",
+        "fill": 0,
     }
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"resize": "stretch"}, "resize can't be 'stretch'; choose from squash, crop"),
+        ({"resize": "stretch"}, "resize can't be 'stretch'; choose from squash, crop, fit"),
         ({"channels": "hsv"}, "channels can't be"),
         ({"interpolation": "magic"}, "interpolation can't be"),
         ({"size": (0, 4)}, "from 1 up"),
@@ -466,6 +467,8 @@ def test_the_description_is_complete_and_fits_json() -> None:
         ({"mean": (0.0,) * 3, "channels": "grey"}, "mean has .* 1 for grey"),
         ({"resize": "crop", "crop_from": 0}, "from 1 up"),
         ({"resize": "crop"}, "needs crop_from"),
+        ({"resize": "fit", "crop_from": 8}, "no meaning for it"),
+        ({"fill": 256}, "0 to 255, not 256"),
         ({"std": (1, 0, 1)}, "can't be zero"),
         ({"scale": 0}, "can't be zero"),
     ],
@@ -473,6 +476,20 @@ def test_the_description_is_complete_and_fits_json() -> None:
 def test_settings_that_make_no_sense(settings: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Preprocess(**{"size": (4, 4), **settings})
+
+
+def test_a_picture_that_is_fitted_in() -> None:
+    """As Ultralytics' LetterBox: in proportion, the rest shared by both sides, the odd pixel after."""
+    picture = Image.new("RGB", (200, 101), (255, 255, 255))
+    tensor, geometry = Preprocess((64, 64), "fit", fill=114)(picture)
+    white = (tensor[0] > 0.99).nonzero()
+    assert white.min(0).values.tolist() == [16, 0]  # 32 rows of 64
+    assert white.max(0).values.tolist() == [47, 63]
+    assert torch.allclose(tensor[:, :16], torch.tensor(114 / 255), atol=1e-6)
+    assert geometry.box_to_image((0, 16, 64, 48)) == pytest.approx((0, 0, 200, 101))
+    assert geometry.box_to_image((32, 0, 64, 64)) == pytest.approx((100, 0, 200, 101))
+    kept = geometry.cut(torch.ones(64, 64))
+    assert torch.equal(kept, (tensor[0] > 0.99).float())
 
 
 # --- the way back
@@ -485,6 +502,8 @@ def test_settings_that_make_no_sense(settings: dict, message: str) -> None:
         Preprocess((48, 48), "crop", 60),
         Preprocess((80, 50), "crop", 64),  # padded along y
         Preprocess((500, 700), "crop", 800),  # enlarged
+        Preprocess((160, 160), "fit"),  # padded along y
+        Preprocess((200, 300), "fit"),  # padded along x
     ],
 )
 def test_a_dot_is_found_where_it_was_drawn(preprocess: Preprocess) -> None:

@@ -696,3 +696,58 @@ def test_a_preprocessing_of_ones_own(tmp_path: Path) -> None:
     mine = Preprocess((8, 8))
     assert load_model(str(path)).preprocess is None
     assert load_model(str(path), preprocess=mine).preprocess is mine
+
+
+def test_what_ultralytics_writes_into_its_files(tmp_path: Path) -> None:
+    path = saved(tmp_path / "yolo.onnx", [helper.make_node("Relu", ["x"], ["y"])])
+    model = onnx.load(path)
+    said = {"author": "Ultralytics", "task": "detect", "imgsz": "[8, 8]"}
+    helper.set_model_props(model, {**said, "names": "{0: 'person', 1: \"driver's\"}"})
+    onnx.save(model, path)
+    network = load_onnx(path)
+    assert network.classes == ("person", "driver's")
+    assert network.preprocess == Preprocess((8, 8), resize="fit", fill=114)
+    helper.set_model_props(
+        model, {**said, "task": "classify", "names": "__import__('os').getcwd()"}
+    )
+    onnx.save(model, path)
+    network = load_onnx(path)
+    assert network.classes is None  # nothing is run
+    assert network.preprocess == Preprocess((8, 8), resize="crop", crop_from=8)
+    for changed in ({"author": "me"}, {"imgsz": "[8"}, {"imgsz": "8"}):
+        helper.set_model_props(model, {**said, "names": "{1: 'a'}", **changed})
+        onnx.save(model, path)
+        assert load_onnx(path).preprocess is None
+        assert load_onnx(path).classes is None
+
+
+def test_a_network_of_one_picture_without_a_batch(tmp_path: Path) -> None:
+    """As torchvision's detectors are exported."""
+    nodes = [
+        helper.make_node("ReduceMean", ["x", "space"], ["m"], keepdims=0),
+        helper.make_node("Sigmoid", ["m"], ["y"]),
+    ]
+    path = saved(tmp_path / "one.onnx", nodes, {"space": np.array([1, 2])})
+    model = onnx.load(path)
+    del model.graph.input[0].type.tensor_type.shape.dim[0]
+    model.graph.output[0].name = "scores"
+    model.graph.node[1].output[0] = "scores"
+    model.graph.output.append(helper.make_tensor_value_info("m", TensorProto.FLOAT, None))
+    onnx.save(model, path)
+    images = torch.rand(2, 3, 8, 8)
+    found = hysm.explain(load_onnx(path), images, hysm.targets.box(2), method="exact")
+    assert found.box == (None, None)  # not told
+    assert (found.evidence > 0).all()
+    torch.testing.assert_close(found.evidence.sum((1, 2)), images[:, 2].mean((1, 2)))
+
+
+def test_a_network_that_takes_but_one_height(tmp_path: Path) -> None:
+    """As those that read lines of text do, whose files leave it open all the same."""
+    pytest.importorskip("onnxruntime", reason="pip install onnxruntime")
+    path = saved(tmp_path / "line.onnx", [helper.make_node("Add", ["x", "rows"], ["y"])],
+                 {"rows": np.zeros((1, 3, 48, 1), np.float32)})  # fmt: skip
+    model = onnx.load(path)
+    for axis in (2, 3):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"side{axis}"
+    onnx.save(model, path)
+    assert load_onnx(path).module(torch.rand(1, 3, 48, 99)).shape == (1, 3, 48, 99)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import howyouseeme as hysm
 from howyouseeme import Explainer, targets
+from howyouseeme.detectors import boxes_in
 from howyouseeme.errors import InputError
 from howyouseeme.explanation import Explanation
 from howyouseeme.models import Network
@@ -210,6 +211,127 @@ def test_many_targets_cost_one_pass(images: Tensor) -> None:
     assert len(passes) == 1
 
 
+class Answers(nn.Module):
+    """A detector of 6 x 6 places and 3 classes that answers in one of the usual ways."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 5, 1))
+        self.way = way
+
+    def forward(self, x: Tensor) -> Any:  # noqa: PLR0911
+        y, there, nothing = self.body(x).flatten(2).split([3, 1, 1], 1)  # [batch, ..., 36]
+        batch, at = len(x), torch.arange(36.0)
+        place = torch.stack([at % 6 * 2 + 1, (at / 6).floor() * 2 + 1, at * 0 + 3, at * 0 + 3])
+        place = place.expand(batch, 4, 36)
+        if self.way == "queries":
+            logits = torch.cat([y, nothing], 1).transpose(1, 2)
+            return {"logits": logits, "pred_boxes": place.transpose(1, 2) / 12}
+        if self.way == "sigmoid queries":
+            return {"logits": y.transpose(1, 2), "pred_boxes": place.transpose(1, 2) / 12}
+        if self.way == "columns":
+            return torch.cat([place, y.sigmoid()], 1)
+        if self.way == "columns with masks":
+            return torch.cat([place, y.sigmoid(), there - 9, nothing], 1), torch.rand(1, 2)
+        if self.way == "rows":
+            return torch.cat([place, there.sigmoid(), y.sigmoid()], 1).transpose(1, 2)
+        best, which = y.sigmoid().max(1)
+        order = best.sort(descending=True).indices[:, :7]
+        corners = torch.cat([place[:, :2] - place[:, 2:] / 2, place[:, :2] + place[:, 2:] / 2], 1)
+        rows = torch.cat([corners, best[:, None], which[:, None].float()], 1)
+        table = rows.gather(2, order[:, None].expand(-1, 6, -1)).transpose(1, 2)
+        if self.way == "chosen":
+            return torch.cat([table, torch.zeros(batch, 2, 6)], 1)  # filled up
+        boxes, scores, labels = table.split([4, 1, 1], 2)
+        return {"boxes": boxes, "scores": scores[..., 0], "labels": labels[..., 0].long()}
+
+
+WAYS = ["queries", "sigmoid queries", "columns", "columns with masks", "rows", "chosen", "named"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_box_of_any_kind_of_detector(way: str) -> None:
+    """Its logit, place and class, found by hand; the map is that of the function which returns that logit."""
+    net = Answers(way).eval()
+    network = hysm.Network("net", net, classes=("cat", "dog", "owl"))
+    images = torch.rand(2, 3, 12, 12)
+    explained = hysm.Explainer(network, focus=False, likeness=False)(images, targets.box(0))
+    with torch.no_grad():
+        y = net.body(images).flatten(2)
+    scores = y[:, :3].sigmoid()
+    if way == "queries":
+        scores = torch.cat([y[:, :3], y[:, 4:]], 1).softmax(1)[:, :3]
+    if way == "rows":
+        scores = scores * y[:, 3:4].sigmoid()
+    for i in range(2):
+        category, at = divmod(int(scores[i].argmax()), 36)
+        assert explained.label[i] == f"{'cat dog owl'.split()[category]}, box 0"
+        assert explained.probability[i] == pytest.approx(float(scores[i].max()), abs=1e-6)
+        x0, y0 = at % 6 * 2 - 0.5, at // 6 * 2 - 0.5
+        inside = [min(max(side, 0), 12) for side in (x0, y0, x0 + 3, y0 + 3)]
+        assert explained.box[i] == pytest.approx(inside, abs=1e-4)
+        if way not in {"queries", "rows"}:  # which have rivals, or two factors
+            own = hysm.Explainer(net.body, contrast=False, focus=False, likeness=False)
+            alone = own(images[i : i + 1], lambda y, c=category, at=at: y.flatten(2)[:, c, at])
+            torch.testing.assert_close(explained.evidence[i], alone.evidence[0])
+
+
+def test_boxes_that_overlap_better_ones_of_their_class_are_left_out() -> None:
+    network = hysm.Network("net", nn.Identity(), classes=("cat", "dog"))
+    rows = [
+        (10, 10, 8, 8, 0.9, 0.0),
+        (10, 11, 8, 8, 0.8, 0.0),  # the first again
+        (10, 11, 8, 8, 0.0, 0.7),  # there, but a dog
+        (30, 10, 8, 8, 0.6, 0.1),
+    ]
+    columns = torch.tensor([*rows, *[(90.0, 90, 1, 1, 0.0, 0)] * 5]).T[None]
+    (found,) = boxes_in(columns, network, 3)
+    assert found.scores.tolist() == pytest.approx([0.9, 0.7, 0.6])
+    assert found.classes.tolist() == [0, 1, 0]
+    assert found.boxes[1].tolist() == [6, 7, 14, 15]
+    centred = torch.tensor([[(0.5, 0.5, 0.2, 0.2, 0.9, 1), (0.1, 0.1, 0.2, 0.4, 0.5, 0)]])
+    (found,) = boxes_in(centred, network)  # as RT-DETR answers
+    assert found.relative
+    assert found.boxes.flatten().tolist() == pytest.approx([0.4, 0.4, 0.6, 0.6, 0, -0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize(
+    ("answer", "names", "message"),
+    [
+        (
+            torch.rand(1, 50, 85),
+            None,
+            "can be read in several ways .* and no class names are known",
+        ),
+        (torch.rand(1, 85, 50), tuple("abc"), "can be read in several ways .* and 3 class names"),
+        (torch.rand(1, 7, 8), tuple("abc"), "can be read in several ways"),
+        (torch.rand(1, 9, 15), None, "can be read in several ways"),
+        (torch.randn(1, 7, 50), tuple("abc"), "not between 0 and 1: give a function"),
+        (torch.rand(2, 3), None, r"no detector whose answer is known: it is tensor \[2, 3\]"),
+        ({"scores": torch.ones(3).long()}, None, "no detector whose answer is known"),
+        ([], None, "no detector whose answer is known"),
+        (
+            {"logits": torch.rand(1, 9, 7), "pred_boxes": torch.rand(1, 9, 4)},
+            None,
+            "7 scores for each",
+        ),
+    ],
+)
+def test_answers_that_are_not_told_apart(
+    answer: Any, names: tuple[str, ...] | None, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        boxes_in(answer, hysm.Network("net", nn.Identity(), classes=names))
+
+
+def test_boxes_that_are_not_decoded_are_refused() -> None:
+    table = torch.rand(1, 7, 50)
+    table[0, 2, 5] = -0.3
+    with pytest.raises(InputError, match="boxes that are not decoded yet"):
+        boxes_in(table, hysm.Network("net", nn.Identity(), classes=tuple("abc")))
+
+
 @pytest.mark.parametrize(
     ("target", "message"),
     [
@@ -219,7 +341,7 @@ def test_many_targets_cost_one_pass(images: Tensor) -> None:
         (targets.neuron("second", 1, 8, 0), r"no position \(8, 0\).*\(8, 8\)"),
         (targets.neuron("second", 1, 3), r"no position \(3,\)"),
         (targets.channel(nn.ReLU(), 1), "layer ReLU is no module of Small"),
-        (targets.box(0), "Small is no detector whose output has 'scores'"),
+        (targets.box(0), "Small is no detector whose answer is known: it is tensor"),
         (targets.region(torch.ones(8, 8) > 0, 1), "Small is no segmenter"),
     ],
     ids=str,

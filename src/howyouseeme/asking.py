@@ -9,9 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from .detectors import boxes_in
 from .errors import HowYouSeeMeError, InputError, first_line
 from .models import Network
+from .regions import Box
 from .rules.branches import flip
 from .scores import certainties, detection_scores, logits_of, outline, ranked, recorded_scores
 from .tape import Reader, Tape, Value
@@ -58,6 +61,7 @@ class Asked(NamedTuple):
     probability: tuple[float | None, ...]
     exclusive: bool = True  # softmax, not sigmoids
     labels: tuple[str, ...] | None = None  # where there is no class that has one
+    boxes: tuple[Box | None, ...] | None = None  # asked about, in pixels of the input
 
 
 @dataclass(frozen=True)
@@ -96,14 +100,17 @@ class Asker:
             if not _is_whole(read):
                 start, nodes = read, torch.arange(batch, device=read.device)
                 labels, exclusive = ("",) * batch, True
+                boxes = None
                 certainty: tuple[float | None, ...] = (None,) * batch
                 if isinstance(target, NamedTarget):
                     labels = self._labels(target.label, tape, batch)
+                    if target.box is not None:
+                        labels, boxes = self._boxes(target.box, tape)
                     if target.score and read.numel == batch:
                         certainty = tuple(read.data.reshape(-1).tolist())
                 if read.numel == batch:
                     start, nodes, exclusive = detection_scores(tape, read, nodes)
-                return Asked(start, nodes, (None,) * batch, certainty, exclusive, labels)
+                return Asked(start, nodes, (None,) * batch, certainty, exclusive, labels, boxes)
             target = one_each(read, batch)
         scores = recorded_scores(tape)
         # Some networks leave the last convolution's axes of one place: [batch, classes, 1, 1].
@@ -117,8 +124,9 @@ class Asker:
         ):
             raise InputError(
                 f"The model's output has the shape {tuple(scores.shape)} for {batch} image(s), not "
-                "[batch, classes]: is the input [batch, channel, height, width]? For another kind of "
-                "output, give a function as the target: target=lambda output: output[...]."
+                "[batch, classes]: is the input [batch, channel, height, width]? Of a detector ask for a box, "
+                "howyouseeme.targets.box(0) or --box 0; for another kind of output, give a function as the "
+                "target: target=lambda output: output[...]."
             )
         found = logits_of(tape, scores, batch)
         told = scores.data.reshape(batch, -1)
@@ -141,6 +149,26 @@ class Asker:
             return (label,) * batch
         likeliest = recorded_scores(tape).data.reshape(batch, -1).argmax(1)
         return tuple(label.replace("{answer}", self.label(c)) for c in likeliest.tolist())
+
+    def _boxes(self, index: int, tape: Tape) -> tuple[tuple[str, ...], tuple[Box | None, ...]]:
+        """What the box of a number is called in each image, and where it lies."""
+        answer = pytree.tree_map(lambda x: x.data if isinstance(x, Value) else x, tape.output)
+        height, width = tape.inputs[0].shape[-2:]
+        labels: list[str] = []
+        boxes: list[Box | None] = []
+        for found in boxes_in(answer, self.network, index + 1):
+            labels.append(f"box {index}")
+            if found.classes is not None and self.network.classes is not None:
+                category = int(found.classes[index])
+                if 0 <= category < len(self.network.classes):
+                    labels[-1] = f"{self.network.label(category)}, box {index}"
+            boxes.append(None)
+            if found.boxes is not None:
+                sides = (width, height, width, height) if found.relative else (1.0,) * 4
+                corners = found.boxes[index].tolist()
+                x0, y0, x1, y1 = (at * side for at, side in zip(corners, sides, strict=True))
+                boxes[-1] = (x0, y0, x1, y1)
+        return tuple(labels), tuple(boxes)
 
     def _yes_or_no(self, tape: Tape, target: Any, logits: Value, certain: list[float]) -> Asked:
         """The same where there is but one score: below 0 the answer is no, and that is explained.

@@ -169,6 +169,7 @@ def multipliers(
     seed: Tensor,
     until: Callable[[Value], bool] = lambda value: False,
     on_bias: Callable[[Call, Tensor], None] | None = None,
+    gates: bool = True,
 ) -> Iterator[tuple[Value, Tensor]]:
     """Carry exact multipliers back: d(target) = multiplier · activation, with every call frozen.
 
@@ -176,7 +177,8 @@ def multipliers(
     value on the way. The walk goes no further back than values for which `until` is true. All paths
     are summed, with their sign; nothing is lost.
 
-    `on_bias` is told each call's share of the target that comes from its bias, elementwise.
+    `on_bias` is told each call's share of the target that comes from its bias, elementwise. Without `gates`
+    what acts on each element alone lets everything through: what is not 0 then has a say in some image.
     """
     waiting: dict[Value, Tensor] = {walk.start: seed}
     for value, step in walk.steps:
@@ -187,7 +189,10 @@ def multipliers(
         if until(value):
             continue
         for source, link in step.links:
-            back = link.transposed().forward(multiplier).to(source.dtype)
+            if gates or not isinstance(link, Diagonal):
+                back = link.transposed().forward(multiplier).to(source.dtype)
+            else:
+                back = link.back(multiplier).to(source.dtype)
             waiting[source] = waiting[source] + back if source in waiting else back
         if on_bias is not None and step.bias is not None:
             assert value.call is not None

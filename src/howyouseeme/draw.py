@@ -37,6 +37,7 @@ _WHITE = (255, 255, 255)
 _INK = (28, 28, 32)
 _MUTED = (104, 104, 112)
 _EDGE = (222, 222, 226)
+_BOX = (255, 214, 10)
 _COLORMAP = "inferno"  # perceptually uniform, and readable with any colour vision
 
 
@@ -53,6 +54,7 @@ class Subject:
     label: str
     probability: float | None
     method: str
+    box: tuple[float, float, float, float] | None = None  # asked about: x0, y0, x1, y1
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,9 @@ def explanation_picture(subject: Subject) -> Image.Image:
     panel_size, columns, width = _layout(subject.image.size)
     points, points_text = _points_panel(subject, panel_size)
     panel = _resize(subject.image.convert("RGB"), panel_size)
+    photo = panel if subject.box is None else _boxed(panel, subject.box, subject.image.size)
     panels = [
-        (panel, "photo"),
+        (photo, "photo" if subject.box is None else "photo, and the box"),
         (points, points_text),
         (paint_map(panel, subject.attention), "attention: where it looked"),
         (paint_map(panel, subject.saliency), "saliency: what answers for it"),
@@ -221,6 +224,18 @@ def boxes_picture(
         ink = _INK if sum(colour) > 380 else _WHITE
         at = (place[0] + 4, place[1] + round(font.size * 0.1))
         pen.text(at, written, font=font, fill=ink)
+    return picture
+
+
+def _boxed(
+    panel: Image.Image, box: tuple[float, float, float, float], size: tuple[int, int]
+) -> Image.Image:
+    """A panel with a box in pixels of a photo of that size."""
+    picture, scale = panel.copy(), panel.width / size[0]
+    x0, y0, x1, y1 = (round(side * scale) for side in box)
+    line = max(2, round(max(picture.size) / 150))
+    pen = ImageDraw.Draw(picture)
+    pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=_BOX, width=line)
     return picture
 
 

@@ -341,6 +341,14 @@ class Explainer:
                 for i, c in enumerate(asked.classes)
             ),
             alike=seen.alike,
+            box=tuple(
+                None
+                if found is None or sample.geometry is None
+                else sample.geometry.box_to_image(found)
+                for found, sample in zip(
+                    asked.boxes or (None,) * len(batch), batch.samples[j], strict=True
+                )
+            ),
         )
 
     def _walk_again(

@@ -19,6 +19,7 @@ from .layers import Layer, Node, Path, layers_of, paths_to
 from .likeness import Likeness
 from .maps import Points, gaussian_blur, levels, precise, scale_to_one, strongest_points
 from .methods.base import Method, Trail
+from .regions import Box
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -97,6 +98,8 @@ class Explanation:
         walk_again: for each image, the walk with all that it passed; for `path` and `layers`.
         alike: for each image, how the network describes its places; None where it has no feature maps,
             or the input is no picture.
+        box: for each image the box that was asked about (`targets.box`), x0, y0, x1, y1 in pixels of the
+            user's image; None for any other target, and where the model says nothing of its place.
         inputs: where the model takes several, the explanation by each of them, in their order; this
             one is by the first that has places in it.
     """
@@ -111,6 +114,7 @@ class Explanation:
     method: Method
     walk_again: tuple[Callable[[], tuple[Plan, Trail, int]], ...]
     alike: tuple[Likeness | None, ...]
+    box: tuple[Box | None, ...]
     inputs: tuple[Explanation, ...] = ()
 
     def __len__(self) -> int:
@@ -135,6 +139,7 @@ class Explanation:
             probability=self.probability[some],
             walk_again=self.walk_again[some],
             alike=self.alike[some],
+            box=self.box[some],
             inputs=tuple(part[some] for part in self.inputs),
         )
         # What is known of these images already, and the pass that was recorded last.
@@ -184,7 +189,15 @@ class Explanation:
             ),
             **{  # type: ignore[arg-type]
                 name: tuple(item for p in parts for item in getattr(p, name))
-                for name in ("samples", "target", "label", "probability", "walk_again", "alike")
+                for name in (
+                    "samples",
+                    "target",
+                    "label",
+                    "probability",
+                    "walk_again",
+                    "alike",
+                    "box",
+                )
             },
         )
 
@@ -204,7 +217,10 @@ class Explanation:
     @cached_property
     def _strongest(self) -> list[tuple[Tensor, Tensor]]:
         # On the CPU, as a device would be waited for at every image.
-        return [strongest_points(item, MOST_POINTS) for item in self.evidence.cpu()]
+        return [
+            strongest_points(item if one.geometry is None else one.geometry.cut(item), MOST_POINTS)
+            for one, item in zip(self.samples, self.evidence.cpu(), strict=True)
+        ]
 
     @cached_property
     def points(self) -> tuple[Points, ...]:

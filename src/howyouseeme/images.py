@@ -291,6 +291,29 @@ class Geometry:
         )
         return image_y, image_x
 
+    def box_to_image(self, box: Sequence[float]) -> tuple[float, float, float, float]:
+        """A box (x0, y0, x1, y1) in pixels of the input, in pixels of the picture; cut at its edges.
+
+        >>> geometry.box_to_image((10, 10, 20, 20))
+        """
+        x0, y0, x1, y1 = (
+            min(max(side * self.scale[axis] + self.offset[axis], 0.0), self.image_size[axis])
+            for side, axis in zip(box, (1, 0, 1, 0), strict=True)
+        )
+        return x0, y0, x1, y1
+
+    def cut(self, map: Tensor) -> Tensor:
+        """A map over the input [h, w] with zeros in the padding, where the input shows nothing of the picture.
+
+        >>> geometry.cut(evidence)
+        """
+        for axis, side in enumerate(self.image_size):
+            place = (torch.arange(map.shape[axis]) + 0.5) * self.scale[axis] + self.offset[axis]
+            inside = (place > 0) & (place < side)
+            if not bool(inside.all()):
+                map = map * (inside[:, None] if axis == 0 else inside).to(map)
+        return map
+
     def map_to_image(self, map: np.ndarray) -> np.ndarray:
         """A map over the input [h, w], resampled over the picture: [H, W] float32.
 
@@ -333,10 +356,11 @@ class Preprocess:
     >>> preprocess = Preprocess((224, 224), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     >>> tensor, geometry = preprocess(load_image("cat.jpg"))
 
-    `size`: the input's (height, width). `resize`: "squash" the whole picture into it, or "crop"
-    its centre after the shorter side was brought to `crop_from` pixels, padded with black where
-    that is too small; with both, the centre is cut of the picture squashed to `crop_from` pixels
-    along its input's shorter side. Then (value * scale - mean) / std, for values 0..255; `mean` and `std` are
+    `size`: the input's (height, width). `resize`: "squash" the whole picture into it; "fit" it in,
+    its sides in proportion, and pad it on both sides, as YOLO networks are trained ("letterbox"); or
+    "crop" its centre after the shorter side was brought to `crop_from` pixels, padded where that is
+    too small; with "squash" and `crop_from`, the centre is cut of the picture squashed to `crop_from`
+    pixels along its input's shorter side. Padding is grey of the level `fill`, 0..255. Then (value * scale - mean) / std, for values 0..255; `mean` and `std` are
     in the order of `channels`, or one number for all of them. With "grey" the input is [1, h, w].
     Antialiased, with the arithmetic of Pillow and torchvision.
 
@@ -345,17 +369,18 @@ class Preprocess:
     """
 
     size: tuple[int, int]
-    resize: Literal["squash", "crop"] = "squash"
+    resize: Literal["squash", "crop", "fit"] = "squash"
     crop_from: int | None = None
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     scale: float = 1 / 255
     channels: Literal["rgb", "bgr", "grey"] = "rgb"
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    fill: int = 0
 
     def __post_init__(self) -> None:
         for name, allowed in (
-            ("resize", ("squash", "crop")),
+            ("resize", ("squash", "crop", "fit")),
             ("channels", tuple(_CHANNELS)),
             ("interpolation", tuple(_INTERPOLATION)),
         ):
@@ -381,6 +406,12 @@ class Preprocess:
             )
         if self.resize == "crop" and self.crop_from is None:
             raise InputError("resize='crop' needs crop_from, the shorter side before the crop.")
+        if self.resize == "fit" and self.crop_from is not None:
+            raise InputError(
+                "resize='fit' shows the whole picture: crop_from has no meaning for it."
+            )
+        if not 0 <= self.fill <= 255:
+            raise InputError(f"fill is a level of grey, 0 to 255, not {self.fill!r}.")
         if self.scale == 0 or 0 in self.std:
             raise InputError("scale and std can't be zero: they would wipe out the picture.")
 
@@ -394,11 +425,8 @@ class Preprocess:
         """
         if image.mode != "RGB":
             raise ImageError(f"The picture's mode is {image.mode}, not RGB; use load_image on it.")
-        axes = [
-            self._axis(side, min(image.size), wanted)
-            for side, wanted in zip((image.height, image.width), self.size, strict=True)
-        ]
-        y, x = axes
+        sides = (image.height, image.width)
+        y, x = (self._axis(axis, sides) for axis in (0, 1))
         # Resizing only the box that the crop will show gives the pixels of resizing all and cropping
         # then (to a level of 255: Pillow rounds between its two passes, whose order may differ),
         # and never holds a very long picture at full length.
@@ -407,7 +435,7 @@ class Preprocess:
             _INTERPOLATION[self.interpolation],
             box=(x.low, y.low, x.high, y.high),
         )
-        canvas = Image.new("RGB", (self.size[1], self.size[0]))
+        canvas = Image.new("RGB", (self.size[1], self.size[0]), (self.fill,) * 3)
         canvas.paste(part, (x.start, y.start))
         if self.channels == "grey":
             canvas = canvas.convert("L")
@@ -517,9 +545,13 @@ class Preprocess:
             for name, value in asdict(self).items()
         }
 
-    def _axis(self, side: int, shorter: int, wanted: int) -> _Axis:
-        # The rounding is torchvision's, of the resized side as of the crop.
-        if self.crop_from is None:
+    def _axis(self, axis: int, sides: tuple[int, int]) -> _Axis:
+        # The rounding is torchvision's, of the resized side as of the crop; when it is to fit, Ultralytics'.
+        side, shorter, wanted = sides[axis], min(sides), self.size[axis]
+        if self.resize == "fit":
+            ratio = min(self.size[0] / sides[0], self.size[1] / sides[1])
+            resized = max(round(side * ratio), 1)
+        elif self.crop_from is None:
             resized = wanted
         elif self.resize == "squash":
             resized = self.crop_from * wanted // min(self.size)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .errors import InputError, MissingExtraError
-from .images import Geometry, Source
+from .images import Source
 from .likeness import Likeness
 from .regions import Box, components, edges, overlaps
 
@@ -117,7 +117,7 @@ def boxes(explanation: Explanation, i: int, threshold: float) -> tuple[Detection
             explanation.target[i],
             explanation.label[i],
             strength * (1.0 if chance is None else chance),
-            _on_image(box, geometry),
+            geometry.box_to_image(box),
         )
         for strength, box in regions(heat, threshold)
     )
@@ -181,17 +181,6 @@ def regions(heat: Tensor, threshold: float = THRESHOLD) -> list[tuple[float, Box
         x0, y0, x1, y1 = edges(cells, labels == numbers[i], threshold)
         found.append((strength, (x0 * across, y0 * down, x1 * across, y1 * down)))
     return found
-
-
-def _on_image(box: Box, geometry: Geometry) -> Box:
-    """A box in pixels of the model's input, in pixels of the user's image."""
-    x0, y0, x1, y1 = (
-        min(
-            max(side * geometry.scale[axis] + geometry.offset[axis], 0.0), geometry.image_size[axis]
-        )
-        for side, axis in zip(box, (1, 0, 1, 0), strict=True)
-    )
-    return x0, y0, x1, y1
 
 
 # To other formats

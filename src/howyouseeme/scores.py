@@ -47,7 +47,7 @@ def scores_in(output: Any) -> Any:
     raise InputError(
         f"Which part of the model's output are the class scores? It is {outline(given)}: give a "
         "function as the target, target=lambda output: output[...], or one of howyouseeme.targets, such as "
-        "region for a segmenter and box for a detector."
+        "region for a segmenter and box(0), or --box 0, for a detector."
     )
 
 

@@ -51,6 +51,7 @@ def subject(one: Explanation) -> Subject:
         label=one.label[0] or "the target",
         probability=one.probability[0],
         method=one.method.name,
+        box=one.box[0],
     )
 
 

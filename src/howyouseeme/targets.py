@@ -9,7 +9,7 @@ Anything else is a function of the model's output.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from .detectors import boxes_in
 from .errors import InputError
 from .scores import scores_in
 
@@ -42,12 +43,14 @@ class Target:
             model itself. Of a module that runs more than once the last output is read.
         score: whether the elements are class scores, 0..1; these are explained before a softmax or
             sigmoid.
+        box: the number of the detection that is asked about, for its class and place to be told.
     """
 
     label: str
     read: Callable[[Any, Network], Tensor]
     layer: str | nn.Module | None = None
     score: bool = False
+    box: int | None = None
 
     def __call__(self, output: Any, network: Network) -> Tensor:
         return self.read(output, network)
@@ -146,26 +149,19 @@ def box(index: int) -> Target:
     """Why this box? The score of a detection, the most certain being number 0.
 
     >>> explanation = explainer(images, target=hysm.targets.box(0))
+    >>> explanation.label[0], explanation.probability[0], explanation.box[0]
 
-    Of each image the `index`-th of those that the detector kept is explained, by its class score
-    before the softmax or sigmoid, where that is all that came after it. The detector answers as
-    torchvision's do, with one dict a picture that has 'scores'. Which boxes were kept, and where
-    they lie, is taken as given on this image.
+    Of each image the `index`-th box is explained, by its class score before the softmax or sigmoid, where
+    that is all that came after it. Which boxes were kept, and where they lie, is taken as given on this
+    image. Detectors that answer as torchvision's, transformers' and YOLO networks do are read: see
+    `howyouseeme.detectors.boxes_in`.
 
     Raises, when it is explained:
-        InputError: the model is no such detector, or keeps fewer boxes.
+        InputError: the model is no such detector, or finds fewer boxes.
     """
 
     def read(output: Any, network: Network) -> Tensor:
-        found = [output] if isinstance(output, Mapping) else output
-        if not isinstance(found, Sequence) or not all(
-            isinstance(item, Mapping) and isinstance(item.get("scores"), Tensor) for item in found
-        ):
-            raise InputError(
-                f"{network.name} is no detector whose output has 'scores' for each image: give a "
-                "function of its output as the target, target=lambda output: output[...]."
-            )
-        scores = [item["scores"] for item in found]
+        scores = [one.scores for one in boxes_in(output, network, index + 1)]
         for image, kept in enumerate(scores):
             if not 0 <= index < len(kept):
                 place = f" in image {image}" if len(scores) > 1 else ""
@@ -175,7 +171,7 @@ def box(index: int) -> Target:
                 )
         return torch.stack([kept[index] for kept in scores])
 
-    return Target(f"box {index}", read, score=True)
+    return Target(f"box {index}", read, score=True, box=index)
 
 
 def region(mask: Tensor | np.ndarray, category: int | str) -> Target:

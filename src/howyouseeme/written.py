@@ -26,7 +26,7 @@ SCHEMA_VERSION = 1
 
 def facts(one: Explanation) -> dict[str, Any]:
     """All about one image, ready for JSON; see `Explanation.to_dict`."""
-    sample = one.samples[0]
+    sample, box = one.samples[0], one.box[0]
     return {
         "schema": SCHEMA_VERSION,
         "image": {"name": sample.name, "size": list(sample.size)},
@@ -34,6 +34,7 @@ def facts(one: Explanation) -> dict[str, Any]:
             "index": one.target[0],
             "label": one.label[0] or None,
             "probability": one.probability[0],
+            "box": None if box is None else [round(side, 2) for side in box],
         },
         "coverage": one.coverage[0],
         "points": [

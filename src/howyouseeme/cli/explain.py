@@ -57,6 +57,12 @@ class _Job:
     metavar="CLASS",
     help="Explain what speaks for the target and not for this class.",
 )
+@click.option(
+    "--box",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Of a detector: explain the box of this number, 0 being the most certain.",
+)
 @network_options
 @click.option(
     "--method",
@@ -96,6 +102,7 @@ def explain(
     photos: tuple[Path, ...],
     target: str | None,
     versus: str | None,
+    box: int | None,
     asked: Asked,
     method: str,
     k: int | None,
@@ -122,9 +129,13 @@ def explain(
     parameters: dict[str, Any] = {
         name: n for name, n in (("k", k), ("nodes", nodes)) if n is not None
     }
+    if box is not None and (target is not None or versus is not None or check):
+        raise click.UsageError(
+            "--box goes without --target, --versus and --check: it is asked for alone."
+        )
     files = find_photos(photos)
     network = asked.load()
-    wanted = read_target(target, network)
+    wanted = read_target(target, network) if box is None else Wanted(box=box)
     if versus is not None:
         rival = read_target(versus, network)
         if wanted.top is not None or rival.index is None:
@@ -168,6 +179,8 @@ def _explain_one(job: _Job, file: Path, name: str) -> Iterator[str]:
     if job.wanted.rival is not None:
         target = targets.versus(job.wanted.index, job.wanted.rival, job.explainer.network)
         explanations = [job.explainer(file, target)]
+    elif job.wanted.box is not None:
+        explanations = [job.explainer(file, targets.box(job.wanted.box))]
     elif job.wanted.top is None:
         explanations = [job.explainer(file, job.wanted.index)]
     else:

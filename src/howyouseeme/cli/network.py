@@ -35,7 +35,13 @@ _INPUT = (
         "--size",
         metavar="N|HxW",
         help="Height and width of the network's input, such as 224 or 192x256; the whole photo is "
-        "squashed into it.",
+        "squashed into it, or fitted where that is the network's own way.",
+    ),
+    click.option(
+        "--fit",
+        is_flag=True,
+        help="Fit the whole photo into the input and pad it with grey, as YOLO networks are trained, "
+        "instead of squashing it.",
     ),
     click.option(
         "--crop-from",
@@ -97,6 +103,7 @@ class Asked:
     model: str
     weights: Path | None
     size: str | None
+    fit: bool
     crop_from: int | None
     mean: str | None
     std: str | None
@@ -128,6 +135,8 @@ class Asked:
 
         asked = self._preprocess_options()
         if network.preprocess is not None:
+            if network.preprocess.resize == "fit" and asked.get("resize") == "squash":
+                del asked["resize"]  # a size alone doesn't change how photos are brought to it
             return self._checked(replace(network.preprocess, **asked), network)
         if "size" in asked:
             if "mean" not in asked:
@@ -167,6 +176,12 @@ class Asked:
                 )
             asked |= {"size": (int(sides[1]), int(sides[2] or sides[1])), "resize": "squash"}
             asked["crop_from"] = None
+        if self.fit and self.crop_from is not None:
+            raise click.UsageError(
+                "--fit shows the whole photo, --crop-from a part: give one of them."
+            )
+        if self.fit:
+            asked |= {"resize": "fit", "crop_from": None, "fill": 114}
         if self.crop_from is not None:
             asked |= {"resize": "crop", "crop_from": self.crop_from}
         for name, given in (("mean", self.mean), ("std", self.std)):
@@ -277,6 +292,7 @@ class Wanted:
     index: int | None = None  # None: the class that the network answers
     top: int | None = None  # this many of the likeliest classes instead
     rival: int | None = None  # against this class
+    box: int | None = None  # the detection of this number instead of a class
 
 
 def read_target(target: str | None, network: Network) -> Wanted:

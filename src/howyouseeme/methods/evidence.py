@@ -13,7 +13,7 @@
 3. *Focus.* What single nodes lose, places keep: the evidence of the last feature map, summed over
    channels, tells well where the class is, and coarsely; the pixels tell finely what there is to see,
    for this class and for others. A pixel's evidence is multiplied by that of its place (where that is
-   positive, its maximum being 1, bilinear in between).
+   positive, its maximum being 1, bilinear in between), unless the answer is that of a few places alone.
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ from .descent import descend
 from .excitation import Arrived, Excitation
 
 __all__ = ["Evidence"]
+
+#: Where fewer of the places have a say than this share, they are what was asked for, as with the cell of a
+#: detector that found a box: they tell where that is, and not where in its sight the evidence lies.
+_FEW = 0.25
 
 #: Elements of the largest activation of a stack of walks: more take no less time each.
 _STACK = 2**23
@@ -99,8 +103,10 @@ class Evidence(Method):
         found, total = _above_rounding(found, lost, batch)
         walked = Walked.relative(found, total, trail)
         if self.focus:
+            few = _few(plan, alone, maps)
             walked.strength = {
-                value: item * _places(plan, maps, value, batch) for value, item in found.items()
+                value: item * _places(plan, maps, value, batch, few)
+                for value, item in found.items()
             }
         if trail is not None:
             trail.evidence.update(walked.strength)
@@ -151,10 +157,13 @@ class Evidence(Method):
         return {value: arrived.evidence for value, arrived in waiting.items()}, lost
 
 
-def _places(plan: Plan, maps: dict[Value, Tensor], source: Value, batch: int) -> Tensor:
+def _places(
+    plan: Plan, maps: dict[Value, Tensor], source: Value, batch: int, few: Tensor | None
+) -> Tensor:
     """[batch, 1, ...], 0..1: the evidence of each place of the feature maps, drawn over an input.
 
-    Where they lie is told by `layouts`; ones if there is none whose places are known.
+    Where they lie is told by `layouts`; ones if there is none whose places are known, and for the samples
+    that ask `few` of them [batch].
     """
     if len(source.shape) < 3:
         return source.data.new_ones(())
@@ -173,8 +182,36 @@ def _places(plan: Plan, maps: dict[Value, Tensor], source: Value, batch: int) ->
             drawn = True
     if not drawn:
         return torch.ones_like(weight)
-    most = per_sample(weight, len(weight)).max(1).values.reshape(-1, *[1] * (weight.dim() - 1))
-    return weight / most.clamp(min=torch.finfo(weight.dtype).tiny)
+    each = (-1, *[1] * (weight.dim() - 1))
+    most = per_sample(weight, len(weight)).max(1).values.reshape(each)
+    weight = weight / most.clamp(min=torch.finfo(weight.dtype).tiny)
+    if few is None or len(few) != len(weight):  # as before
+        return weight
+    return weight.masked_fill(few.reshape(each), 1)
+
+
+def _few(plan: Plan, alone: Tensor, maps: dict[Value, Tensor]) -> Tensor | None:
+    """[batch]: whether few of the places of the feature maps have a say in the answer; None if never.
+
+    Whether they have, and not whether they make use of it in this image: gates count as open.
+    """
+    if len({len(item) for item in maps.values()}) != 1 or not bool(_narrow(maps, plan).any()):
+        return None
+    passing = multipliers(plan, alone, until=maps.__contains__, gates=False)
+    narrow = _narrow({value: item for value, item in passing if value in maps}, plan)
+    return narrow if bool(narrow.any()) else None
+
+
+def _narrow(maps: dict[Value, Tensor], plan: Plan) -> Tensor:
+    """[batch]: whether what is there lies in less than the share `_FEW` of the places of maps that have any."""
+    there, places = torch.zeros(()), torch.zeros(())
+    axes = spatial(plan)
+    for value, item in maps.items():
+        axis = axes.get(value, 1)
+        said = (item != 0).any(axis).flatten(1) if item.dim() > 2 else item.flatten(1)[:, :1] != 0
+        there = there.to(item.device) + said.sum(1)
+        places = places.to(item.device) + said.any(1) * said.shape[1]
+    return there < _FEW * places
 
 
 def _above_rounding(

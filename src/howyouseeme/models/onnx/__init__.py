@@ -8,6 +8,8 @@ depends on constants alone is computed once. Nothing in such a file can run code
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,8 @@ def load_onnx(path: Path) -> Network:
     >>> network = load_onnx(Path("model.onnx"))
 
     Where onnxruntime is installed, both answer a fixed random input, and a difference is an error;
-    where it isn't, a warning says so. Preprocessing and classes aren't in such files.
+    where it isn't, a warning says so. Preprocessing and classes are in files that Ultralytics (YOLO) wrote,
+    and in no others; a network of bytes takes the photo as it is.
 
     Raises `MissingExtraError` without the package onnx, `UnsupportedCallError` naming all operators
     that can't be imported, and `ModelError` when the file can't be read, or onnxruntime's answer is
@@ -60,16 +63,49 @@ def load_onnx(path: Path) -> Network:
         ) from error
     check_finite(module, path.name)
     compare(module, model, path)
-    return Network(path.name, module, _preprocess(model, module))
+    said = {one.key: one.value for one in model.metadata_props}
+    return Network(
+        path.name,
+        module,
+        _of_ultralytics(said) or _of_bytes(model, module),
+        _names(said.get("names", "")),
+    )
 
 
-def _preprocess(model: Any, module: OnnxModule) -> Preprocess | None:
+def _of_bytes(model: Any, module: OnnxModule) -> Preprocess | None:
     """Of a network that takes bytes it is known how a photo becomes its input: as it is."""
     given = [one for one in model.graph.input if one.name in module.inputs]
     shape = shape_of(given[0]) if len(given) == 1 else []
     if len(shape) != 4 or shape[1] != 3 or dtype_of(given[0]) != torch.uint8:
         return None
     return Preprocess((shape[2], shape[3]), scale=1.0)
+
+
+def _of_ultralytics(said: Mapping[str, str]) -> Preprocess | None:
+    """How Ultralytics' networks (YOLO) take photos, which the file says by its task and size."""
+    sides = _literal(said.get("imgsz", ""))
+    if said.get("author") != "Ultralytics" or not isinstance(sides, list) or len(sides) != 2:
+        return None
+    size = int(sides[0]), int(sides[1])
+    if said.get("task") == "classify":
+        return Preprocess(size, resize="crop", crop_from=min(size))
+    return Preprocess(size, resize="fit", fill=114)
+
+
+def _names(text: str) -> tuple[str, ...] | None:
+    """The names of the classes, which Ultralytics writes as a dict by index."""
+    found = _literal(text)
+    if not isinstance(found, dict) or sorted(found) != [*range(len(found))]:
+        return None
+    return tuple(str(found[index]) for index in range(len(found))) or None
+
+
+def _literal(text: str) -> Any:
+    """What a piece of text stands for if it is one of Python's constants; nothing is run."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
 
 
 def _check_operators(model: Any, path: Path) -> None:

@@ -84,15 +84,25 @@ class OnnxModule(_Graph):
         """The output, or a dict of several by their names in the file."""
         if len(inputs) != len(self.inputs):
             raise ValueError(f"takes {len(self.inputs)} inputs ({', '.join(self.inputs)})")
+        # Some take one picture, without the axis of a batch.
+        given = [
+            item[0]
+            if isinstance(item, Tensor)
+            and item.dim() == 4
+            and len(item) == 1
+            and len(self._said[name]) == 3
+            else item
+            for name, item in zip(self.inputs, inputs, strict=True)
+        ]
         try:
-            answers = self.run(dict(zip(self.inputs, inputs, strict=True)))
+            answers = self.run(dict(zip(self.inputs, given, strict=True)))
         except HowYouSeeMeError:
             raise
         except Exception as error:
-            for name, item in zip(self.inputs, inputs, strict=True):
+            for name, item in zip(self.inputs, given, strict=True):
                 said = self._said[name]
                 fits = len(said) == item.dim() and all(
-                    size in {None, given} for size, given in zip(said, item.shape, strict=True)
+                    size in {None, side} for size, side in zip(said, item.shape, strict=True)
                 )
                 if not fits:
                     shape = ", ".join("any" if size is None else str(size) for size in said)
