@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,9 @@ def _reader(path: Path) -> Callable[[Path], Any]:
         start = file.read(9)
     if start[4:] == b"\0\0\0\0{":  # the length of a JSON header, and the header
         return _read_safetensors
-    if start.startswith((b"PK\3\4", b"\x80")):  # a zip archive, as today, or a pickle
+    if start.startswith(b"PK\3\4"):
+        return _read_archive
+    if start.startswith(b"\x80"):  # a pickle, as before PyTorch 1.6
         return _read_torch
     raise ModelError(
         f"{path} is not a file of weights; give a .safetensors file, or a state dict made by "
@@ -162,6 +165,21 @@ def _read_safetensors(path: Path) -> Mapping[str, torch.Tensor]:
         raise _unreadable(path, error) from error
 
 
+def _read_archive(path: Path) -> Any:
+    """What torch.save writes. TorchScript looks like it, and PyTorch before 2.6 loads that, `weights_only` or not."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except Exception as error:  # as below
+        raise _unreadable(path, error) from error
+    if any(name.rpartition("/")[2] == "constants.pkl" for name in names):
+        raise ModelError(
+            f"{path} is a TorchScript program, not a state dict; "
+            "save the result of model.state_dict()."
+        )
+    return _read_torch(path)
+
+
 def _read_torch(path: Path) -> Any:
     try:
         # Opened here, for torch.load judges a path by its suffix.
@@ -178,11 +196,6 @@ def _read_torch(path: Path) -> Any:
             raise ModelError(
                 f"{path} is a pickle that could run code{asks}, so it is not loaded; "
                 "save model.state_dict() alone with torch.save, or as .safetensors."
-            ) from error
-        if "TorchScript" in str(error):
-            raise ModelError(
-                f"{path} is a TorchScript program, not a state dict; "
-                "save the result of model.state_dict()."
             ) from error
         raise _unreadable(path, error) from error
 
