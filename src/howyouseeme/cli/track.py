@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,12 +82,11 @@ def track(*, source: str, box: str | None, target: str | None, asked: Asked, out
         make_folder(out)
         seen = frames = 0
         problem: HowYouSeeMeError | None = None
-        bar = click.progressbar(
-            follow(video, tracker, choose, table, picture),
-            length=video.count,
-            label="Tracking",
-            file=sys.stderr,
-            hidden=not sys.stderr.isatty(),
+        following = follow(video, tracker, choose, table, picture)
+        bar = (
+            click.progressbar(following, length=video.count, label="Tracking", file=sys.stderr)
+            if sys.stderr.isatty()
+            else nullcontext(following)
         )
         try:
             with bar as sightings:
