@@ -91,7 +91,8 @@ def from_export(program: torch.export.ExportedProgram, name: str = "The program"
 
     >>> module = from_export(torch.export.export(model.eval(), (images,)))
 
-    Raises `ModelError`, which begins with `name`, when the program was exported in training mode.
+    Raises `ModelError`, which begins with `name`, when the program was exported in training mode, or can't be
+    parted into submodules.
     """
     for node in program.graph.nodes:
         schema = getattr(node.target, "_schema", None)
@@ -101,7 +102,13 @@ def from_export(program: torch.export.ExportedProgram, name: str = "The program"
                     f"{name} was exported in training mode ({node.target}); export it again, after "
                     "model.eval()."
                 )
-    module = torch.export.unflatten(program)
+    try:
+        module = torch.export.unflatten(program)
+    except Exception as error:  # its metadata may name modules in ways that unflatten does not know
+        raise ModelError(
+            f"{name} can't be parted into its modules again ({first_line(error)}); export it again, "
+            "with strict=False."
+        ) from error
     for part in module.modules():
         part.training = False  # fixed by the export; these modules refuse eval()
     return module
