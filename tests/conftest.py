@@ -1,9 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partialmethod
+from inspect import signature
 
 import pytest
 import torch
+from click.testing import CliRunner
+
+if "mix_stderr" in signature(CliRunner).parameters:  # click 8.1; later ones keep both apart
+    CliRunner.__init__ = partialmethod(CliRunner.__init__, mix_stderr=False)  # type: ignore[assignment]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -404,4 +404,4 @@ def test_command_says_what_is_wrong(
     call = [*call, "--network", "efficientnet-lite0"]
     result = CliRunner().invoke(quality.main, call)
     assert result.exit_code == 1
-    assert message in result.output
+    assert message in result.stderr
