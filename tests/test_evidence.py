@@ -517,7 +517,7 @@ def test_the_place_that_was_asked_for_is_no_place_to_focus_on(
     images = torch.rand(2, 3, 32, 32)
     images[:, :, :25] = 0  # most of the places see nothing
     if ask(net(images)).dim() == 2:
-        kind: Any = nn.Sequential(net, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        kind: Any = nn.Sequential(net, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
         target: Any = 1
     else:
         kind, target = net, ask

@@ -3,7 +3,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import struct
 import threading
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -138,13 +140,16 @@ def test_one_bit_and_grey_and_cmyk() -> None:
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
 def test_sixteen_bits_are_scaled_and_not_clipped(kind: str) -> None:
     deep = np.array([[0, 128, 129, 32896, 65407, 65535]], np.uint16)
-    image = load_image(encoded(Image.fromarray(deep), kind))
+    data = b"P5 6 1 65535\n" + deep.astype(">u2").tobytes()
+    image = load_image(data if kind == "PPM" else encoded(Image.fromarray(deep), kind))
     assert np.asarray(image)[0, :, 0].tolist() == [0, 0, 1, 128, 255, 255]
 
 
 def test_the_transparent_level_of_sixteen_bits() -> None:
     deep = Image.fromarray(np.array([[5000, 65535 // 5]], np.uint16))
-    data = encoded(deep, "PNG", transparency=5000)
+    data = encoded(deep, "PNG")
+    level = b"tRNS" + struct.pack(">H", 5000)  # as a chunk, behind the header
+    data = data[:33] + struct.pack(">I4sHI", 2, b"tRNS", 5000, zlib.crc32(level)) + data[33:]
     assert [pixel(data, (x, 0)) for x in (0, 1)] == [WHITE, (51, 51, 51)]
 
 

@@ -84,6 +84,12 @@ OTHERWISE = {
     "test_resize_downsample_scales_linear_align_corners",  # lengths that are no whole numbers
     "test_resize_downsample_scales_cubic_align_corners",
 }
+if onnx.__version__.startswith("1.16."):  # whose answers there wrap around instead of ending at 127
+    OTHERWISE |= {
+        f"test_qlinearmatmul_{dims}_int8_{scale}"
+        for dims in ("2D", "3D")
+        for scale in ("float16", "float32")
+    }
 
 
 #: What those tests leave out, or ask in a way that is refused: tested below.
@@ -116,7 +122,8 @@ def test_every_operator_does_what_onnx_says() -> None:
             else:
                 wrong.append(case.name)
     assert wrong == []
-    assert {name for name in KNOWN - passed if "." not in name} == OURS
+    newer = {name for name in KNOWN if "." not in name and not onnx.defs.has(name)}  # than this ONNX
+    assert {name for name in KNOWN - passed if "." not in name} == OURS | newer
 
 
 def graph(name: str, nodes: list[Any], inputs: list[Any], outputs: list[str]) -> Any:
@@ -348,6 +355,8 @@ def test_there_are_nine() -> None:
 def lite0(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded, trained network as torch.onnx.export writes it."""
     pytest.importorskip("onnxscript", reason="pip install onnxscript")
+    if not hasattr(torch.export.Dim, "AUTO"):
+        pytest.skip("this PyTorch does not have today's exporter")
     path = tmp_path_factory.mktemp("onnx") / "lite0.onnx"
     image = torch.rand(1, 3, 224, 224)
     with warnings.catch_warnings():

@@ -138,6 +138,11 @@ def probed(function: Callable[..., Tensor], *inputs: Tensor) -> Callable[[], lis
     return maps
 
 
+def names_of(op: Any) -> set[str]:
+    """What the arguments of a call are named, which PyTorch adds to."""
+    return {argument.name for argument in op._schema.arguments}
+
+
 LAST = torch.channels_last
 
 # Convolutions: dims, channels in and out, kernel, stride, padding, dilation, groups.
@@ -1148,7 +1153,8 @@ case(
 # Attention: query, key and value, a scale, a mask, causal or not.
 Q3, K3, V3 = numbers(2, 2, 3, 4), numbers(2, 2, 5, 4, seed=1), numbers(2, 2, 5, 3, seed=2)
 SEEN = weights(2, 1, 3, 5) > -0.5
-SEEN[0, 0, 1] = False  # one that may look nowhere
+if hasattr(aten, "_safe_softmax"):  # PyTorch 2.4 makes NaN of it
+    SEEN[0, 0, 1] = False  # one that may look nowhere
 ATTENTION = {
     "plain": {},
     "scale": {"scale": -0.3},
@@ -1218,6 +1224,8 @@ for label, mask, causal, scale in [
 # Heads that share keys and values: two and two, or all of them.
 Q5 = numbers(2, 4, 3, 4)
 for shared, options in [(2, {"enable_gqa": True}), (4, {"enable_gqa": True}), (4, {})]:
+    if options and "enable_gqa" not in names_of(aten.scaled_dot_product_attention.default):
+        continue  # in PyTorch 2.4 only all of them can
     few = 4 // shared
     k, v = numbers(2, few, 5, 4, seed=1), numbers(2, few, 5, 4, seed=2)
 
@@ -1249,11 +1257,12 @@ class Elsewhere(Alone):
         return Tape(values, [call], call.outputs[0])
 
 
+CUDNN = names_of(aten._scaled_dot_product_cudnn_attention.default)
 for name, args, kwargs in [
     ("flash", (0.0, True, False), {"scale": 0.7}),
     ("efficient", (weights(3, 5), False, 0.0, False), {"scale": 0.7}),
     ("efficient", (None, False, 0.0, True), {}),
-    ("cudnn", (weights(3, 5), False), {}),
+    ("cudnn", (weights(3, 5), False) if "attn_bias" in CUDNN else (), {}),
     ("fused_overrideable", (weights(3, 5),), {}),
     ("math_for_mps", (weights(3, 5),), {}),
 ]:
@@ -1697,10 +1706,11 @@ case(
     P,
     lambda: times(P, 0.25, 0.75 * C.numpy()),
 )
+RMS = getattr(getattr(aten, "_fused_rms_norm", None), "default", None)  # PyTorch 2.4 has none
 case(
     "_fused_rms_norm",
     "weight",
-    Alone(aten._fused_rms_norm.default, P, [3], weights(3), 1e-3),
+    Alone(RMS, P, [3], weights(3), 1e-3),
     P,
     lambda: times(
         P,
@@ -1710,7 +1720,7 @@ case(
 case(
     "_fused_rms_norm",
     "no weight",
-    Alone(aten._fused_rms_norm.default, P, [3], None, 1e-3),
+    Alone(RMS, P, [3], None, 1e-3),
     P,
     lambda: times(P, 1 / np.sqrt((P.numpy() ** 2).mean(-1, keepdims=True) + 1e-3)),
 )
@@ -2047,6 +2057,9 @@ def test_links_that_have_more_samples_or_move_them_take_no_stack(link: Link) -> 
 
 @pytest.mark.parametrize("case", CASES, ids=repr)
 def test_rule_is_the_map_of_its_call(case: Case) -> None:
+    space, _, call = case.name.partition(".")
+    if space == "aten" and not hasattr(aten, call):
+        pytest.skip("this PyTorch has no such call")
     untouched = [x.clone() for x in case.inputs]
     tape = case.tape()
     output = tape.output
