@@ -276,7 +276,7 @@ def test_the_command_writes_pictures_and_coco_and_goes_on(tmp_path: Path) -> Non
     words = ["detect", str(photo), str(broken), "--top", "2", "--out", str(out)]
     done = CliRunner().invoke(cli.main, words)
     assert done.exit_code == 1
-    assert "1 of 2 failed" in done.output
+    assert "1 of 2 failed" in done.stderr
     assert Image.open(out / "a.boxes.png").size == (600, 450)
     made = json.loads((out / "detections.json").read_text())
     assert [one["file_name"] for one in made["images"]] == [str(photo)]
@@ -302,5 +302,5 @@ def test_the_command_refuses_in_one_sentence(words: list[str], told: str, tmp_pa
     photo = [str(sample_photo("cat"))] if words else []
     done = CliRunner().invoke(cli.main, ["detect", *photo, *words, "--out", str(tmp_path / "out")])
     assert done.exit_code == 2
-    assert told in done.output
+    assert told in done.stderr
     assert not (tmp_path / "out").exists()

@@ -47,7 +47,7 @@ def explain(*options: str) -> dict:
 def refused(*options: str) -> str:
     result = CliRunner().invoke(main, ["explain", str(sample_photo("cat")), *options])
     assert result.exit_code == 2
-    return result.output
+    return result.stderr
 
 
 def test_all_of_it(here: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_server_of_several_networks_takes_no_options_of_one(here: Path) -> Non
     words = ["serve", "--model", "their_nets:bare", "--model", "their_nets:known", "--size", "16"]
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 2
-    assert "are those of one --model" in " ".join(result.output.split())
+    assert "are those of one --model" in " ".join(result.stderr.split())
 
 
 def test_code_in_files_has_to_be_allowed(here: Path) -> None:
@@ -164,7 +164,7 @@ def test_other_commands_take_the_same_options(here: Path, command: str) -> None:
     words = [command, str(sample_photo("cat")), "--out", "out", "--model", "a.pt"]
     refused = CliRunner().invoke(main, [*words, "--allow-code"])
     assert refused.exit_code == 2
-    assert "input of a.pt is not known; give --size" in refused.output
+    assert "input of a.pt is not known; give --size" in refused.stderr
     done = CliRunner().invoke(main, [*words, "--allow-code", "--size", "64"])
     assert done.exit_code == 0, done.output
 

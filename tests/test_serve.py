@@ -904,7 +904,7 @@ class running:  # noqa: N801 - used as a with statement
 def test_the_command_refuses_a_wide_host_without_a_token() -> None:
     found = CliRunner().invoke(main, ["serve", "--host", "0.0.0.0"], env={"HOWYOUSEEME_TOKEN": ""})
     assert found.exit_code == 2
-    assert "give a token" in found.output
+    assert "give a token" in found.stderr
 
 
 def test_a_taken_port_is_told() -> None:
