@@ -125,8 +125,12 @@ def test_pickles_that_were_downloaded_are_not(cache: Path) -> None:
         load_model("timm:lcnet_050")
 
 
-def test_what_was_downloaded_from_transformers_is_used(cache: Path) -> None:
+def test_what_was_downloaded_from_transformers_is_used(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     transformers = pytest.importorskip("transformers", reason="pip install transformers")
+    at = (transformers.utils.hub, "TRANSFORMERS_CACHE")  # where 4.45 keeps what it was at first
+    monkeypatch.setattr(*at, str(cache), raising=False)
     config = transformers.ResNetConfig(
         depths=[1, 1], hidden_sizes=[8, 16], embedding_size=8, layer_type="basic", num_labels=3
     )
