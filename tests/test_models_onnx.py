@@ -122,7 +122,9 @@ def test_every_operator_does_what_onnx_says() -> None:
             else:
                 wrong.append(case.name)
     assert wrong == []
-    newer = {name for name in KNOWN if "." not in name and not onnx.defs.has(name)}  # than this ONNX
+    newer = {
+        name for name in KNOWN if "." not in name and not onnx.defs.has(name)
+    }  # than this ONNX
     assert {name for name in KNOWN - passed if "." not in name} == OURS | newer
 
 
