@@ -136,7 +136,7 @@ NAMING = """
 | timm's | `timm:resnet50.a1_in1k` | the hub's, or `--weights` | known, but for crops with borders |
 | Hugging Face transformers' | `transformers:FOLDER`, or a name on the hub | the folder's or the hub's, \
 safetensors only, or `--weights` | measured from the image processor |
-| ONNX | `model.onnx` | in the file | `--size` and so on |
+| ONNX | `model.onnx` | in the file | `--size` and so on; Ultralytics' say it themselves |
 | Keras 3, on torch | `model.keras`, `model.h5`; `from_keras(model)` | in the file | `--size` and so on |
 | torch.export, TorchScript, pickled | `model.pt2`, `model.pt`, with `--allow-code` | in the file | \
 `--size` and so on |

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from click.testing import CliRunner
@@ -151,13 +152,26 @@ def examples(page: Path) -> list[Example]:
 # -- the files that the pages speak of ---------------------------------------------------------------
 
 
+class Cells(nn.Module):
+    """Answers as YOLOv8 does: [batch, 4 + classes, cells]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.head = nn.Conv2d(3, 8, 8, 8), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        boxes, scores = self.head(self.features(x).relu()).flatten(2).split([4, 1], 1)
+        return torch.cat([boxes.exp() * 8, scores.sigmoid()], 1)
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as a reader may have it: photos, a video, a network of their own in several files."""
     folder = tmp_path_factory.mktemp("files")
     photo = hysm.load_image(hysm.sample_photo("cat"))
     shutil.copy(hysm.sample_photo("cat"), folder / "photo.jpg")
-    shutil.copy(hysm.sample_photo("rocket"), folder / "rocket.jpg")
+    for name in ("rocket", "street"):
+        shutil.copy(hysm.sample_photo("rocket"), folder / f"{name}.jpg")
     for name in ("photos", "holiday", "frames"):
         (folder / name).mkdir()
     for name in ("cat", "coffee"):
@@ -185,6 +199,18 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     options = {"input_names": ["x"], "output_names": ["y"], "dynamo": False}
     torch.onnx.export(net.eval(), (torch.rand(1, 3, 224, 224),), folder / "network.onnx", **options)
+    torch.onnx.export(
+        Cells().eval(), (torch.rand(1, 3, 64, 64),), folder / "yolov8n.onnx", **options
+    )
+    detector = onnx.load(folder / "yolov8n.onnx")
+    said = {
+        "author": "Ultralytics",
+        "task": "detect",
+        "imgsz": "[64, 64]",
+        "names": "{0: 'person'}",
+    }
+    onnx.helper.set_model_props(detector, said)
+    onnx.save(detector, folder / "yolov8n.onnx")
     from torchvision.models import resnet50  # noqa: PLC0415 - a second, for the one page that has it
 
     save_file(resnet50(weights=None).state_dict(), folder / "resnet50.safetensors")
