@@ -143,7 +143,8 @@ def test_the_likeliest_classes_come_in_a_list(client: TestClient) -> None:
 
 def test_one_class_against_another(client: TestClient) -> None:
     told = send(client, params={"target": "dog", "versus": "rocket"}).json()
-    assert told["target"] == {"index": None, "label": "dog, not rocket", "probability": None}
+    label = "dog, not rocket"
+    assert told["target"] == {"index": None, "label": label, "probability": None, "box": None}
     answer = send(client).json()["target"]["label"]
     other = "dog" if answer != "dog" else "cat"
     assert (
@@ -153,11 +154,42 @@ def test_one_class_against_another(client: TestClient) -> None:
         assert send(client, params=params).status_code == 422
 
 
+class Finds(nn.Module):
+    """A detector that answers as YOLOv8 does, with one box for each of 4 x 4 cells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.score = nn.Conv2d(3, 2, 4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        at = torch.arange(16.0)
+        place = torch.stack([at % 4 * 4 + 2, (at / 4).floor() * 4 + 2, at * 0 + 4, at * 0 + 4])
+        scores = self.score(x).flatten(2).sigmoid()
+        return torch.cat([place.expand(len(x), 4, 16), scores], 1)
+
+
+def test_a_box_of_a_detector() -> None:
+    network = hysm.Network("finds", Finds().eval(), hysm.Preprocess((16, 16)), ("cat", "dog"))
+    with client_of(make_app([network], Settings(page=False))) as client:
+        told = send(client, params={"box": 1})
+        assert told.status_code == 200, told.text
+        target = told.json()["target"]
+        assert target["label"] in {"cat, box 1", "dog, box 1"}
+        x0, y0, x1, y1 = target["box"]
+        assert (x1 - x0, y1 - y0) == pytest.approx((10, 7.5))  # of 40 x 30
+        assert send(client, params={"box": 1}, headers={"Accept": "image/png"}).status_code == 200
+        for params in ({"box": 99}, {"box": -1}, {"box": 0, "target": "dog"}, {}):
+            refused = send(client, params=params)
+            assert refused.status_code == 422, params
+        assert "There is no box 99" in send(client, params={"box": 99}).json()["detail"]
+
+
 def test_a_parameter_that_there_is_not_is_refused(client: TestClient) -> None:
     refused = send(client, params={"trget": "dog"})
     assert refused.status_code == 422
     assert refused.json()["detail"] == (
-        "There is no parameter 'trget'; /v1/explain takes model, target, versus, method, layers."
+        "There is no parameter 'trget'; /v1/explain takes model, target, versus, box, method, layers."
     )
     assert client.get("/v1/models?all=1").status_code == 422
 

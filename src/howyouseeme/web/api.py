@@ -38,7 +38,7 @@ _PNG, _JSON = "image/png", "application/json"
 _EXAMPLE = {
     "schema": 1,
     "image": {"name": "photo.jpg", "size": [300, 451]},
-    "target": {"index": 285, "label": "Egyptian cat", "probability": 0.797},
+    "target": {"index": 285, "label": "Egyptian cat", "probability": 0.797, "box": None},
     "coverage": 0.049,
     "points": [[104.63, 169.63, 8.13183e-05], [107.31, 169.63, 7.41407e-05]],
     "provenance": {
@@ -60,6 +60,7 @@ _EXAMPLE = {
             "scale": 1.0,
             "channels": "rgb",
             "interpolation": "bicubic",
+            "fill": 0,
         },
     },
 }
@@ -257,6 +258,14 @@ async def explain(
             examples=["lynx"],
         ),
     ] = None,
+    box: Annotated[
+        int | None,
+        Query(
+            description="Of a detector: the box to explain, 0 being the most certain.",
+            ge=0,
+            le=10_000,
+        ),
+    ] = None,
     method: Annotated[
         Literal["evidence", "seed", "exact"], Query(description="How to walk back.")
     ] = "evidence",
@@ -279,6 +288,7 @@ async def explain(
         target if top is None else None,
         None if top is None else int(top[1]),
         versus,
+        box,
     )
 
     def render(found: list[Explanation], _: Image.Image) -> bytes:

@@ -46,7 +46,8 @@ class NotAllowedError(InputError):
 
 @dataclass(frozen=True)
 class Question:
-    """What to explain: a class by name or index, against another if wanted, or so many of the likeliest ones.
+    """What to explain: a class by name or index, against another if wanted, so many of the likeliest ones, or the
+    box of a number that a detector finds.
 
     >>> Question(photo, target="tabby"), Question(photo, top=3), Question(photo, versus="lynx")
 
@@ -60,6 +61,7 @@ class Question:
     target: str | int | None = None
     top: int | None = None
     versus: str | int | None = None
+    box: int | None = None
 
 
 def read_photo(data: bytes, limits: Limits) -> Image.Image:
@@ -193,7 +195,11 @@ class Service:
             raise InputError(f"The likeliest classes can be had from top1 to top{MOST_CLASSES}.")
         if question.top is not None and question.versus is not None:
             raise InputError("versus stands one class against one: give a target, or none.")
-        alone = question if question.versus is not None else None  # asked on its own
+        others = (question.target, question.top, question.versus)
+        if question.box is not None and others != (None, None, None):
+            raise InputError("box is asked for alone: give no target and no versus with it.")
+        own = question.versus is not None or question.box is not None
+        alone = question if own else None  # asked on its own
         key = (name, question.method, question.top, question.target is None, alone)
         return await self._do(self._explain, (replace(question, model=name), render), key)
 
@@ -267,6 +273,8 @@ class Service:
             together = [
                 explainer(images, targets.versus(first.target, first.versus, ready.network))
             ]
+        elif first.box is not None:
+            together = [explainer(images, targets.box(first.box))]
         elif first.target is None:
             together = [explainer(images)]
         else:
