@@ -440,7 +440,7 @@ def test_the_command_doubts_a_class_that_the_network_does_not_see(tmp_path: Path
     [
         ([], "Say what to follow"),
         (["--box", "1,2,3,4", "--target", "tabby"], "--target CLASS, not both"),
-        (["--box", "1,2,3"], "give four numbers"),
+        (["--box", "1,2,3"], "--box: '1,2,3' isn't four numbers"),
         (["--box", "9,9,9,9"], "is empty"),
         (["--box", "900,0,950,9"], "lies outside"),
         (["--target", "no such thing"], "has no class"),

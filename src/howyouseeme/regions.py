@@ -9,10 +9,30 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Box", "components", "edges", "merged", "overlaps", "suppress"]
+from .errors import InputError
+
+__all__ = ["Box", "components", "edges", "merged", "overlaps", "read_box", "suppress"]
 
 #: x0, y0, x1, y1; x1 and y1 exclusive.
 Box = tuple[float, float, float, float]
+
+
+def read_box(text: str) -> Box:
+    """A box from a text, x0, y0, x1, y1.
+
+    >>> read_box("120,80,260,300")
+    (120.0, 80.0, 260.0, 300.0)
+
+    Raises:
+        InputError: it is no four numbers.
+    """
+    try:
+        x0, y0, x1, y1 = (float(side) for side in text.split(","))
+    except ValueError:
+        raise InputError(
+            f"{text!r} isn't four numbers, x0,y0,x1,y1, such as 120,80,260,300."
+        ) from None
+    return x0, y0, x1, y1
 
 
 def components(mask: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import HowYouSeeMeError
+from ..errors import HowYouSeeMeError, InputError
 from ..files import PHOTOS, identities, spare
 from .network import Asked, network_options, read_target
 from .photos import make_folder, out_option
@@ -117,15 +117,12 @@ def _name(source: str) -> str:
 
 
 def _read_box(text: str) -> tuple[float, ...]:
+    from ..regions import read_box  # noqa: PLC0415
+
     try:
-        sides = tuple(float(side) for side in text.split(","))
-    except ValueError:
-        sides = ()
-    if len(sides) != 4:
-        raise click.UsageError(
-            f"--box {text}: give four numbers, X0,Y0,X1,Y1, such as 120,80,260,300."
-        )
-    return sides
+        return read_box(text)
+    except InputError as error:
+        raise click.UsageError(f"--box: {error}") from None
 
 
 def _ours(table: Path) -> bool:

@@ -21,6 +21,7 @@ from PIL import Image
 
 from ...draw import data_uri
 from ...errors import HowYouSeeMeError, InputError
+from ...regions import read_box
 from ...track import Tracker, follow
 from ...video import Video, VideoWriter, open_video
 from ..service import Service
@@ -164,7 +165,7 @@ class Videos:
                 "Say what to follow: drag a box over the first frame, or name a class."
             )
         model = self.service.check(text(network))
-        first = _read_box(sides) if sides else None
+        first = read_box(sides) if sides else None
 
         def choose(frame: np.ndarray) -> Sequence[float]:
             return first or self.service.ready(model).proposer.find(frame, wanted or "")
@@ -185,9 +186,10 @@ class Videos:
                     with closing(follow(video, tracker, choose, table, screen)) as sightings:
                         for seen in islice(sightings, most):
                             yield _Step(screen.last, seen.found, video.count)
-                    yield _Tracked(file.read_bytes(), table.read_bytes())
+                    tracked = _Tracked(file.read_bytes(), table.read_bytes())
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
+            yield tracked
 
         number = found = 0
         most, run = self.service.limits.frames, steps()
@@ -228,16 +230,6 @@ def _player(key: str) -> str:
         f'</video><p class="saving">Save <a class="button" download href="page/{key}/track.mp4">'
         f'Video (MP4)</a> <a class="button" download href="page/{key}/track.csv">Boxes (CSV)</a></p>'
     )
-
-
-def _read_box(given: str) -> tuple[float, ...]:
-    try:
-        sides = tuple(float(side) for side in given.split(","))
-    except ValueError:
-        sides = ()
-    if len(sides) != 4:
-        raise InputError(f"The box {given!r} isn't four numbers, such as 120, 80, 260, 300.")
-    return sides
 
 
 def _part(content: bytes, kind: str, request: Request) -> Response:
