@@ -525,3 +525,16 @@ def test_the_place_that_was_asked_for_is_no_place_to_focus_on(
     plain = hysm.explain(kind, images, target, contrast=False, likeness=False, focus=False).evidence
     assert plain.abs().sum() > 0
     assert torch.equal(with_focus, plain) == (not focused)
+
+
+@pytest.mark.parametrize("side", [32, 64, 128])
+def test_a_head_of_maxima_has_all_places_to_focus_on(side: int) -> None:
+    """Each channel takes its highest place: few of them here, and any of them elsewhere."""
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU())
+    net = nn.Sequential(body, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(8, 3)).eval()
+    image = torch.rand(1, 3, side, side)
+    with_focus, plain = (
+        hysm.explain(net, image, likeness=False, focus=focus).evidence for focus in (True, False)
+    )
+    assert not torch.equal(with_focus, plain)

@@ -474,6 +474,8 @@ def test_the_description_is_complete_and_fits_json() -> None:
         ({"resize": "crop"}, "needs crop_from"),
         ({"resize": "fit", "crop_from": 8}, "no meaning for it"),
         ({"fill": 256}, "0 to 255, not 256"),
+        ({"fill": None}, "0 to 255, not None"),
+        ({"fill": 114.5}, "0 to 255, not 114.5"),
         ({"std": (1, 0, 1)}, "can't be zero"),
         ({"scale": 0}, "can't be zero"),
     ],
@@ -495,6 +497,11 @@ def test_a_picture_that_is_fitted_in() -> None:
     assert geometry.box_to_image((32, 0, 64, 64)) == pytest.approx((100, 0, 200, 101))
     kept = geometry.cut(torch.ones(64, 64))
     assert torch.equal(kept, (tensor[0] > 0.99).float())
+    assert geometry.pads
+    assert geometry.shows(np.array([[15, 9], [16, 9], [47, 0], [48, 0]])).tolist() == [
+        *(False, True, True, False)
+    ]
+    assert not Preprocess((64, 64))(picture)[1].pads
 
 
 # --- the way back

@@ -725,8 +725,12 @@ def test_what_ultralytics_writes_into_its_files(tmp_path: Path) -> None:
     network = load_onnx(path)
     assert network.classes is None  # nothing is run
     assert network.preprocess == Preprocess((8, 8), resize="crop", crop_from=8)
-    for changed in ({"author": "me"}, {"imgsz": "[8"}, {"imgsz": "8"}):
-        helper.set_model_props(model, {**said, "names": "{1: 'a'}", **changed})
+    helper.set_model_props(model, {**said, "head": "RTDETRDecoder"})
+    onnx.save(model, path)
+    assert load_onnx(path).preprocess == Preprocess((8, 8))  # which it stretches
+    odd = ["[8", "8", "['a', 8]", "[None, 3]", "[1e400, 3]", "[0, 8]", "[True, 8]"]
+    for changed in ({"author": "me"}, {"channels": "1"}, *({"imgsz": text} for text in odd)):
+        helper.set_model_props(model, {**said, "names": "{1: 'a', 'x': 'b'}", **changed})
         onnx.save(model, path)
         assert load_onnx(path).preprocess is None
         assert load_onnx(path).classes is None

@@ -306,8 +306,8 @@ def test_boxes_that_overlap_better_ones_of_their_class_are_left_out() -> None:
         ),
         (torch.rand(1, 85, 50), tuple("abc"), "can be read in several ways .* and 3 class names"),
         (torch.rand(1, 7, 8), tuple("abc"), "can be read in several ways"),
-        (torch.rand(1, 9, 15), None, "can be read in several ways"),
-        (torch.randn(1, 7, 50), tuple("abc"), "not between 0 and 1: give a function"),
+        (torch.rand(1, 9, 150), None, "can be read in several ways"),
+        (torch.randn(1, 7, 50), tuple("abc"), "not all between 0 and 1: give a function"),
         (torch.rand(2, 3), None, r"no detector whose answer is known: it is tensor \[2, 3\]"),
         ({"scores": torch.ones(3).long()}, None, "no detector whose answer is known"),
         ([], None, "no detector whose answer is known"),
@@ -323,6 +323,64 @@ def test_answers_that_are_not_told_apart(
 ) -> None:
     with pytest.raises(InputError, match=message):
         boxes_in(answer, hysm.Network("net", nn.Identity(), classes=names))
+
+
+def read(answer: Any, *names: str, count: int = 3) -> Any:
+    return boxes_in(answer, hysm.Network("net", nn.Identity(), classes=names or None), count)
+
+
+def test_a_table_of_one_class_is_not_taken_for_rows_with_their_class() -> None:
+    """YOLOv5 with one class: that score is never trained, and nearly 1 everywhere."""
+    table = torch.cat(
+        [torch.rand(90, 2) * 640, torch.rand(90, 2) * 9 + 5, torch.rand(90, 1) / 9], 1
+    )
+    table = torch.cat([table, torch.full((90, 1), 0.99998)], 1)
+    table[70, 4] = 0.9
+    (found,) = read(table[None], "face")
+    assert found.scores[0] == pytest.approx(0.9, abs=1e-3)
+    assert found.boxes[0] == pytest.approx(
+        table[70, [0, 1, 0, 1]] + table[70, [2, 3, 2, 3]] * torch.tensor([-0.5, -0.5, 0.5, 0.5])
+    )
+    with pytest.raises(InputError, match="can be read in several ways"):
+        read(table[None])
+
+
+def test_shares_of_the_sides_are_told_from_pixels() -> None:
+    crossed = torch.tensor([[[0.6, 0.6, 0.1, 0.1, 0.9, 0.0]], [[0.3, 0.3, 0.5, 0.5, 0.9, 0.0]]])
+    one, two = read(crossed)  # both are of one network
+    assert one.relative
+    assert one.boxes[0].tolist() == pytest.approx([0.55, 0.55, 0.65, 0.65])
+    assert two.boxes[0].tolist() == pytest.approx([0.05, 0.05, 0.55, 0.55])
+    (either,) = read(crossed[1:])
+    assert either.boxes is None
+    assert either.scores.tolist() == pytest.approx([0.9])
+    table = torch.cat([torch.rand(1, 60, 4), torch.rand(1, 60, 3) * 0.9], 2)
+    assert read(table, *"abc")[0].relative
+
+
+def test_the_best_of_all_queries_and_classes_where_these_do_not_exclude_each_other() -> None:
+    logits = torch.tensor([[[3.0, 2.0, -4.0], [1.0, -4.0, -4.0]]])
+    (found,) = read({"logits": logits, "pred_boxes": torch.rand(1, 2, 4)}, *"abc")
+    assert found.scores.tolist() == pytest.approx(torch.tensor([3.0, 2, 1]).sigmoid().tolist())
+    assert found.classes.tolist() == [0, 1, 0]
+
+
+def test_names_that_are_too_few_do_not_make_scores_of_something_else() -> None:
+    table = torch.cat([torch.rand(1, 4, 90) * 9, torch.rand(1, 18, 90) * 0.9], 1)
+    with pytest.raises(InputError, match=r"not all between|several ways"):
+        read(table, *map(str, range(16)))
+    with pytest.raises(InputError, match="no 'scores' and 'boxes'"):
+        read({"scores": torch.rand(2, 5)})  # of classes
+    with pytest.raises(InputError, match="not all between 0 and 1"):
+        read({"scores": torch.randn(5)})
+    with pytest.raises(InputError, match="no 'scores' and 'boxes'"):
+        read({"scores": torch.rand(5), "boxes": torch.rand(5, 5)})
+
+
+@pytest.mark.parametrize("index", [-1, True, 1.0, "0", None])
+def test_numbers_that_no_box_has(index: Any) -> None:
+    with pytest.raises(InputError, match="numbers from 0 on: there is no box"):
+        targets.box(index)
 
 
 def test_boxes_that_are_not_decoded_are_refused() -> None:

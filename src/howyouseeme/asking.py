@@ -153,7 +153,7 @@ class Asker:
     def _boxes(self, index: int, tape: Tape) -> tuple[tuple[str, ...], tuple[Box | None, ...]]:
         """What the box of a number is called in each image, and where it lies."""
         answer = pytree.tree_map(lambda x: x.data if isinstance(x, Value) else x, tape.output)
-        height, width = tape.inputs[0].shape[-2:]
+        pictures = [value.shape[2:] for value in tape.inputs if len(value.shape) == 4]
         labels: list[str] = []
         boxes: list[Box | None] = []
         for found in boxes_in(answer, self.network, index + 1):
@@ -163,11 +163,12 @@ class Asker:
                 if 0 <= category < len(self.network.classes):
                     labels[-1] = f"{self.network.label(category)}, box {index}"
             boxes.append(None)
-            if found.boxes is not None:
-                sides = (width, height, width, height) if found.relative else (1.0,) * 4
-                corners = found.boxes[index].tolist()
-                x0, y0, x1, y1 = (at * side for at, side in zip(corners, sides, strict=True))
-                boxes[-1] = (x0, y0, x1, y1)
+            if found.boxes is None or (found.relative and not pictures):
+                continue
+            height, width = pictures[0] if found.relative else (1, 1)
+            x0, y0, x1, y1 = found.boxes[index].tolist()
+            if x0 <= x1 and y0 <= y1:  # no numbers are neither
+                boxes[-1] = (x0 * width, y0 * height, x1 * width, y1 * height)
         return tuple(labels), tuple(boxes)
 
     def _yes_or_no(self, tape: Tape, target: Any, logits: Value, certain: list[float]) -> Asked:

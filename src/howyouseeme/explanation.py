@@ -40,7 +40,7 @@ _EVIDENCE = 0.8
 #: What an explanation keeps once it was asked for, one item an image.
 _BY_IMAGE = (
     *("points", "coverage", "attention", "saliency", "counted", "levels", "paths"),
-    *("_strongest", "_around"),
+    *("_strongest", "_around", "_inside"),
 )
 
 
@@ -217,10 +217,20 @@ class Explanation:
     @cached_property
     def _strongest(self) -> list[tuple[Tensor, Tensor]]:
         # On the CPU, as a device would be waited for at every image.
-        return [
-            strongest_points(item if one.geometry is None else one.geometry.cut(item), MOST_POINTS)
-            for one, item in zip(self.samples, self.evidence.cpu(), strict=True)
-        ]
+        return [strongest_points(item, MOST_POINTS) for item in self._inside.cpu()]
+
+    @cached_property
+    def _inside(self) -> Tensor:
+        """The evidence [batch, height, width], without what lies in padding that shows nothing of the picture."""
+        cut = [one.geometry is not None and one.geometry.pads for one in self.samples]
+        if not any(cut):
+            return self.evidence
+        return torch.stack(
+            [
+                item if one.geometry is None else one.geometry.cut(item)
+                for one, item in zip(self.samples, self.evidence, strict=True)
+            ]
+        )
 
     @cached_property
     def points(self) -> tuple[Points, ...]:
@@ -300,7 +310,7 @@ class Explanation:
         """
         return [
             item.clamp(min=0) + self.method.surroundings * around
-            for item, around in zip(precise(self.evidence), self._around, strict=True)
+            for item, around in zip(precise(self._inside), self._around, strict=True)
         ]
 
     @cached_property
@@ -315,7 +325,7 @@ class Explanation:
     @cached_property
     def _around(self) -> list[Tensor]:
         """The evidence for the answer, blurred: one map an image."""
-        positive = precise(self.evidence).clamp(min=0)
+        positive = precise(self._inside).clamp(min=0)
         sigma = self.method.blur * min(positive.shape[1:])
         return list(gaussian_blur(positive, sigma, first=1))
 

@@ -302,6 +302,16 @@ class Geometry:
         )
         return x0, y0, x1, y1
 
+    @property
+    def pads(self) -> bool:
+        """Whether the input reaches beyond the picture."""
+        return any(
+            offset < 0 or offset + scale * given > side + scale / 2
+            for offset, scale, given, side in zip(
+                self.offset, self.scale, self.input_size, self.image_size, strict=True
+            )
+        )
+
     def cut(self, map: Tensor) -> Tensor:
         """A map over the input [h, w] with zeros in the padding, where the input shows nothing of the picture.
 
@@ -309,10 +319,18 @@ class Geometry:
         """
         for axis, side in enumerate(self.image_size):
             place = (torch.arange(map.shape[axis]) + 0.5) * self.scale[axis] + self.offset[axis]
-            inside = (place > 0) & (place < side)
-            if not bool(inside.all()):
-                map = map * (inside[:, None] if axis == 0 else inside).to(map)
+            inside = ((place > 0) & (place < side)).to(map)
+            map = map * (inside[:, None] if axis == 0 else inside)
         return map
+
+    def shows(self, place: np.ndarray) -> np.ndarray:
+        """Whether places of the input [n, 2] lie in the picture, and not in padding: [n].
+
+        >>> geometry.shows(np.array([[0.0, 0.0]]))
+        """
+        at = (place + 0.5) * np.array(self.scale) + np.array(self.offset)
+        inside: np.ndarray = ((at > 0) & (at < np.array(self.image_size))).all(1)
+        return inside
 
     def map_to_image(self, map: np.ndarray) -> np.ndarray:
         """A map over the input [h, w], resampled over the picture: [H, W] float32.
@@ -410,7 +428,7 @@ class Preprocess:
             raise InputError(
                 "resize='fit' shows the whole picture: crop_from has no meaning for it."
             )
-        if not 0 <= self.fill <= 255:
+        if type(self.fill) is not int or not 0 <= self.fill <= 255:
             raise InputError(f"fill is a level of grey, 0 to 255, not {self.fill!r}.")
         if self.scale == 0 or 0 in self.std:
             raise InputError("scale and std can't be zero: they would wipe out the picture.")

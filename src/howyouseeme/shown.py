@@ -84,10 +84,11 @@ def layer_views(one: Explanation, layers: Sequence[Layer]) -> list[LayerView]:
         if heat is None:  # its places are those of no pixel
             continue
         place = np.zeros((len(layer.nodes), 2), dtype=np.float32)
+        strength = np.array([node.share for node in layer.nodes], dtype=np.float32)
         for axis, (of, line) in layer.layout.items():
             place[:, of - 2] = [line[node.position[axis - 2]] for node in layer.nodes]
+        place, strength = place[shows := geometry.shows(place)], strength[shows]
         y, x = geometry.points_to_image(place[:, 0], place[:, 1])
-        strength = np.array([node.share for node in layer.nodes], dtype=np.float32)
         call = "pixels" if layer.call == "input" else layer.call.removeprefix("aten.")
         name = layer.module or call
         seen = scale_to_one(heat[0]).numpy()

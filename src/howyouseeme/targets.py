@@ -146,28 +146,33 @@ def _class_name(category: int | str, network: Network | None = None) -> str:
 
 
 def box(index: int) -> Target:
-    """Why this box? The score of a detection, the most certain being number 0.
+    """Why this box? The score of a detection, by its number among those that the detector found, from 0.
 
     >>> explanation = explainer(images, target=hysm.targets.box(0))
     >>> explanation.label[0], explanation.probability[0], explanation.box[0]
 
-    Of each image the `index`-th box is explained, by its class score before the softmax or sigmoid, where
-    that is all that came after it. Which boxes were kept, and where they lie, is taken as given on this
+    Numbers are those of the detector's own list, which most begin with the most certain box; where it has
+    none, as YOLO networks, the most certain is 0. Explained is the class score of the box, before the softmax
+    or sigmoid where that is all that came after it. Which boxes were kept, and where they lie, is taken as given on this
     image. Detectors that answer as torchvision's, transformers' and YOLO networks do are read: see
     `howyouseeme.detectors.boxes_in`.
 
-    Raises, when it is explained:
-        InputError: the model is no such detector, or finds fewer boxes.
+    Raises:
+        InputError: the index is no number from 0 on; when it is explained: the model is no such detector, or
+            finds fewer boxes.
     """
+    if isinstance(index, bool) or not isinstance(index, int) or index < 0:
+        raise InputError(f"Boxes have numbers from 0 on: there is no box {index!r}.")
 
     def read(output: Any, network: Network) -> Tensor:
         scores = [one.scores for one in boxes_in(output, network, index + 1)]
         for image, kept in enumerate(scores):
-            if not 0 <= index < len(kept):
+            if index >= len(kept):
                 place = f" in image {image}" if len(scores) > 1 else ""
+                lower = "ask for a lower number, or lower" if len(kept) else "lower"
                 raise InputError(
-                    f"There is no box {index}{place}, where {network.name} keeps "
-                    f"{len(kept)}: ask for a lower number, or lower its score threshold."
+                    f"There is no box {index}{place}, where {network.name} keeps {len(kept)}: {lower} its "
+                    "score threshold."
                 )
         return torch.stack([kept[index] for kept in scores])
 

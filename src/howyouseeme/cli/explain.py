@@ -61,7 +61,8 @@ class _Job:
     "--box",
     type=click.IntRange(min=0),
     metavar="N",
-    help="Of a detector: explain the box of this number, 0 being the most certain.",
+    help="Of a detector: explain the box of this number in its list, from 0; most begin with the most "
+    "certain one.",
 )
 @network_options
 @click.option(

@@ -39,6 +39,12 @@ __all__ = ["Evidence"]
 #: detector that found a box: they tell where that is, and not where in its sight the evidence lies.
 _FEW = 0.25
 
+#: Calls that take the highest of many places.
+_MAXIMA = {
+    *("aten.amax", "aten.max", "aten.max_pool1d", "aten.max_pool2d_with_indices"),
+    *("aten.max_pool3d_with_indices", "aten.adaptive_max_pool2d", "aten.adaptive_max_pool3d"),
+}
+
 #: Elements of the largest activation of a stack of walks: more take no less time each.
 _STACK = 2**23
 
@@ -197,8 +203,14 @@ def _few(plan: Plan, alone: Tensor, maps: dict[Value, Tensor]) -> Tensor | None:
     """
     if len({len(item) for item in maps.values()}) != 1 or not bool(_narrow(maps, plan).any()):
         return None
-    passing = multipliers(plan, alone, until=maps.__contains__, gates=False)
-    narrow = _narrow({value: item for value, item in passing if value in maps}, plan)
+    reached = {}
+    for value, item in multipliers(plan, alone, until=maps.__contains__, gates=False):
+        highest = value not in maps and value.call is not None and value.call.name in _MAXIMA
+        if highest and item.dim() > 1 and int(item.flatten(1).count_nonzero(1).max()) > 1:
+            return None  # a head of many maxima, each of which might have been anywhere
+        if value in maps:
+            reached[value] = item
+    narrow = _narrow(reached, plan)
     return narrow if bool(narrow.any()) else None
 
 

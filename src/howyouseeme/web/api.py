@@ -261,7 +261,7 @@ async def explain(
     box: Annotated[
         int | None,
         Query(
-            description="Of a detector: the box to explain, 0 being the most certain.",
+            description="Of a detector: the number of the box to explain in its list, from 0.",
             ge=0,
             le=10_000,
         ),

@@ -21,7 +21,7 @@ from ..network import Network
 from ..weights import check_finite
 from .check import QUANTISED, compare, dtype_of, shape_of
 from .graph import OWN, WITH_GRAPHS, OnnxModule, operators_in, opset_of
-from .operators import OPERATORS
+from .operators import DTYPES, OPERATORS
 
 __all__ = ["load_onnx"]
 
@@ -34,8 +34,8 @@ def load_onnx(path: Path) -> Network:
     >>> network = load_onnx(Path("model.onnx"))
 
     Where onnxruntime is installed, both answer a fixed random input, and a difference is an error;
-    where it isn't, a warning says so. Preprocessing and classes are in files that Ultralytics (YOLO) wrote,
-    and in no others; a network of bytes takes the photo as it is.
+    where it isn't, a warning says so. Preprocessing and classes are known of files that Ultralytics (YOLO)
+    wrote; a network of bytes takes the photo as it is.
 
     Raises `MissingExtraError` without the package onnx, `UnsupportedCallError` naming all operators
     that can't be imported, and `ModelError` when the file can't be read, or onnxruntime's answer is
@@ -84,18 +84,23 @@ def _of_bytes(model: Any, module: OnnxModule) -> Preprocess | None:
 def _of_ultralytics(said: Mapping[str, str]) -> Preprocess | None:
     """How Ultralytics' networks (YOLO) take photos, which the file says by its task and size."""
     sides = _literal(said.get("imgsz", ""))
-    if said.get("author") != "Ultralytics" or not isinstance(sides, list) or len(sides) != 2:
+    usual = said.get("author") == "Ultralytics" and said.get("channels", "3") == "3"
+    if not usual or not isinstance(sides, (list, tuple)) or len(sides) != 2:
         return None
-    size = int(sides[0]), int(sides[1])
+    if not all(type(side) is int and 0 < side < 2**15 for side in sides):
+        return None
+    size = sides[0], sides[1]
     if said.get("task") == "classify":
         return Preprocess(size, resize="crop", crop_from=min(size))
+    if "rtdetr" in (said.get("head", "") + said.get("description", "")).lower():
+        return Preprocess(size)
     return Preprocess(size, resize="fit", fill=114)
 
 
 def _names(text: str) -> tuple[str, ...] | None:
     """The names of the classes, which Ultralytics writes as a dict by index."""
     found = _literal(text)
-    if not isinstance(found, dict) or sorted(found) != [*range(len(found))]:
+    if not isinstance(found, dict) or found.keys() != {*range(len(found))}:
         return None
     return tuple(str(found[index]) for index in range(len(found))) or None
 
@@ -116,6 +121,11 @@ def _check_operators(model: Any, path: Path) -> None:
             f"{path} is of opset {opset}, and imported are {_OLDEST} and later ones; "
             "convert it with onnx.version_converter.convert_version(model, 18)."
         )
+    for one in model.graph.input:
+        if one.type.tensor_type.elem_type not in DTYPES:
+            raise UnsupportedCallError(
+                f"{path} can't be imported, for its input {one.name} is no tensor of numbers that are supported."
+            )
     missing = sorted(operators_in(model.graph) - OPERATORS.keys() - WITH_GRAPHS.keys())
     if missing:
         advice = (
