@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 import warnings
 from pathlib import Path
@@ -426,6 +427,19 @@ def test_an_import_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.M
         ModelError, match=r"wrong\.onnx is not imported as onnxruntime runs it, .* y"
     ):
         load_onnx(path)
+
+
+def test_a_network_can_be_pickled_with_what_explains_it(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Abs", ["x"], ["a"]),
+        helper.make_node("ReduceMean", ["a", "s"], ["y"]),
+    ]
+    network = load_onnx(saved(tmp_path / "a.onnx", nodes, {"s": np.array([2, 3])}))
+    image = torch.rand(1, 3, 8, 8)
+    explanation = hysm.Explainer(network)(image, target=1)
+    again = pickle.loads(pickle.dumps(explanation))
+    assert torch.equal(again.evidence, explanation.evidence)
+    assert torch.equal(again.model.module(image), network.module(image))
 
 
 def test_without_onnxruntime_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,7 +120,7 @@ class _Node(nn.Module):
     def __init__(self, node: Any, opset: int, known: Mapping[str, Any]) -> None:
         super().__init__()
         self.attributes = Attributes(node, opset)
-        self.function = OPERATORS[operator_of(node)] if type(self) is _Node else None
+        self.operator = operator_of(node)
         self.takes = list(node.input)
         self.gives = list(node.output)
         self.kind = node.op_type
@@ -139,8 +139,7 @@ class _Node(nn.Module):
         return given if isinstance(given, tuple) else (given,)
 
     def run(self, *inputs: Any) -> Any:
-        assert self.function is not None
-        return self.function(self.attributes, *inputs)
+        return OPERATORS[self.operator](self.attributes, *inputs)
 
     def _take(self, *bodies: _Graph) -> None:
         """Take what bodies need of the graph around them too."""
