@@ -25,7 +25,7 @@ from howyouseeme import __version__ as version
 from howyouseeme import explainer as explainer_module
 from howyouseeme import explanation as explanation_module
 from howyouseeme.backtrack import plan
-from howyouseeme.explanation import MOST_POINTS, Node
+from howyouseeme.explanation import MOST_POINTS, Layer, Node
 from howyouseeme.files import write
 from howyouseeme.maps import gaussian_blur
 from howyouseeme.methods import get_method
@@ -933,3 +933,20 @@ def test_what_lies_in_padding_shows_nothing_of_the_photo() -> None:
     )
     shown = [node for node in pixels.nodes if 8 <= node.position[0] < 24]
     assert len(view.points_y) == len(view.strength) == len(shown) < len(pixels.nodes)
+
+
+def test_a_stage_is_shown_where_there_is_evidence() -> None:
+    """Of the layers of one size the last, but not another scale of a detector's head, which saw nothing."""
+    seen, none = torch.ones(4, 4), torch.zeros(4, 4)
+    layers = [
+        Layer(name, call, (8, *heat.shape), heat, ())
+        for name, call, heat in (
+            ("", "input", torch.ones(8, 8)),
+            ("first", "aten.relu", seen),
+            ("second", "aten.relu", seen),
+            ("pad", "aten.constant_pad_nd", torch.ones(5, 5)),
+            ("other", "aten.cat", none),
+            ("small", "aten.cat", torch.zeros(2, 2)),
+        )
+    ]
+    assert [layer.module for layer in shown.stages(layers)] == ["", "second", "small"]

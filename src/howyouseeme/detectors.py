@@ -112,7 +112,7 @@ def _of_queries(logits: Tensor, boxes: Tensor, network: Network, count: int) -> 
     if not classes or logits.shape[-1] not in {classes, classes + 1}:
         raise InputError(
             f"{network.name} answers with {logits.shape[-1]} scores for each box, and "
-            f"{classes or 'no'} class names are known: give classes=[...], which tell whether one score means "
+            f"{classes or 'no'} class names are known: give classes=[...] (--classes FILE), which tell whether one score means "
             "'nothing'."
         )
     nothing = logits.shape[-1] == classes + 1
@@ -171,7 +171,7 @@ def _of_table(table: Tensor, network: Network, count: int) -> list[Boxes]:
             raise _no_scores(table, network)
         raise InputError(
             f"How {network.name} answers, {outline(table)}, can be read in several ways or in none, and "
-            f"{classes or 'no'} class names are known: give classes=[...], one for each score of a box, or a "
+            f"{classes or 'no'} class names are known: give classes=[...] (--classes FILE), one for each score of a box, or a "
             "function of its output as the target."
         )
     return _of_candidates(likely[0], network, count)

@@ -56,7 +56,7 @@ def subject(one: Explanation) -> Subject:
 
 
 def stages(layers: Sequence[Layer]) -> list[Layer]:
-    """The pixels, and of the layers above them one for each resolution, the last of its kind.
+    """The pixels, and of the layers above them one for each resolution, the last with evidence of its kind.
 
     >>> [layer.shape for layer in stages(explanation.layers())]
     """
@@ -64,6 +64,10 @@ def stages(layers: Sequence[Layer]) -> list[Layer]:
     pixels, *above = layers
     for layer in above:
         if layer.call == "aten.constant_pad_nd":  # a size of its own, and nothing new to see
+            continue
+        if (
+            layer.shape[1:] in last and not layer.map.any()
+        ):  # another scale of a detector's head, say
             continue
         last.pop(layer.shape[1:], None)
         last[layer.shape[1:]] = layer
