@@ -178,7 +178,8 @@ def multipliers(
     are summed, with their sign; nothing is lost.
 
     `on_bias` is told each call's share of the target that comes from its bias, elementwise. Without `gates`
-    what acts on each element alone lets everything through: what is not 0 then has a say in some image.
+    what acts on each element alone (an activation, a scale, a mask) lets everything through as it is: what is
+    not 0 then has a say, whether this image makes use of it or not.
     """
     waiting: dict[Value, Tensor] = {walk.start: seed}
     for value, step in walk.steps:

@@ -191,15 +191,16 @@ def _places(
     each = (-1, *[1] * (weight.dim() - 1))
     most = per_sample(weight, len(weight)).max(1).values.reshape(each)
     weight = weight / most.clamp(min=torch.finfo(weight.dtype).tiny)
-    if few is None or len(few) != len(weight):  # as before
-        return weight
-    return weight.masked_fill(few.reshape(each), 1)
+    if few is not None and len(few) == len(weight):  # and there are not several views of an image
+        weight = weight.masked_fill(few.reshape(each), 1)
+    return weight
 
 
 def _few(plan: Plan, alone: Tensor, maps: dict[Value, Tensor]) -> Tensor | None:
     """[batch]: whether few of the places of the feature maps have a say in the answer; None if never.
 
-    Whether they have, and not whether they make use of it in this image: gates count as open.
+    Whether they have, and not whether they make use of it in this image: gates count as open. Evidence lies
+    only where there is a say, so that most answers are told by that alone, without another walk.
     """
     if len({len(item) for item in maps.values()}) != 1 or not bool(_narrow(maps, plan).any()):
         return None
@@ -220,7 +221,7 @@ def _narrow(maps: dict[Value, Tensor], plan: Plan) -> Tensor:
     axes = spatial(plan)
     for value, item in maps.items():
         axis = axes.get(value, 1)
-        said = (item != 0).any(axis).flatten(1) if item.dim() > 2 else item.flatten(1)[:, :1] != 0
+        said = (item != 0).any(axis).reshape(len(item), -1)  # [batch, places]
         there = there.to(item.device) + said.sum(1)
         places = places.to(item.device) + said.any(1) * said.shape[1]
     return there < _FEW * places
