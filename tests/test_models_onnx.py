@@ -135,6 +135,26 @@ def graph(name: str, nodes: list[Any], inputs: list[Any], outputs: list[str]) ->
     return helper.make_graph(nodes, name, inputs, made)
 
 
+@pytest.mark.parametrize("shape", [(1,), (3, 1, 1), (8,), (3, 8, 8)])
+def test_slopes_are_broadcast_as_numpy_does(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    pytest.importorskip("onnxruntime", reason="pip install onnxruntime")
+    rng = np.random.default_rng(0)
+    slope = {"s": rng.normal(size=shape).astype(np.float32), "c": np.ones(1, np.float32)}
+    nodes = [
+        helper.make_node("Sub", ["x", "c"], ["a"]),  # below zero
+        helper.make_node("PRelu", ["a", "s"], ["y"]),
+    ]
+    load_onnx(saved(tmp_path / "slope.onnx", nodes, slope))  # compares
+
+
+def test_slopes_for_columns_are_not_those_of_channels(tmp_path: Path) -> None:
+    x = torch.rand(1, 3, 8, 3) - 1
+    slope = torch.tensor([0.1, 0.2, 0.3])
+    node = helper.make_node("PRelu", ["x", "s"], ["y"])
+    path = saved(tmp_path / "slope.onnx", [node], {"s": slope.numpy()})
+    assert torch.allclose(OnnxModule(onnx.load(path))(x), x * slope)
+
+
 def test_sequences(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="pip install onnxruntime")
     nodes = [

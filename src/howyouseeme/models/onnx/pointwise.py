@@ -123,7 +123,9 @@ def _leaky_relu(attributes: Attributes, x: Tensor) -> Tensor:
 
 @operator("PRelu")
 def _prelu(attributes: Attributes, x: Tensor, slope: Tensor) -> Tensor:
-    if slope.numel() in (1, x.shape[1]) and (slope.dim() == 0 or slope.numel() == slope.shape[0]):
+    alone = slope.dim() == 0 or slope.numel() == slope.shape[0]
+    columns = slope.dim() == 1 and x.dim() > 2 and len(slope) == x.shape[-1]  # as NumPy broadcasts
+    if slope.numel() == 1 or (alone and slope.numel() == x.shape[1] and not columns):
         return F.prelu(x, slope.reshape(-1))
     return x.clamp(min=0) + slope * x.clamp(max=0)
 

@@ -23,7 +23,7 @@ def _from_start(index: Tensor, size: int) -> Tensor:
 def _top_k(attributes: Attributes, x: Tensor, count: Tensor | None = None) -> tuple[Tensor, Tensor]:
     axis = attributes.get("axis", -1)
     wanted = attributes.get("k") if count is None else int(count)
-    # Of equals the first: torch.topk takes any.
+    # Of equals the first, where torch.topk takes any; sorted also where the node leaves that open.
     values, places = x.sort(dim=axis, descending=bool(attributes.get("largest", 1)), stable=True)
     return values.narrow(axis, 0, wanted), places.narrow(axis, 0, wanted)
 
