@@ -222,6 +222,7 @@ def test_missing_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
             "no image classifier 'resnet5O'; did you mean torchvision:resnet50",
         ),
         ("torchvision:qqqqqq", r"no image classifier 'qqqqqq'\.$"),
+        ("torchvision:fcos_resnet50_fpn", "is no image classifier: let a function of yours return"),
         ("no_such_package:factory", "No module named 'no_such_package'"),
         ("math:no_such_name", "no attribute 'no_such_name'"),
         (":factory", "can't be imported"),

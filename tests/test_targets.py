@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -302,12 +304,12 @@ def test_boxes_that_overlap_better_ones_of_their_class_are_left_out() -> None:
         (
             torch.rand(1, 50, 85),
             None,
-            "can be read in several ways .* and no class names are known",
+            "can be read in several ways .* no class names: .* would have 46 classes, of a YOLOv5 45",
         ),
-        (torch.rand(1, 85, 50), tuple("abc"), "can be read in several ways .* and 3 class names"),
+        (torch.rand(1, 85, 50), tuple("abc"), "can be read in several ways .* 3 class names"),
         (torch.rand(1, 7, 8), tuple("abc"), "can be read in several ways"),
         (torch.rand(1, 9, 150), None, "can be read in several ways"),
-        (torch.randn(1, 7, 50), tuple("abc"), "not all between 0 and 1: give a function"),
+        (torch.randn(1, 7, 50), tuple("abc"), "in several ways or in none with 3 class names"),
         (torch.rand(2, 3), None, r"no detector whose answer is known: it is tensor \[2, 3\]"),
         ({"scores": torch.ones(3).long()}, None, "no detector whose answer is known"),
         ([], None, "no detector whose answer is known"),
@@ -367,7 +369,7 @@ def test_the_best_of_all_queries_and_classes_where_these_do_not_exclude_each_oth
 
 def test_names_that_are_too_few_do_not_make_scores_of_something_else() -> None:
     table = torch.cat([torch.rand(1, 4, 90) * 9, torch.rand(1, 18, 90) * 0.9], 1)
-    with pytest.raises(InputError, match=r"not all between|several ways"):
+    with pytest.raises(InputError, match="16 class names: of a YOLOv8 or later it would have 18"):
         read(table, *map(str, range(16)))
     with pytest.raises(InputError, match="no 'scores' and 'boxes'"):
         read({"scores": torch.rand(2, 5)})  # of classes
@@ -381,6 +383,26 @@ def test_names_that_are_too_few_do_not_make_scores_of_something_else() -> None:
 def test_numbers_that_no_box_has(index: Any) -> None:
     with pytest.raises(InputError, match="numbers from 0 on: there is no box"):
         targets.box(index)
+
+
+def test_a_configuration_tells_whether_one_score_means_nothing() -> None:
+    """Also where somebody gave that a name."""
+    module = nn.Identity()
+    module.config = SimpleNamespace(id2label={0: "cat", 1: "dog"})
+    network = hysm.Network("net", module, classes=("cat", "dog", "nothing"))
+    logits = torch.tensor([[[1.0, 2.0, 9.0], [3.0, 0.0, 0.0]]])
+    (found,) = boxes_in({"logits": logits, "pred_boxes": torch.rand(1, 2, 4)}, network)
+    assert found.classes.tolist() == [0, 1]
+    assert found.scores.tolist() == pytest.approx(
+        [float(logits[0, 1].softmax(0)[0]), float(logits[0, 0].softmax(0)[1])]
+    )
+
+
+def test_the_box_of_a_detector_is_the_object_that_its_answer_is_seen_in() -> None:
+    network = hysm.Network("net", Answers("columns").eval(), classes=("cat", "dog", "owl"))
+    found = hysm.explain(network, torch.rand(1, 3, 12, 12), targets.box(1))
+    ((one,),) = found.boxes()
+    assert (one.label, one.score, one.box) == (found.label[0], found.probability[0], found.box[0])
 
 
 def test_boxes_that_are_not_decoded_are_refused() -> None:
@@ -512,7 +534,7 @@ def test_a_box_is_explained_by_its_logit(squash: str, images: Tensor) -> None:
         place = scores.flatten(1).sort(1, descending=True).indices[:, index]
         want = logits[:, :, 1:].flatten(1).gather(1, place[:, None])[:, 0]
         torch.testing.assert_close(explanation.evidence.sum((1, 2)), want)
-        assert explanation.label == (f"box {index}",) * 2
+        assert all(re.fullmatch(rf"class \d+, box {index}", one) for one in explanation.label)
         top = scores.flatten(1).sort(1, descending=True).values[:, index]
         assert explanation.probability == pytest.approx(top.tolist())
         for i, at in enumerate(torch.div(place, 2, rounding_mode="floor").tolist()):
@@ -581,7 +603,7 @@ def test_torchvisions_detectors(name: str) -> None:
     assert len(answer["scores"]) > 1
     for method in ("evidence", "exact"):
         explanation = hysm.explain(model, image, targets.box(1), method=method)
-        assert explanation.label == ("box 1",)
+        assert re.fullmatch(r"class \d+, box 1", explanation.label[0])
         assert explanation.evidence.shape == (1, 64, 64)
         assert explanation.evidence.any(), method
     assert len(explanation.points[0])

@@ -158,9 +158,9 @@ class Asker:
         boxes: list[Box | None] = []
         for found in boxes_in(answer, self.network, index + 1):
             labels.append(f"box {index}")
-            if found.classes is not None and self.network.classes is not None:
-                category = int(found.classes[index])
-                if 0 <= category < len(self.network.classes):
+            if found.classes is not None:
+                category, names = int(found.classes[index]), self.network.classes
+                if category >= 0 and (names is None or category < len(names)):
                     labels[-1] = f"{self.network.label(category)}, box {index}"
             boxes.append(None)
             if found.boxes is None or (found.relative and not pictures):

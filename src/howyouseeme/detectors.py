@@ -108,7 +108,7 @@ def _named(found: Mapping[str, Any], network: Network) -> list[Boxes]:
 
 
 def _of_queries(logits: Tensor, boxes: Tensor, network: Network, count: int) -> list[Boxes]:
-    classes = len(network.classes or ())
+    classes = _known(network)
     if not classes or logits.shape[-1] not in {classes, classes + 1}:
         raise InputError(
             f"{network.name} answers with {logits.shape[-1]} scores for each box, and "
@@ -159,22 +159,27 @@ class _Candidates:
 
 
 def _of_table(table: Tensor, network: Network, count: int) -> list[Boxes]:
-    classes = len(network.classes or ())
+    classes = _known(network)
     plain = table.detach().float()
     chosen = table.shape[2] == 6 and _are_chosen(plain, classes)
-    ways = _ways(table, classes) if classes else []
-    likely = [way for way in ways if way.likely]
+    likely = [way for way in _ways(table, classes) if way.likely] if classes else []
     if chosen and not likely:
         return _of_rows(table, plain)
     if chosen or len(likely) != 1:
-        if len(ways) == 1 and not chosen:
-            raise _no_scores(table, network)
+        least = min(table.shape[1:])
         raise InputError(
-            f"How {network.name} answers, {outline(table)}, can be read in several ways or in none, and "
-            f"{classes or 'no'} class names are known: give classes=[...] (--classes FILE), one for each score of a box, or a "
-            "function of its output as the target."
+            f"How {network.name} answers, {outline(table)}, can be read in several ways or in none with "
+            f"{classes or 'no'} class names: of a YOLOv8 or later it would have {least - 4} classes, of a YOLOv5 "
+            f"{least - 5}. Give classes=[...] (--classes FILE), a name for each, or a function of its output as "
+            "the target."
         )
     return _of_candidates(likely[0], network, count)
+
+
+def _known(network: Network) -> int:
+    """How many classes a network is known to have: by its configuration, as of transformers, or its names."""
+    told = getattr(getattr(network.module, "config", None), "id2label", None)
+    return len(told or network.classes or ())
 
 
 def _ways(table: Tensor, classes: int) -> list[_Candidates]:
@@ -264,6 +269,6 @@ def _no_scores(output: Any, network: Network) -> InputError:
 def _unknown(output: Any, network: Network) -> InputError:
     return InputError(
         f"{network.name} is no detector whose answer is known: it is {outline(output)}, with no 'scores' and 'boxes' "
-        "for each image and no table of boxes. Give a function of its output as the target, "
-        "target=lambda output: output[...]."
+        "for each image and no table of boxes. Ask a classifier for a class; of another detector give a "
+        "function of its output as the target, target=lambda output: output[...]."
     )

@@ -352,7 +352,8 @@ class Explanation:
         >>> found.label, found.score, found.box        # x0, y0, x1, y1 in pixels of the user's image
 
         No box was ever trained: an object is where the evidence is, and what the network describes
-        alike (see `howyouseeme.localize`). `threshold`, 0..1, tells at which level of the strongest
+        alike (see `howyouseeme.localize`); of a detector's box that was asked about (`targets.box`) it is that
+        one. `threshold`, 0..1, tells at which level of the strongest
         place an object ends; 0.22 by default.
 
         Raises:

@@ -108,10 +108,13 @@ def detect(
 
 def boxes(explanation: Explanation, i: int, threshold: float) -> tuple[Detection, ...]:
     """What `Explanation.boxes` finds in image i."""
+    chance, asked = explanation.probability[i], explanation.box[i]
+    if asked is not None:  # a detector found it: nothing is to be looked for
+        label = explanation.label[i]
+        return (Detection(None, label, 1.0 if chance is None else chance, asked),)
     heat = object_of(explanation, i)
     geometry = explanation.samples[i].geometry
     assert geometry is not None  # or else there were no map
-    chance = explanation.probability[i]
     return tuple(
         Detection(
             explanation.target[i],

@@ -71,7 +71,9 @@ def stages(layers: Sequence[Layer]) -> list[Layer]:
             continue
         last.pop(layer.shape[1:], None)
         last[layer.shape[1:]] = layer
-    return [pixels, *(last[size] for size in last if size != pixels.shape[1:])]
+    # From fine to coarse: where a network joins several scales, the order of its calls jumps.
+    others = sorted(last.values(), key=lambda layer: layer.map.numel(), reverse=True)
+    return [pixels, *(layer for layer in others if layer.shape[1:] != pixels.shape[1:])]
 
 
 def layer_views(one: Explanation, layers: Sequence[Layer]) -> list[LayerView]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ..explanation import Explanation
 
 DEFAULT_METHOD = "evidence"
+_SURE = 0.25  # of a box: the usual threshold of YOLO networks
 METHODS = ("evidence", "seed", "exact")
 
 
@@ -202,6 +203,10 @@ def _explain_one(job: _Job, file: Path, name: str) -> Iterator[str]:
             yield Note(f"{file}: nothing in it speaks for {answer} more than for other classes")
         elif job.check:
             yield from _checked(job, explanation)
+        elif job.wanted.box is not None and (explanation.probability[0] or 0) < _SURE:
+            yield Note(
+                f"{file}: the network is hardly sure of this box; many programs don't show such ones"
+            )
 
 
 def _checked(job: _Job, explanation: Explanation) -> Iterator[str]:

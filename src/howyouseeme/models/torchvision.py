@@ -50,6 +50,11 @@ def load_torchvision(name: str, weights: Path | None = None) -> Network:
     """
     models = _models()
     names = _names(models)
+    if name in models.list_models() and name not in names:
+        raise ModelError(
+            f"{PREFIX}{name} is no image classifier: let a function of yours return it, with its weights, and "
+            "name that, --model mine:network; or give the module itself."
+        )
     if name not in names:
         close = ", ".join(PREFIX + known for known in get_close_matches(name, names, n=3))
         raise ModelError(
