@@ -65,9 +65,8 @@ def stages(layers: Sequence[Layer]) -> list[Layer]:
     for layer in above:
         if layer.call == "aten.constant_pad_nd":  # a size of its own, and nothing new to see
             continue
-        if (
-            layer.shape[1:] in last and not layer.map.any()
-        ):  # another scale of a detector's head, say
+        # As another scale of a detector's head has none.
+        if layer.shape[1:] in last and not layer.map.any():
             continue
         last.pop(layer.shape[1:], None)
         last[layer.shape[1:]] = layer

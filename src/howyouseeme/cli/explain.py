@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from ..explanation import Explanation
 
 DEFAULT_METHOD = "evidence"
-_SURE = 0.25  # of a box: the usual threshold of YOLO networks
 METHODS = ("evidence", "seed", "exact")
+
+_SURE = 0.25  # of a box: the usual threshold of YOLO networks
 
 
 @dataclass(frozen=True)

@@ -84,14 +84,8 @@ class OnnxModule(_Graph):
         """The output, or a dict of several by their names in the file."""
         if len(inputs) != len(self.inputs):
             raise ValueError(f"takes {len(self.inputs)} inputs ({', '.join(self.inputs)})")
-        # Some take one picture, without the axis of a batch.
         given = [
-            item[0]
-            if isinstance(item, Tensor)
-            and item.dim() == 4
-            and len(item) == 1
-            and len(self._said[name]) == 3
-            else item
+            item[0] if len(self._said[name]) == 3 and _is_one_picture(item) else item
             for name, item in zip(self.inputs, inputs, strict=True)
         ]
         try:
@@ -213,6 +207,11 @@ def operators_in(graph: Any) -> set[str]:
             for body in [one.g] if one.HasField("g") else one.graphs:
                 found |= operators_in(body)
     return found
+
+
+def _is_one_picture(item: Any) -> bool:
+    """[1, channel, height, width], which some files take without the axis of the batch."""
+    return isinstance(item, Tensor) and item.dim() == 4 and len(item) == 1
 
 
 def _said_shape(value: Any) -> list[int | None]:

@@ -22,6 +22,12 @@ _MAX_POOL = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
 _AVERAGE_POOL = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 
 
+def _shared(totals: Sequence[int], automatic: str) -> tuple[list[int], list[int]]:
+    """Padding shared by both sides of each axis: before and after, an odd rest as auto_pad says."""
+    less, more = [total // 2 for total in totals], [total - total // 2 for total in totals]
+    return (less, more) if automatic == "SAME_UPPER" else (more, less)
+
+
 def _window(attributes: Attributes, x: Tensor, kernel: Sequence[int]) -> tuple[list[int], ...]:
     """Stride, dilation, padding before and padding after, each along all axes of space."""
     count = len(kernel)
@@ -37,8 +43,7 @@ def _window(attributes: Attributes, x: Tensor, kernel: Sequence[int]) -> tuple[l
                 x.shape[2:], strides, kernel, dilations, strict=True
             )
         ]
-        less, more = [total // 2 for total in totals], [total - total // 2 for total in totals]
-        before, after = (less, more) if automatic == "SAME_UPPER" else (more, less)
+        before, after = _shared(totals, automatic)
     elif automatic == "VALID":
         before = after = [0] * count
     return strides, dilations, before, after
@@ -79,8 +84,7 @@ def _conv_transpose(
         totals = [
             max(whole - side, 0) for whole, side in zip(reach, sides[-len(kernel) :], strict=True)
         ]
-        less, more_ = [total // 2 for total in totals], [total - total // 2 for total in totals]
-        before, after = (less, more_) if automatic == "SAME_UPPER" else (more_, less)
+        before, after = _shared(totals, automatic)
     convolve = _CONV_TRANSPOSE[len(kernel) - 1]
     groups = attributes.get("group", 1)
     if before == after:
