@@ -25,7 +25,7 @@ onnx = pytest.importorskip("onnx", reason="pip install onnx")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from howyouseeme.models.onnx import load_onnx  # noqa: E402
+from howyouseeme.models.onnx import check, load_onnx  # noqa: E402
 from howyouseeme.models.onnx.graph import WITH_GRAPHS, OnnxModule, operators_in  # noqa: E402
 from howyouseeme.models.onnx.operators import OPERATORS, operator  # noqa: E402
 
@@ -283,6 +283,27 @@ def test_a_choice_that_rounding_turns_is_no_difference(
     assert load_onnx(path).module(torch.rand(1, 3, 8, 8)).tolist() == [[0, 1, 2]]
     monkeypatch.setitem(OPERATORS, "Add", lambda attributes, a, b: a + b + turned.flip(0) * 2e6)
     with pytest.raises(ModelError, match="the output y differs, the first at the node scores; "):
+        load_onnx(path)
+
+
+def test_a_difference_stays_one_where_its_nodes_cannot_be_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime", reason="pip install onnxruntime")
+    nodes = [
+        helper.make_node("ArgMax", ["x"], ["best"], axis=1),
+        helper.make_node("Cast", ["best"], ["y"], to=TensorProto.FLOAT),
+    ]
+    path = saved(tmp_path / "wrong.onnx", nodes)
+    monkeypatch.setitem(OPERATORS, "ArgMax", lambda attributes, x: x.argmin(1, keepdim=True))
+    with pytest.raises(ModelError, match="differs, the first at the node best; please report it"):
+        load_onnx(path)
+
+    def too_large(*_: Any) -> None:
+        raise ValueError("protobuf exceeds 2GB")
+
+    monkeypatch.setattr(check, "_odd_node", too_large)
+    with pytest.raises(ModelError, match="the output y differs; please report it"):
         load_onnx(path)
 
 

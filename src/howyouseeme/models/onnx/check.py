@@ -71,14 +71,13 @@ def compare(module: OnnxModule, model: Any, path: Path) -> None:
     answers = ours.values() if isinstance(ours, dict) else [ours]
     for name, mine, other in zip(module.outputs, answers, theirs, strict=False):
         if not _same(mine, other, tolerance):
-            odd = _odd_node(module, model, feeds, tolerance)
+            try:
+                odd = _odd_node(module, model, feeds, tolerance)
+            except Exception as error:  # of more than 2 GB, say
+                raise _differs(path, name, "") from error
             if odd is None and operators & _CHOOSING:
                 return
-            at = "" if odd is None else f", the first at the node {odd}"
-            raise ModelError(
-                f"{path} is not imported as onnxruntime runs it, for the output {name} differs{at}; "
-                "please report it."
-            )
+            raise _differs(path, name, "" if odd is None else f", the first at the node {odd}")
 
 
 def _answered(module: OnnxModule, model: Any, path: Path) -> tuple[dict[str, Tensor], list[Any]]:
@@ -98,6 +97,13 @@ def _answered(module: OnnxModule, model: Any, path: Path) -> tuple[dict[str, Ten
             failed = failed or _cannot_run(path, feeds, error)
     assert failed is not None
     raise failed
+
+
+def _differs(path: Path, name: str, where: str) -> ModelError:
+    return ModelError(
+        f"{path} is not imported as onnxruntime runs it, for the output {name} differs{where}; "
+        "please report it."
+    )
 
 
 def _cannot_run(path: Path, feeds: Mapping[str, Tensor], error: Exception) -> ModelError:
