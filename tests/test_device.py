@@ -15,6 +15,8 @@ from torch import Tensor, nn
 import howyouseeme as hysm
 from howyouseeme import backtrack, links, maps
 from howyouseeme.methods import excitation
+from howyouseeme.replay.traced import Traced
+from howyouseeme.rounding import unrounded
 from howyouseeme.track import Tracker
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -169,6 +171,102 @@ def test_no_wait_at_every_call() -> None:
     assert waits[0] <= waits[1] + 3 < 40  # with twice the layers
 
 
+def replays(explainer: hysm.Explainer) -> list[Traced]:
+    """What an explainer replays, all of it by graphs."""
+    assert explainer._replays is not None
+    kept = [item for item in explainer._replays._kept.values() if item is not None]
+    assert all(item.forward.lasts and item.back.lasts for item in kept)
+    return kept
+
+
+def assert_close(one: hysm.Explanation, other: hysm.Explanation) -> None:
+    assert one.target == other.target
+    scale = other.evidence.abs().max()
+    assert scale > 0
+    assert (one.evidence - other.evidence).abs().max() <= 1e-4 * scale
+    assert (one.saliency - other.saliency).abs().mean() < 1e-3
+    assert one.coverage == pytest.approx(other.coverage, abs=1e-4)
+
+
+@needs_gpu
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("way", ["all nodes", "no contrast"])
+def test_replays_are_graphs(way: str, count: int) -> None:
+    model = small().cuda()
+    replaying = hysm.Explainer(model, replay=True, **WAYS[way])
+    usual = hysm.Explainer(model, **WAYS[way])
+    images = [photos(count) + shift for shift in (0, 0.5, 1, -0.5, -1)]
+    found = [replaying(x.cuda()) for x in images]
+    for one, x in zip(found, images, strict=True):  # none has written over what came of another
+        assert_close(one, usual(x.cuda()))
+    assert [item.hits for item in replays(replaying)] == [3]
+    with torch.no_grad():
+        model.head.weight.mul_(-2)
+    assert_close(replaying(images[0].cuda()), usual(images[0].cuda()))
+    assert [item.hits for item in replays(replaying)] == [4]
+
+
+@needs_gpu
+def test_replays_of_several_kinds_classes_and_streams() -> None:
+    model = small().cuda()
+    replaying, usual = hysm.Explainer(model, replay=True), hysm.Explainer(model)
+    streams = [torch.cuda.Stream() for _ in range(3)]
+    found = []
+    for turn in range(5):
+        for count in (1, 2):
+            x = (photos(count) + turn).cuda()
+            torch.cuda.synchronize()
+            with torch.cuda.stream(streams[turn % 3]):
+                found += [(x, i, one) for i, one in enumerate(replaying.top(x, 2))]
+    torch.cuda.synchronize()
+    for x, i, one in found:
+        assert_close(one, usual.top(x, 2)[i])
+    assert [item.hits for item in replays(replaying)] == [3, 3]
+
+
+@needs_gpu
+def test_what_looks_up_places_after_a_look_is_not_replayed() -> None:
+    class Looks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.table = small(), nn.Parameter(torch.rand(3, 5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            place = (x.mean((1, 2, 3)) * 100).long().clamp(min=0)
+            if bool((place < 3).all()):
+                return self.body(x) * self.table[place]
+            return self.body(x)
+
+    model = Looks().cuda()
+    replaying, usual = hysm.Explainer(model, replay=True), hysm.Explainer(model)
+    with pytest.warns(UserWarning, match="not replayed.*places"):
+        found = [(x, replaying(x)) for x in (photos(1).cuda() + shift for shift in (0, 0, 0, 9))]
+    for x, one in found:
+        assert_close(one, usual(x))
+
+
+@needs_gpu
+def test_a_network_that_waits_for_the_device_is_replayed_call_by_call() -> None:
+    class Waits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = small()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x.cpu().cuda())
+
+    model = Waits().cuda()
+    replaying, usual = hysm.Explainer(model, replay=True), hysm.Explainer(model)
+    for shift in range(4):
+        assert_close(replaying(photos(1).cuda() + shift), usual(photos(1).cuda() + shift))
+    assert replaying._replays is not None
+    (kept,) = replaying._replays._kept.values()
+    assert kept is not None
+    assert kept.hits == 2
+    assert not kept.forward.lasts
+    assert kept.back.lasts
+
+
 @pytest.fixture
 def rounding(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Tensors that say they are on a GPU, whose products PyTorch rounds; as they were, afterwards."""
@@ -188,11 +286,11 @@ def test_products_of_both_signs_are_not_rounded() -> None:
     assert excitation._rounded(link, x)
     assert not excitation._rounded(link, x.double())
     assert not excitation._rounded(links.Matrix((1, 2), (1, 3), torch.ones(3, 2)), x)
-    with excitation._unrounded(True), excitation._unrounded(True):
+    with unrounded(), unrounded():
         assert not torch.backends.cudnn.allow_tf32
         assert excitation._rounded(link, x)  # the network's own call was
     assert torch.backends.cudnn.allow_tf32
-    with excitation._unrounded(False):
+    with unrounded(False):
         assert torch.backends.cudnn.allow_tf32
 
 

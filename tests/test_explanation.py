@@ -23,13 +23,14 @@ import howyouseeme as hysm
 from howyouseeme import Explainer, Explanation, InputError, Network, Preprocess, record, shown
 from howyouseeme import __version__ as version
 from howyouseeme import explainer as explainer_module
-from howyouseeme import explanation as explanation_module
+from howyouseeme import views as views_module
 from howyouseeme.backtrack import plan
-from howyouseeme.explanation import MOST_POINTS, Layer, Node
+from howyouseeme.explanation import Layer, Node
 from howyouseeme.files import write
 from howyouseeme.maps import gaussian_blur
 from howyouseeme.methods import get_method
 from howyouseeme.tape import Value
+from howyouseeme.views import MOST_POINTS
 
 METHODS = ["evidence", "seed", "exact"]
 SCHEMA = json.loads((files("howyouseeme") / "data" / "explanation.schema.json").read_text())
@@ -863,9 +864,9 @@ def test_what_was_made_once_is_there_for_each_image(
     whole, points = explanation.saliency, explanation.points
     made: list[str] = []
     for name in ("gaussian_blur", "levels", "strongest_points"):
-        function = getattr(explanation_module, name)
+        function = getattr(views_module, name)
         monkeypatch.setattr(
-            explanation_module,
+            views_module,
             name,
             lambda *a, f=function, n=name, **k: made.append(n) or f(*a, **k),
         )
@@ -895,9 +896,9 @@ def test_pictures_of_one_photo_make_its_maps_once(
     photo: Image.Image, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     made: list[str] = []
-    blur = explanation_module.gaussian_blur
+    blur = views_module.gaussian_blur
     monkeypatch.setattr(
-        explanation_module, "gaussian_blur", lambda *a, **k: made.append("blur") or blur(*a, **k)
+        views_module, "gaussian_blur", lambda *a, **k: made.append("blur") or blur(*a, **k)
     )
     explanation = Explainer(network(Preprocess((16, 12))))(photo)
     explanation.save(tmp_path, maps=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -18,14 +18,47 @@ from networks import Made
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from howyouseeme import Explainer, Explanation, InputError, ModelError, load_model
+from howyouseeme import Explainer, Explanation, InputError, ModelError, explainer, load_model
 from howyouseeme.methods import Evidence
+from howyouseeme.replay import program
 from howyouseeme.replay.program import Program
 from howyouseeme.replay.traced import trace
 from howyouseeme.replay.tracer import Tracer, Unfit
 from howyouseeme.tape import record
 
 SEEDS = range(20)
+
+
+class AsGraph:
+    """What `Graph` is on a GPU, here: what is made lies where it lay, in memory of its own."""
+
+    def __init__(self, run: Callable[..., Any], given: Sequence[Tensor], steady: int) -> None:
+        self.run, self.steady = run, steady
+        self.given = [*given[:steady], *(item.clone() for item in given[steady:])]
+        self.made = run([item.clone() for item in given])
+
+    def __call__(self, given: Sequence[Tensor]) -> Any:
+        for at, (own, item) in enumerate(zip(self.given, given, strict=True)):
+            if at < self.steady:
+                assert own is item
+            else:
+                own.copy_(item)
+        for own, item in zip(self.made, self.run(self.given), strict=True):
+            own.copy_(item)
+        return self.made
+
+    @classmethod
+    def of(cls, run: Callable[..., Any], given: Sequence[Tensor], steady: int) -> AsGraph:
+        return cls(run, given, steady)
+
+
+@pytest.fixture(params=["as calls", "as a graph"], autouse=True)
+def start(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs as calls of the CPU, and as if they were the graph of a GPU."""
+    if request.param == "as a graph":
+        monkeypatch.setattr(program, "makes_graphs", lambda device: True)
+        monkeypatch.setattr(program, "Graph", AsGraph)
+        monkeypatch.setattr(explainer, "makes_graphs", lambda device: True)  # with what is drawn
 
 
 class Net(nn.Module):

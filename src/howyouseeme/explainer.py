@@ -20,7 +20,7 @@ from .inputs import Batch, Images, prepare
 from .methods import Method, get_method
 from .methods.base import Trail
 from .models import Model, Prepare, as_network
-from .replay import Replays, Way
+from .replay import Replays, Way, makes_graphs
 from .tape import Tape, Value, record
 from .targets import Target as NamedTarget
 from .walks import Seen, walk_back
@@ -277,10 +277,17 @@ class Explainer:
         way = Way(
             lambda: self._record(batch, targets),
             lambda tape: self._find(tape, targets, len(batch)),
-            lambda tape, asked: walk_back(self.method, tape, asked, len(batch)),
+            lambda tape, asked: self._viewed(tape, asked, len(batch)),
         )
         found = self._replays(self.network.module, self.method, batch.tensors, targets, way)
         return None if found is None else self._explanations(batch, targets, *found)
+
+    def _viewed(self, tape: Tape, asked: Sequence[Asked], batch: int) -> list[list[Seen]] | None:
+        """What is seen, on a GPU with what is drawn of it: to start these calls takes longer than to make them."""
+        seen = walk_back(self.method, tape, asked, batch)
+        if seen is None or not makes_graphs(tape.inputs[0].device):
+            return seen
+        return [[item.viewed(self.method) for item in each] for each in seen]
 
     def _find(self, tape: Tape, targets: Sequence[Target | Rank], batch: int) -> list[Asked]:
         """What the targets ask for on a tape."""
@@ -315,22 +322,12 @@ class Explainer:
         self, batch: Batch, j: int, seen: Seen, asked: Asked, target: Any
     ) -> Explanation:
         """The explanation by input j."""
-        strength, share = seen.strength, seen.share.clamp(min=0)
-        if not bool(torch.isfinite(strength).all()):
-            raise ModelError(
-                "The evidence overflows: the model's activations or weights are too large or too "
-                "small for their type; try it in float64, model.double()."
-            )
-        if strength.dim() > 2:  # places, and channels in each
-            strength, share = self.method.clean(strength.sum(1)), share.sum(1)
-        elif strength.dim() == 1:  # a single number for each sample
-            strength, share = strength[:, None], share[:, None]
         # Not the target where the classes do: a function can't be pickled.
         again = target if None in asked.classes else list(asked.classes)
-        return Explanation(
+        made = Explanation(
             samples=batch.samples[j],
-            evidence=strength,
-            share=share,
+            evidence=seen.evidence,
+            share=seen.share,
             target=asked.classes,
             label=asked.labels or tuple(map(self._asker.label, asked.classes)),
             probability=asked.probability,
@@ -350,6 +347,9 @@ class Explainer:
                 )
             ),
         )
+        if seen.views is not None:
+            made._take(seen.views)
+        return made
 
     def _walk_again(
         self, batch: Batch, i: int, target: Any, index: int | None, j: int

@@ -17,9 +17,10 @@ from .errors import InputError
 from .images import Geometry
 from .layers import Layer, Node, Path, layers_of, paths_to
 from .likeness import Likeness
-from .maps import Points, gaussian_blur, levels, precise, scale_to_one, strongest_points
+from .maps import Points, scale_each_to_one, scale_to_one
 from .methods.base import Method, Trail
 from .regions import Box
+from .views import Views
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,16 +32,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Explanation", "Layer", "Node", "Path", "Sample"]
 
-#: So many points are kept of an image; evidence beyond them shows in the maps, not in the points.
-MOST_POINTS = 2000
-
-#: The power of the evidence, beside that of likeness, 1, in levels of saliency.
-_EVIDENCE = 0.8
-
 #: What an explanation keeps once it was asked for, one item an image.
 _BY_IMAGE = (
     *("points", "coverage", "attention", "saliency", "counted", "levels", "paths"),
-    *("_strongest", "_around", "_inside"),
+    *("_views", "_inside"),
 )
 
 
@@ -215,9 +210,9 @@ class Explanation:
     # -- what is responsible ------------------------------------------------------------------------
 
     @cached_property
-    def _strongest(self) -> list[tuple[Tensor, Tensor]]:
-        # On the CPU, as a device would be waited for at every image.
-        return [strongest_points(item, MOST_POINTS) for item in self._inside.cpu()]
+    def _views(self) -> Views:
+        """What is shown of the evidence, over the model's input."""
+        return Views(self._inside, self.alike, self.method)
 
     @cached_property
     def _inside(self) -> Tensor:
@@ -232,6 +227,11 @@ class Explanation:
             ]
         )
 
+    def _take(self, views: Views) -> None:
+        """Take views that were made ahead, if they are those of the whole evidence."""
+        if self._inside is self.evidence:
+            vars(self)["_views"] = views
+
     @cached_property
     def points(self) -> tuple[Points, ...]:
         """For each image the pixels responsible, strongest first; at most 2,000.
@@ -242,12 +242,12 @@ class Explanation:
         carries, in logits or (seed) paths. Of equally strong ones that nearer the top left goes first.
         """
         found = []
-        for sample, (place, strength) in zip(self.samples, self._strongest, strict=True):
-            position = place.cpu().numpy().astype(np.float32)
+        for sample, (place, strength) in zip(self.samples, self._views.strongest, strict=True):
+            position = place.numpy().astype(np.float32)
             if sample.geometry is not None:
                 y, x = sample.geometry.points_to_image(position[:, 0], position[:, 1])
                 position = np.stack([y, x], 1)
-            found.append(Points(position, strength.double().cpu().numpy()))
+            found.append(Points(position, strength.double().numpy()))
         return tuple(found)
 
     @cached_property
@@ -277,7 +277,7 @@ class Explanation:
         Raises:
             InputError: the images differ in size; take `explanation[i].attention`.
         """
-        return self._maps(self._around)
+        return self._maps(self._views.attention)
 
     @cached_property
     def saliency(self) -> Tensor:
@@ -295,11 +295,7 @@ class Explanation:
         Raises:
             InputError: the images differ in size; take `explanation[i].saliency`.
         """
-        maps = list(self.levels)
-        for i, alike in enumerate(self.alike):
-            if self.method.likeness and alike is not None:
-                maps[i] = levels(self.counted[i] ** _EVIDENCE * alike.reach(maps[i]))
-        return self._maps(maps)
+        return self._maps(self._views.saliency)
 
     @cached_property
     def counted(self) -> list[Tensor]:
@@ -308,10 +304,7 @@ class Explanation:
 
         >>> explanation.counted[0].sum()
         """
-        return [
-            item.clamp(min=0) + self.method.surroundings * around
-            for item, around in zip(precise(self._inside), self._around, strict=True)
-        ]
+        return list(self._views.counted)
 
     @cached_property
     def levels(self) -> list[Tensor]:
@@ -320,23 +313,16 @@ class Explanation:
 
         >>> explanation.levels[0] > 0.1
         """
-        return [levels(item) for item in self.counted]
+        return list(self._views.levels)
 
-    @cached_property
-    def _around(self) -> list[Tensor]:
-        """The evidence for the answer, blurred: one map an image."""
-        positive = precise(self._inside).clamp(min=0)
-        sigma = self.method.blur * min(positive.shape[1:])
-        return list(gaussian_blur(positive, sigma, first=1))
-
-    def _maps(self, over_input: Sequence[Tensor]) -> Tensor:
-        """Maps over the inputs, drawn over the user's images, 0..1."""
+    def _maps(self, over_input: Tensor) -> Tensor:
+        """Maps over the inputs, 0..1, drawn over the user's images."""
         maps = []
-        for sample, item in zip(self.samples, over_input, strict=True):
-            made = scale_to_one(item).float().cpu()
+        for sample, item in zip(self.samples, over_input.cpu(), strict=True):
+            made = item
             if sample.geometry is not None:
-                made = torch.from_numpy(sample.geometry.map_to_image(made.numpy()))
-                made = scale_to_one(made)
+                drawn = sample.geometry.map_to_image(item.numpy())
+                made = scale_to_one(torch.from_numpy(drawn))
             maps.append(made)
         if len({item.shape for item in maps}) > 1:
             raise InputError(
@@ -382,7 +368,11 @@ class Explanation:
                 f"A share of {share:g} hides nothing, or all: give one between 0 and 1."
             )
         one = self._alone(i)
-        return shown.blurred(shown.photo(one), one._maps(one.levels)[0] > 1 - share, others)
+        return shown.blurred(
+            shown.photo(one),
+            one._maps(scale_each_to_one(one._views.levels).float())[0] > 1 - share,
+            others,
+        )
 
     # -- by what way --------------------------------------------------------------------------------
 
@@ -435,7 +425,7 @@ class Explanation:
         if not len(points):
             return ()
         image = self._at(image)
-        found = paths_to(self._strongest[image][0][list(points)], *self._trail(image))
+        found = paths_to(self._views.strongest[image][0][list(points)], *self._trail(image))
         return tuple(
             Path(self.points[image][point], nodes)
             for point, nodes in zip(points, found, strict=True)

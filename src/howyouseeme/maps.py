@@ -20,6 +20,8 @@ __all__ = [
     "inliers",
     "levels",
     "precise",
+    "ranked",
+    "scale_each_to_one",
     "scale_to_one",
     "strongest_points",
 ]
@@ -112,6 +114,15 @@ def strongest_points(evidence: Tensor, count: int) -> tuple[Tensor, Tensor]:
     candidates = torch.nonzero((flat >= least) & (flat > 0))[:, 0]
     order = candidates[flat[candidates].sort(descending=True, stable=True).indices[:count]]
     return torch.stack(torch.unravel_index(order, evidence.shape), 1), flat[order]
+
+
+def ranked(evidence: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The strongest elements of each map of a batch, ties by place: (value, flat place), each [batch, count].
+
+    As `strongest_points`, but for those that are not above zero, and without a look at the contents.
+    """
+    value, place = evidence.flatten(1).sort(dim=1, descending=True, stable=True)
+    return value[:, :count], place[:, :count]
 
 
 def inliers(evidence: Tensor, radius: float = 0.1, share: float = 0.05) -> Tensor:
@@ -209,5 +220,11 @@ def precise(evidence: Tensor) -> Tensor:
 
 def scale_to_one(evidence: Tensor) -> Tensor:
     """The positive part, divided by its maximum; all zero where nothing is positive."""
+    return scale_each_to_one(evidence[None])[0]
+
+
+def scale_each_to_one(evidence: Tensor) -> Tensor:
+    """The same of each map of a batch."""
     positive = evidence.clamp(min=0)
-    return positive / positive.max().clamp(min=torch.finfo(positive.dtype).tiny)
+    most = positive.flatten(1).amax(1).reshape(-1, *[1] * (positive.dim() - 1))
+    return positive / most.clamp(min=torch.finfo(positive.dtype).tiny)

@@ -390,7 +390,7 @@ class Tracker:
         if not bool(above.any()):
             return None
         labels = components(above)
-        held = torch.zeros(heat.numel() + 1).index_add_(0, labels.reshape(-1), heat.reshape(-1))
+        held = heat.new_zeros(heat.numel() + 1).index_add_(0, labels.reshape(-1), heat.reshape(-1))
         held[0] = 0
         return above & (held[labels] >= self.settings.parts * held.max())
 

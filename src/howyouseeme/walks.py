@@ -10,38 +10,77 @@ from torch import Tensor
 
 from .asking import Asked
 from .backtrack import plan
+from .errors import ModelError
 from .likeness import Likeness, likeness
 from .methods import Method
-from .tape import Tape
+from .methods.base import Walked
+from .tape import Tape, Value
+from .views import Views
 
 __all__ = ["Seen", "walk_back"]
 
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What an input [batch, ...] shows of a target: evidence in its shape, and how it is like itself.
+    """What an input [batch, ...] shows of a target, and how it is like itself.
 
-    - `strength`, `share`: as in `howyouseeme.methods.base.Walked`;
-    - `alike`: how the network describes the places of each picture.
+    - `evidence`: at its places, summed over channels [batch, ...];
+    - `share`: the same as a share of the evidence that the walk set out with, above zero;
+    - `alike`: how the network describes the places of each picture;
+    - `views`: what is drawn of the evidence, where that was made ahead.
     """
 
-    strength: Tensor
+    evidence: Tensor
     share: Tensor
     alike: tuple[Likeness | None, ...]
+    views: Views | None = None
+
+    @classmethod
+    def of(
+        cls, method: Method, walked: Walked, given: Value, alike: tuple[Likeness | None, ...]
+    ) -> Seen:
+        """What a walk found at an input.
+
+        Raises:
+            ModelError: the evidence overflows.
+        """
+        nothing = torch.zeros_like(given.data)
+        strength = walked.strength.get(given, nothing)
+        share = walked.share.get(given, nothing).clamp(min=0)
+        if not bool(torch.isfinite(strength).all()):
+            raise ModelError(
+                "The evidence overflows: the model's activations or weights are too large or too "
+                "small for their type; try it in float64, model.double()."
+            )
+        if strength.dim() > 2:  # places, and channels in each
+            strength, share = method.clean(strength.sum(1)), share.sum(1)
+        elif strength.dim() == 1:  # a single number for each sample
+            strength, share = strength[:, None], share[:, None]
+        return cls(strength, share, alike)
+
+    def viewed(self, method: Method) -> Seen:
+        """The same with what is drawn of it, made now."""
+        return replace(self, views=Views(self.evidence, self.alike, method).made())
+
+    @property
+    def found(self) -> list[Tensor]:
+        """All that was found, in order."""
+        features = [one.features for one in self.alike if one is not None]
+        return [self.evidence, self.share, *features]
 
     @property
     def tensors(self) -> list[Tensor]:
         """All that it holds, in order."""
-        features = [one.features for one in self.alike if one is not None]
-        return [self.strength, self.share, *features]
+        return self.found + ([] if self.views is None else self.views.tensors)
 
     def filled(self, tensors: Iterator[Tensor]) -> Seen:
         """The same with other contents, taken in the order of `tensors`."""
-        strength, share = next(tensors), next(tensors)
-        alike = (
+        evidence, share = next(tensors), next(tensors)
+        alike = tuple(
             None if one is None else replace(one, features=next(tensors)) for one in self.alike
         )
-        return Seen(strength, share, tuple(alike))
+        views = None if self.views is None else self.views.filled(evidence, alike, tensors)
+        return Seen(evidence, share, alike, views)
 
 
 @torch.no_grad()
@@ -51,8 +90,8 @@ def walk_back(
     """For each target what each of the tape's inputs shows; None if the samples of the batch mix.
 
     >>> seen = walk_back(Evidence(), tape, [asker.find(tape, 281, iter(()), 1)], 1)
-    >>> seen[0][0].strength.shape
-    torch.Size([1, 3, 224, 224])
+    >>> seen[0][0].evidence.shape
+    torch.Size([1, 224, 224])
     """
     alike: dict[object, list[int]] = {}  # classes, not the elements of functions
     for i, item in enumerate(asked):
@@ -67,9 +106,8 @@ def walk_back(
         for i, walked in zip(
             members, method.walk_each(way, [asked[i].nodes for i in members]), strict=True
         ):
-            found[i] = []
-            for given, places in zip(tape.inputs, described, strict=True):
-                nothing = torch.zeros_like(given.data)
-                strength = walked.strength.get(given, nothing)
-                found[i].append(Seen(strength, walked.share.get(given, nothing), places))
+            found[i] = [
+                Seen.of(method, walked, given, places)
+                for given, places in zip(tape.inputs, described, strict=True)
+            ]
     return [found[i] for i in range(len(asked))]

@@ -14,9 +14,7 @@ time: `Excitation.hand_on`. How the sums are made depends on what is there to ad
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, NamedTuple
@@ -26,6 +24,7 @@ from torch import Tensor
 
 from ..backtrack import signs
 from ..links import Convolution, Diagonal, Link, Matrix, Moves
+from ..rounding import rounds, unrounded
 from ..rules import Step
 from ..tape import Value, at_hand
 from .base import Crossing, Trail
@@ -229,8 +228,8 @@ class Excitation:
         back take the place of up to four and four. Where the call was rounded, it is added up once more.
         """
         source = step.links[0][0]
-        rounded = bool(_rounded(link, source.data))
-        with _unrounded(rounded):
+        rounded = _rounded(link, source.data)
+        with unrounded(rounded):
             magnitude, size, plain, whole, least = self._sums(value, step, link, rounded)
             # Fresh memory takes longer to get than to fill: what no other walk is to share is written over.
             same = (whole.shape, whole.dtype) == (evidence.shape, evidence.dtype)
@@ -366,45 +365,12 @@ def _mixed(step: Step, both: bool) -> Convolution | Matrix | None:
     if not both and link.fan_in() <= _FEW_INPUTS:
         return None
     coarse = torch.finfo(source.dtype).eps > _COARSE
-    return None if coarse or _rounded(link, source.data) is None else link
+    return None if coarse or rounds(source.data) is None else link
 
 
-_PRECISION = threading.Lock()
-_unrounded_walks = 0  # how many there are now, which share the setting
-
-
-def _rounded(link: Convolution | Matrix, tensor: Tensor) -> bool | None:
-    """Whether a GPU rounds the factors of a call to TF32; None if there is no saying, or no helping it."""
-    if not tensor.is_cuda or tensor.dtype != torch.float32:
-        return False
-    try:
-        if torch.backends.cuda.matmul.allow_tf32:  # which is not to be set back and forth
-            return None
-        with _PRECISION:
-            rounds = bool(_unrounded_walks) or torch.backends.cudnn.allow_tf32
-        return isinstance(link, Convolution) and rounds
-    except RuntimeError:  # settings that differ between kinds of calls
-        return None
-
-
-@contextmanager
-def _unrounded(rounded: bool) -> Iterator[None]:
-    """Convolutions in float32 proper, if they are `rounded`."""
-    global _unrounded_walks  # noqa: PLW0603
-    if not rounded:
-        yield
-        return
-    with _PRECISION:
-        if not _unrounded_walks:
-            torch.backends.cudnn.allow_tf32 = False
-        _unrounded_walks += 1
-    try:
-        yield
-    finally:
-        with _PRECISION:
-            _unrounded_walks -= 1
-            if not _unrounded_walks:
-                torch.backends.cudnn.allow_tf32 = True
+def _rounded(link: Convolution | Matrix, tensor: Tensor) -> bool:
+    """Whether a GPU rounds the factors of a call, and can be told not to."""
+    return isinstance(link, Convolution) and bool(rounds(tensor))
 
 
 def _rates(

@@ -21,11 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..rounding import rounds
+from .graph import makes_graphs
 from .state import State, unseen
 from .traced import Told, Traced, Way, trace
 from .tracer import Unfit
 
-__all__ = ["Replays", "Way"]
+__all__ = ["Replays", "Way", "makes_graphs"]
 
 #: So many kinds of inputs are kept, and remembered as met before.
 _KEPT, _MET = 8, 1024
@@ -68,17 +70,21 @@ class Replays:
         way: Way,
     ) -> Told | None:
         """The explanation of classes, replayed or traced; None where neither can be."""
-        if any(callable(target) for target in targets) or not all(item.is_cpu for item in tensors):
+        device = tensors[0].device
+        elsewhere = any(item.device != device for item in tensors)
+        if any(map(callable, targets)) or elsewhere or device.type not in {"cpu", "cuda"}:
             return None
         if not self._lock.acquire(blocking=False):  # another thread is at it
             return None
         try:
-            self._look_at(module)
             key = (
-                tuple((item.shape, item.dtype, item.stride()) for item in tensors),
-                *(len(targets), method, torch.get_default_dtype()),
-                *(torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")),
+                tuple((item.shape, item.dtype, item.stride(), item.device) for item in tensors),
+                *(len(targets), method, torch.get_default_dtype(), rounds(tensors[0])),
+                *_settings(device),
             )
+            if (known := self._kept.get(key)) is not None:
+                known.begin(tensors)  # while the network is looked at
+            self._look_at(module)
             return self._explain(key, module, tensors, way)
         finally:
             self._lock.release()
@@ -88,6 +94,9 @@ class Replays:
         state = State(module)
         if self._state is None or not state.same(self._state):
             self._lost += len(self._kept)
+            for known in self._kept.values():
+                if known is not None:
+                    known.turns.finish()  # of what was begun
             self._kept.clear()
             self._met.clear()
             self._state = state
@@ -102,6 +111,7 @@ class Replays:
             return None
         known = self._kept.get(key)
         if known is not None and not known.holds():
+            known.turns.finish()
             self._lost += 1
             del self._kept[key]
         if key not in self._kept:
@@ -145,3 +155,13 @@ class Replays:
                 f"Explanations of this network are not replayed, but made anew for each image: {reason}.",
                 stacklevel=2,
             )
+
+
+def _settings(device: torch.device) -> tuple[Hashable, ...]:
+    """What PyTorch is told that changes its calls, or how they are made."""
+    autocast = [
+        (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+        for kind in ("cpu", device.type)
+    ]
+    chosen = torch.backends.cudnn
+    return (*autocast, chosen.enabled, chosen.benchmark, chosen.deterministic)

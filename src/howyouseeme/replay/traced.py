@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from ..asking import Asked
 from ..tape import Dropped, Tape, Value, without_looks
 from ..walks import Seen
+from .graph import Turns
 from .program import Program
 from .tracer import Tracer, Unfit
 
@@ -37,18 +38,21 @@ Told = tuple[list[Asked], list[list[Seen]]]
 class Traced:
     """What replays an explanation.
 
-    `tape`: as it was traced, with nothing in it but what is `read` to tell the answer: values, and where the
+    `handed`: how many of what the `forward` program makes the walk `back` is given. `tape`: as it was traced, with nothing in it but what is `read` to tell the answer: values, and where the
     `forward` program has them. `starts`: where the walk `back` set out. `seen`: what came of it, with nothing in
     it. `numbers`: whole ones that are the network's, and what they were.
     """
 
     forward: Program
     back: Program
+    handed: int
     tape: Tape
     read: list[tuple[Value, int]]
     starts: list[tuple[Value, bool]]
     seen: list[list[Seen]]
     numbers: list[tuple[Tensor, Tensor]]
+    turns: Turns
+    begun: list[Tensor] | None = None
     hits: int = 0
     misses: int = 0
 
@@ -56,20 +60,27 @@ class Traced:
         """Whether the network's whole numbers, such as places, are what they were."""
         return all(torch.equal(now, before) for now, before in self.numbers)
 
+    def begin(self, tensors: Sequence[Tensor]) -> None:
+        """Start with other contents what goes on by itself: the next call takes it up."""
+        if self.forward.lasts:
+            with _as_traced(tensors[0].device.type), self.turns:
+                self.begun = self.forward.started(tensors)
+
     def __call__(self, tensors: Sequence[Tensor], way: Way) -> Told | None:
         """The explanation of other contents; None where something is decided otherwise on them."""
-        with _as_traced():
+        with _as_traced(tensors[0].device.type), self.turns:
             told = self._replay(tensors, way)
         self.hits += told is not None
         self.misses += told is None
         return told
 
     def _replay(self, tensors: Sequence[Tensor], way: Way) -> Told | None:
-        made = self.forward(tensors)
+        started, self.begun = self.begun, None
+        made = self.forward.looked_at(started or self.forward.started(tensors))
         if made is None:
             return None
         for value, position in self.read:
-            value.refill(made[position])
+            value.refill(made[position].clone())  # as the next replay may write over it
         calls = len(self.tape.calls)
         try:
             asked = way.find(self.tape)
@@ -79,10 +90,11 @@ class Traced:
             del self.tape.calls[calls:]
         if [(item.start, item.exclusive) for item in asked] != self.starts:
             return None
-        found = self.back([*made, *(item.nodes for item in asked)])
+        steady = self.handed if self.forward.lasts else 0
+        found = self.back([*made[: self.handed], *(item.nodes for item in asked)], steady)
         if found is None:
             return None
-        filled = iter(found)
+        filled = (tensor.clone() for tensor in found) if self.back.lasts else iter(found)
         return asked, [[seen.filled(filled) for seen in each] for each in self.seen]
 
     def agrees(self, replayed: Told, way: Way) -> bool:
@@ -94,7 +106,8 @@ class Traced:
             return False
         return all(
             usual.shape == again.shape and _close(usual, again)
-            for usual, again in zip(_tensors(walked), _tensors(replayed[1]), strict=True)
+            for one, other in zip(chain(*walked), chain(*replayed[1]), strict=True)
+            for usual, again in zip(one.found, other.found, strict=True)
         )
 
 
@@ -111,9 +124,14 @@ def _close(one: Tensor, other: Tensor) -> bool:
 
 
 @contextmanager
-def _as_traced() -> Iterator[None]:
+def _as_traced(device: str) -> Iterator[None]:
     """As calls were made when they were noted: below autocast, which had its say already."""
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast(device, enabled=False),
+    ):
         yield
 
 
@@ -159,16 +177,18 @@ def trace(tensors: Sequence[Tensor], way: Way) -> tuple[Traced, Told]:
         raise Unfit("masks or places that the image makes decide what its scores are")
     wanted = [tracer.slot(tensor) for tensor in _tensors(walked)]
     before = recorded.made | set(given)
-    handed = sorted((back.reads | set(wanted)) & before)
+    handed = sorted(((back.reads | set(wanted)) & before) - tracer.constants.keys())
     made = [*handed, *sorted(set(reading.values()) - set(handed))]
     traced = Traced(
         Program(recorded, given, made, tracer),
-        Program(back, [*made, *nodes], wanted, tracer),
+        Program(back, [*handed, *nodes], wanted, tracer),
+        len(handed),
         tape,
         [(value, made.index(slot)) for value, slot in reading.items()],
         [(item.start, item.exclusive) for item in asked],
         [[seen.filled(repeat(torch.empty(0))) for seen in each] for each in walked],
         tracer.numbers,
+        Turns(tracer.device),
     )
     _empty(tape, tracer, recorded.made)
     return traced, (asked, walked)

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..rounding import is_unrounded
 from ..tape import looks_are_harmless
 from ..tape.facts import facts_of
 
@@ -46,6 +47,7 @@ class Instruction:
     listed: bool  # whether it returns several
     reads: list[int]  # slots
     writes: list[int]  # memory: see `Tracer.memory`
+    unrounded: bool = False  # see `howyouseeme.rounding`
 
 
 class Guard(NamedTuple):
@@ -61,6 +63,7 @@ class Kind(NamedTuple):
     dtype: torch.dtype
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+    device: torch.device
 
 
 @dataclass(eq=False)
@@ -103,6 +106,7 @@ class Tracer(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.parts = [Part()]
+        self.device = torch.device("cpu")  # of what is given first
         self._found: dict[int, Tensor] = {}  # by slot: what was there before
         self.memory: list[int] = []  # of each slot: the same number for what shares memory
         self.kinds: list[Kind] = []  # of each slot
@@ -155,6 +159,8 @@ class Tracer(TorchDispatchMode):
     def enter(self, tensor: Tensor) -> int:
         """The slot of something that is given for each replay."""
         storage = self._storage(tensor)
+        if not self._given:
+            self.device = tensor.device
         self._given.add(storage)
         return self._add(tensor, self._lent_memory(storage))
 
@@ -173,8 +179,12 @@ class Tracer(TorchDispatchMode):
             )
         slot = self._add(tensor, self._lent_memory(storage))
         self._found[slot] = tensor
-        if not (tensor.is_floating_point() or tensor.is_complex()):
+        whole = not (tensor.is_floating_point() or tensor.is_complex())
+        # On its way to the device: made of numbers by the walk, as the network's weights are there.
+        made_here = len(self.parts) > 1 and tensor.device != self.device
+        if whole or made_here:
             self.fixed[slot] = tensor
+        if whole:
             self.numbers.append((tensor, tensor.clone()))
         return slot
 
@@ -223,7 +233,7 @@ class Tracer(TorchDispatchMode):
     def _add(self, tensor: Tensor, memory: int) -> int:
         slot = len(self.memory)
         self.memory.append(memory)
-        self.kinds.append(Kind(tensor.dtype, tensor.shape, tensor.stride()))
+        self.kinds.append(Kind(tensor.dtype, tensor.shape, tensor.stride(), tensor.device))
         self._known[id(tensor)] = _Known(slot, weakref.ref(tensor), self._storage(tensor))
         return slot
 
@@ -254,6 +264,10 @@ class Tracer(TorchDispatchMode):
         if op is torch.ops.aten.equal.default and args[0].shape == args[1].shape:
             with self:  # as a look at a tensor
                 return bool((args[0] == args[1]).all())
+        if self._looks_up(op, args, kwargs, reads):
+            raise self.refuse(
+                f"{op} looks up places after a look at contents, which might have kept it from others"
+            )
         result = op(*args, **kwargs)
         if op in _SCALARS:
             self.look(reads[id(args[0])], args[0].tolist())
@@ -263,6 +277,21 @@ class Tracer(TorchDispatchMode):
         else:
             self._note(op, (args, kwargs), list(given.values()), result, fixed)
         return result
+
+    def _looks_up(
+        self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], slots: dict[int, int]
+    ) -> bool:
+        """Whether a network's call on a GPU takes places that a look could have found too high: that breaks
+        the device, while the CPU has an error for it."""
+        if self.device.type == "cpu" or len(self.parts) > 1 or not self.part.guards:
+            return False
+        named = zip(op._schema.arguments, args, strict=False)
+        places = [item for argument, item in named if argument.name in _PLACES]
+        places += [item for name, item in kwargs.items() if name in _PLACES]
+        return any(
+            isinstance(leaf, Tensor) and slots[id(leaf)] not in self.fixed
+            for leaf in pytree.tree_leaves(places)
+        )
 
     def _note(
         self,
@@ -288,7 +317,9 @@ class Tracer(TorchDispatchMode):
         self.part.reads.update(reads)
         self.part.made.update(out for out in outs if out is not None)
         listed = isinstance(result, (list, tuple))
-        self.part.instructions.append(Instruction(op, args, kwargs, outs, listed, reads, writes))
+        self.part.instructions.append(
+            Instruction(op, args, kwargs, outs, listed, reads, writes, is_unrounded())
+        )
 
     def _follow(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call of a part that is made anew: only what it reads is of interest."""
@@ -477,6 +508,9 @@ def _holds_tensors(result: Any) -> bool:
 
 
 _SCALARS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default}
+
+#: What calls name the places that they look up.
+_PLACES = {"index", "indices"}
 
 _MASKS = {torch.bool, torch.uint8}
 

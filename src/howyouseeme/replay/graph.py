@@ -1,0 +1,107 @@
+"""Calls of a GPU that are started all at once, by a CUDA graph: starting them one by one takes most of the time."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Graph", "Turns", "makes_graphs"]
+
+#: PyTorch captures one graph at a time.
+_CAPTURE = threading.Lock()
+
+
+def makes_graphs(device: torch.device) -> bool:
+    """Whether calls of a device can be made a graph."""
+    return device.type == "cuda"
+
+
+class Graph:
+    """The calls that a function of tensors makes, to be made again for other contents.
+
+    >>> graph = Graph.of(run, tensors, 0)       # None where it waits for the device on the way
+    >>> made = graph(others)                    # what run(others) returns
+
+    What it returns lies where it lay before: the next call writes over it. The first `steady` of what it
+    is given lie where they lay, as what another graph has made; the others are copied.
+    """
+
+    def __init__(self, graph: Any, given: Sequence[Tensor], steady: int, made: Any) -> None:
+        self._graph, self._given, self._steady, self._made = graph, list(given), steady, made
+
+    def __call__(self, given: Sequence[Tensor]) -> Any:
+        for own, item in list(zip(self._given, given, strict=True))[self._steady :]:
+            own.copy_(item)
+        self._graph.replay()
+        return self._made
+
+    @classmethod
+    def of(cls, run: Callable[..., Any], given: Sequence[Tensor], steady: int) -> Graph | None:
+        """The graph of `run`, which makes the same calls for all contents."""
+        own = [*given[:steady], *(item.clone() for item in given[steady:])]
+        if any(one.stride() != item.stride() for one, item in zip(own, given, strict=True)):
+            return None  # elements that share memory
+        with _CAPTURE, torch.cuda.device(own[0].device):
+            now, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+            stream.wait_stream(now)
+            # Once without the graph, as libraries set themselves up, and a call that waits would break it off;
+            # of copies, as it may write over what it is given.
+            with torch.cuda.stream(stream), _waits() as waits:
+                run([item.clone() for item in own])
+            now.wait_stream(stream)
+            if waits:
+                return None
+            graph = torch.cuda.CUDAGraph()
+            try:
+                with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                    made = run(own)
+            except RuntimeError:  # what else it doesn't take, or there is no memory for it
+                return None
+        return cls(graph, own, steady, made)
+
+
+@contextmanager
+def _waits() -> Iterator[list[object]]:
+    """Notes the calls that wait for the device."""
+    found: list[object] = []
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    found += [one for one in seen if "synchroniz" in str(one.message)]
+
+
+class Turns:
+    """Work of several streams on the same memory, one after the other.
+
+    >>> turns = Turns(device)
+    >>> with turns:
+    ...     made = graph(tensors)[0].clone()
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._graphs = device, makes_graphs(device)
+        self._last: torch.cuda.Event | None = None
+
+    def __enter__(self) -> None:
+        if self._last is not None:
+            torch.cuda.current_stream(self._device).wait_event(self._last)
+
+    def __exit__(self, *error: object) -> None:
+        if self._graphs:
+            self._last = torch.cuda.current_stream(self._device).record_event()
+
+    def finish(self) -> None:
+        """Wait for what is going on."""
+        if self._graphs:
+            torch.cuda.current_stream(self._device).synchronize()
