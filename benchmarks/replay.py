@@ -1,12 +1,14 @@
 """What does an explanation cost when it is replayed? In bare forward passes of the same network.
 
     python benchmarks/replay.py --out docs/benchmarks/replay.md
+    python benchmarks/replay.py --device cuda --out docs/benchmarks/replay-cuda.md
 
 Networks, images and the way of timing are those of speed.py; see docs/benchmarks/README.md.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -23,14 +25,18 @@ import howyouseeme as hysm
 ABOUT = """# What a replayed explanation costs
 
 Made by `benchmarks/replay.py`; see [how to run it](README.md). `Explainer(model, replay=True)` notes the calls that
-explain one image and makes them again for the next, the same explanation to the bit. As in [the table of speed](speed.md),
+explain one image and makes them again for the next, the same explanation {same}. As in [the table of speed](speed.md),
 times are multiples of the same network's bare forward pass of the same images, measured turn and turn about
 with it: the median over at least {pairs} pairs, its quartiles below; an explanation is whole, by the default method.
 
 - *as usual*: `replay=False`, one image.
-- *batch*: each of {batch} images has a pass of its own.
-- *the second, traced*: the first explanation of a kind is made as usual, the second is traced (n = 3).
+- *batch*: {batches}.
+- *the first three*, together: the first explanation of a kind is made as usual, the second is traced, and the third is
+  made both ways{graphs} (n = {first}).
 """
+
+#: On a GPU, of which there is little time, the pairs of a row take no longer than they must.
+SECONDS = 0.5
 
 #: The column, and what `howyouseeme.Explainer` is asked for.
 COLUMNS: dict[str, dict[str, Any]] = {
@@ -51,32 +57,37 @@ def measure(rows: speed.Rows) -> Table:
             work = functools.partial(speed.whole, **ask, **more)
             batch = scale.batch if column == "batch" else 1
             line[column] = rows.timed(f"{name}, {column}", name, work, batch)
-        line["second"] = rows.get(f"{name}, second", functools.partial(second, rows, name))
+        line["first"] = rows.get(f"{name}, first", functools.partial(first, rows, name))
         found[name] = line
     return found
 
 
-def second(rows: speed.Rows, name: str) -> Row:
-    """The second explanation, which is traced, beside bare passes: of a new explainer each time."""
-    scale = rows.scale
-    subject = speed.network(name, scale.size, rows.device)
+def first(rows: speed.Rows, name: str) -> Row:
+    """The first three explanations together, beside bare passes: of a new explainer each time."""
+    subject = speed.network(name, rows.scale.size, rows.device)
     x = speed.images(subject, 1, rows.device)
     times: dict[str, list[float]] = {"bare": [], "work": []}
-    for _ in range(4):
+    subject.bare(x)
+    for _ in range(firsts(rows.device)):
         explainer = hysm.Explainer(subject.module, replay=True)
-        explainer(x)
         start = speed.clock()
         subject.bare(x)
         middle = speed.clock()
-        explainer(x)
+        for _ in range(3):
+            explainer(x)
         times["bare"].append(middle - start)
         times["work"].append(speed.clock() - middle)
-    ratios = [w / b for w, b in zip(times["work"][1:], times["bare"][1:], strict=True)]
+    ratios = [w / b for w, b in zip(times["work"], times["bare"], strict=True)]
     return {
         "ratios": ratios,
         "bare": float(np.median(times["bare"])),
         "work": float(np.median(times["work"])),
     }
+
+
+def firsts(device: str) -> int:
+    """How often the first explanations are timed."""
+    return 3 if device == "cpu" else 1
 
 
 def target_lines(networks: Table, scale: Scale) -> list[list[str]]:
@@ -101,8 +112,17 @@ def target_lines(networks: Table, scale: Scale) -> list[list[str]]:
     return lines
 
 
-def report(networks: Table, scale: Scale) -> str:
-    lines = [ABOUT.format(pairs=scale.pairs, batch=scale.batch)]
+def report(networks: Table, scale: Scale, device: str) -> str:
+    told = {
+        "batches": f"each of {scale.batch} images has a pass of its own",
+        "graphs": "",
+        "same": "to the bit",
+    }
+    if device != "cpu":
+        told["batches"] = f"{scale.batch} images share a pass"
+        told["graphs"] = ", and its calls become CUDA graphs"
+        told["same"] = "up to rounding"
+    lines = [ABOUT.format(pairs=scale.pairs, batch=scale.batch, first=firsts(device), **told)]
     if not scale.judged:
         lines += ["**A quick run, to see that the benchmark works: its times mean nothing.**", ""]
     head = ["work", "at most", "seen", "median at most", "median"]
@@ -113,25 +133,33 @@ def report(networks: Table, scale: Scale) -> str:
         "replayed": "replayed",
         "classes": f"{scale.ten} classes",
         "batch": f"batch of {scale.batch}",
-        "second": "the second, traced",
+        "first": "the first three",
     }
     table = [
-        [name, *(speed.cell(line[column], 3 if column == "second" else scale.pairs, notes) for column in heads)]
+        [name, *(speed.cell(line[column], firsts(device) if column == "first" else scale.pairs, notes) for column in heads)]
         for name, line in networks.items()
     ]  # fmt: skip
+    if device != "cpu":
+        heads |= {"bare": "forward pass, ms", "work": "replayed, ms"}
+        for line, row in zip(table, (line["replayed"] for line in networks.values()), strict=True):
+            line += [
+                f"{1000 * row[key]:.2f}" if speed.good(row) and row else ""
+                for key in ("bare", "work")
+            ]
     lines += ["## Network by network", "", *speed.markdown(["", *heads.values()], table)]
     lines += speed.noted(notes)
-    return "\n".join([*lines, *speed.made_with(["torch", "torchvision"], "cpu")])
+    return "\n".join([*lines, *speed.made_with(["torch", "torchvision"], device)])
 
 
 @click.command()
 @click.option("--quick", is_flag=True, help="Few, small and not judged: does the benchmark work?")
 @click.option("--only", multiple=True, help="Measure rows whose name has this in it.")
+@click.option("--device", default="cpu", show_default=True)
 @click.option("--threads", default=2, show_default=True)
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="The page: docs/benchmarks/replay.md; of a quick run, out/benchmarks/replay/quick/replay.md.",
+    help="The page: docs/benchmarks/replay.md, replay-cuda.md; of a quick run, out/benchmarks/replay/quick/replay.md.",
 )
 @click.option(
     "--rows",
@@ -140,15 +168,20 @@ def report(networks: Table, scale: Scale) -> str:
     default=ROOT / "out/benchmarks/replay",
     help="Where rows are kept between runs.",
 )
-def main(quick: bool, only: tuple[str, ...], threads: int, out: Path | None, folder: Path) -> None:
+def main(
+    quick: bool, only: tuple[str, ...], device: str, threads: int, out: Path | None, folder: Path
+) -> None:
     """Measure what replayed explanations cost."""
     torch.set_num_threads(threads)
     scale = speed.QUICK if quick else speed.FULL
+    if device != "cpu":
+        scale = dataclasses.replace(scale, seconds=SECONDS)
     folder = folder / "quick" if quick else folder
-    out = out or (folder if quick else ROOT / "docs/benchmarks") / "replay.md"
-    networks = measure(speed.Rows(folder, scale, "cpu", only))
+    name = "replay.md" if device == "cpu" else f"replay-{device}.md"
+    out = out or (folder if quick else ROOT / "docs/benchmarks") / name
+    networks = measure(speed.Rows(folder, scale, device, only))
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(report(networks, scale))
+    out.write_text(report(networks, scale, device))
     click.echo(f"wrote {out}")
 
 

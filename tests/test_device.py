@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import howyouseeme as hysm
 from howyouseeme import backtrack, links, maps
 from howyouseeme.methods import excitation
+from howyouseeme.propose import Proposer
 from howyouseeme.replay.traced import Traced
 from howyouseeme.rounding import unrounded
 from howyouseeme.track import Tracker
@@ -133,6 +134,19 @@ def test_a_target_is_followed() -> None:
 
 
 @needs_gpu
+@pytest.mark.usefixtures("exact")
+def test_regions_are_proposed_as_on_the_cpu() -> None:
+    found = []
+    for device in ("cpu", "cuda"):
+        network = hysm.load_model("efficientnet-lite0")
+        network.module.to(device)
+        found.append(Proposer(network)(hysm.sample_photo()))
+    here, there = found
+    assert np.abs(there.saliency - here.saliency).max() < 0.05
+    assert there.regions[0].box == pytest.approx(here.regions[0].box, abs=2)
+
+
+@needs_gpu
 def test_several_classes_of_one_image() -> None:
     x = photos(1).cuda()
     explainer = hysm.Explainer(small().cuda())
@@ -237,7 +251,7 @@ def test_what_looks_up_places_after_a_look_is_not_replayed() -> None:
                 return self.body(x) * self.table[place]
             return self.body(x)
 
-    model = Looks().cuda()
+    model = Looks().eval().cuda()
     replaying, usual = hysm.Explainer(model, replay=True), hysm.Explainer(model)
     with pytest.warns(UserWarning, match="not replayed.*places"):
         found = [(x, replaying(x)) for x in (photos(1).cuda() + shift for shift in (0, 0, 0, 9))]
@@ -255,7 +269,7 @@ def test_a_network_that_waits_for_the_device_is_replayed_call_by_call() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.body(x.cpu().cuda())
 
-    model = Waits().cuda()
+    model = Waits().eval().cuda()
     replaying, usual = hysm.Explainer(model, replay=True), hysm.Explainer(model)
     for shift in range(4):
         assert_close(replaying(photos(1).cuda() + shift), usual(photos(1).cuda() + shift))

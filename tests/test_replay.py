@@ -18,7 +18,8 @@ from networks import Made
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from howyouseeme import Explainer, Explanation, InputError, ModelError, explainer, load_model
+from howyouseeme import Explainer, Explanation, InputError, ModelError, load_model
+from howyouseeme import explainer as explainer_module
 from howyouseeme.methods import Evidence
 from howyouseeme.replay import program
 from howyouseeme.replay.program import Program
@@ -58,7 +59,9 @@ def start(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     if request.param == "as a graph":
         monkeypatch.setattr(program, "makes_graphs", lambda device: True)
         monkeypatch.setattr(program, "Graph", AsGraph)
-        monkeypatch.setattr(explainer, "makes_graphs", lambda device: True)  # with what is drawn
+        monkeypatch.setattr(
+            explainer_module, "makes_graphs", lambda device: True
+        )  # with what is drawn
 
 
 class Net(nn.Module):

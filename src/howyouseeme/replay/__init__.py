@@ -91,6 +91,8 @@ class Replays:
 
     def _look_at(self, module: nn.Module) -> None:
         """Forget all if the network is no longer what it was."""
+        if self._state is not None and self._state.of is module and self._state.holds():
+            return
         state = State(module)
         if self._state is None or not state.same(self._state):
             self._lost += len(self._kept)
@@ -99,7 +101,7 @@ class Replays:
                     known.turns.finish()  # of what was begun
             self._kept.clear()
             self._met.clear()
-            self._state = state
+        self._state = state
 
     def _explain(
         self, key: Hashable, module: nn.Module, tensors: Sequence[Tensor], way: Way

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -43,17 +42,16 @@ class Graph:
 
     @classmethod
     def of(cls, run: Callable[..., Any], given: Sequence[Tensor], steady: int) -> Graph | None:
-        """The graph of `run`, which makes the same calls for all contents."""
+        """The graph of `run`, which makes the same calls for all contents, and leaves those as they are."""
         own = [*given[:steady], *(item.clone() for item in given[steady:])]
         if any(one.stride() != item.stride() for one, item in zip(own, given, strict=True)):
             return None  # elements that share memory
         with _CAPTURE, torch.cuda.device(own[0].device):
             now, stream = torch.cuda.current_stream(), torch.cuda.Stream()
             stream.wait_stream(now)
-            # Once without the graph, as libraries set themselves up, and a call that waits would break it off;
-            # of copies, as it may write over what it is given.
-            with torch.cuda.stream(stream), _waits() as waits:
-                run([item.clone() for item in own])
+            # Once without the graph, as libraries set themselves up, and a call that waits would break it off.
+            with torch.cuda.stream(stream):
+                waits = _waits(run, own)
             now.wait_stream(stream)
             if waits:
                 return None
@@ -66,19 +64,24 @@ class Graph:
         return cls(graph, own, steady, made)
 
 
-@contextmanager
-def _waits() -> Iterator[list[object]]:
-    """Notes the calls that wait for the device."""
-    found: list[object] = []
+def _waits(run: Callable[..., Any], given: Sequence[Tensor]) -> bool:
+    """Whether calls wait for the device, so far as can be told: not beside other threads, which share the setting."""
+    if threading.active_count() > 1:
+        run(given)
+        return False
     before = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            yield found
-        finally:
-            torch.cuda.set_sync_debug_mode(before)
-    found += [one for one in seen if "synchroniz" in str(one.message)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says of itself that it is new
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        run(given)
+    except RuntimeError as error:
+        if "synchroniz" not in str(error):
+            raise
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    return False
 
 
 class Turns:

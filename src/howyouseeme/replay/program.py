@@ -47,10 +47,13 @@ class Program:
         constants, memory = tracer.constants, tracer.memory
         returned = [*wanted, *(look.slot for look in looks)]
         varying = [item for item in part.instructions if not _makes(item, constants)]
-        kept = {memory[slot] for slot in (*returned, *constants)} | tracer.lent
-        self.instructions = _overwriting(_needed(varying, returned, memory), kept, tracer)
+        self.instructions = _needed(varying, returned, memory)
         self._graph: Graph | None = None
         self._apart = not _in_one_place(self.instructions, looks, tracer)  # else it is a graph
+        # What a graph is given is another graph's, which may be followed by this one more than once.
+        own = (*returned, *constants, *(() if self._apart else given))
+        kept = {memory[slot] for slot in own} | tracer.lent
+        self.instructions = _overwriting(self.instructions, kept, tracer)
         self.expected = [look.expected for look in looks]
         where = None if self._apart else tracer.device
         graph, root, made = _calls(self.instructions, given, returned, constants, where)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import operator
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import chain
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -32,12 +33,39 @@ class State:
     """
 
     def __init__(self, module: nn.Module) -> None:
+        self.of = module
         self.items: list[Any] = []
         self.places: list[Any] = []
         self._met: set[int] = set()
+        # Where these were found, to be looked up again without a decision on each.
+        self._owners: list[Any] = []  # of attributes
+        self._collections: list[Any] = []
+        self._readers: list[Callable[[], Iterable[Any]]] = []
+        self._tensors: list[Tensor] = []
         self._note([module])
         for hooks in (_everywhere._global_forward_hooks, _everywhere._global_forward_pre_hooks):
+            self._collections.append(hooks)
+            self._readers.append(hooks.values)
             self.items += hooks.values()
+        self._found = self._look()
+
+    def holds(self) -> bool:
+        """Whether all that was found is where it was, the same objects; a quick look, which may be wrong to deny it."""
+        now, before = self._look(), self._found
+        return now[0] == before[0] and all(
+            len(here) == len(there) and all(map(operator.is_, here, there))
+            for here, there in zip(now[1:], before[1:], strict=True)
+        )
+
+    def _look(self) -> tuple[list[Any], ...]:
+        """Sizes and places, which are to be equal; attributes' owners, attributes, and what collections hold."""
+        sizes: list[Any] = [*map(len, self._collections), *map(_place, self._tensors)]
+        return (
+            sizes,
+            list(map(type, self._owners)),
+            list(map(vars, self._owners)),
+            list(chain.from_iterable(reader() for reader in self._readers)),
+        )
 
     def same(self, other: State) -> bool:
         """Whether two states hold the same objects, or equal numbers and strings, and tensors in the same places."""
@@ -57,12 +85,14 @@ class State:
         self.items += items
         for item in items:
             kind = type(item)
-            if kind in _PLAIN or (
-                kind in _DICTS and not item
-            ):  # most are, and most dicts are empty
+            if kind in _PLAIN:  # most are
+                continue
+            if kind in _DICTS and not item:
+                self._collections.append(item)
                 continue
             if isinstance(item, Tensor):
                 self.places.append(_place(item))
+                self._tensors.append(item)
             elif id(item) not in self._met:
                 self._met.add(id(item))
                 self._note_inside(item, deep)
@@ -70,19 +100,28 @@ class State:
     def _note_inside(self, item: Any, deep: bool) -> None:
         if isinstance(item, nn.Module):
             self._note_class(type(item))
-            self._note(vars(item).values())
+            self._note_attributes(item)
         elif isinstance(item, dict):
             self.items.append(len(item))
+            self._collections.append(item)
             if len(item) <= _MOST:
+                self._readers.append(item.values)
                 self._note(item.values(), deep)
         elif isinstance(item, (list, tuple)):
             self.items.append(len(item))
+            self._collections.append(item)
             plain = isinstance(item, tuple) and _PLAIN.issuperset(map(type, item))
             if len(item) <= _MOST and not plain:  # which stays what it is
+                self._readers.append(item.__iter__)
                 self._note(item, deep)
         elif deep and not isinstance(item, _CODE) and hasattr(item, "__dict__"):
             self.items.append(type(item))
-            self._note(vars(item).values(), deep=False)
+            self._note_attributes(item, deep=False)
+
+    def _note_attributes(self, item: Any, deep: bool = True) -> None:
+        self._owners.append(item)
+        self._readers.append(vars(item).values)
+        self._note(vars(item).values(), deep)
 
     def _note_class(self, kind: type) -> None:
         """The class of a module, with the methods and attributes that it has and inherits."""
@@ -91,6 +130,7 @@ class State:
             return
         self._met.add(id(kind))
         for each in kind.__mro__[: kind.__mro__.index(nn.Module)]:
+            self._readers.append(vars(each).values)
             self.items += vars(each).values()
 
 
