@@ -82,11 +82,12 @@ class Explainer:
             elsewhere, where many passes cost far more than one.
         replay: whether the calls that explain one image are noted, and made again for others of the same
             shape, without the Python between them: the same explanations, of small networks in two thirds to
-            four fifths of the time. The second image is traced, which takes several times as long as usual. For models
-            whose code makes the same calls for every image, whatever else the program does; weights,
-            layers and images may change. Where contents decide, an image that differs is explained as
-            usual; a warning says where nothing can be replayed. None: for what `load_model` loads, after
-            eight images. On CPUs.
+            four fifths of the time on a CPU, and in about an eighth on an NVIDIA GPU, where they become CUDA graphs
+            (which keep the memory of what they make). The second image is traced, which takes several
+            times as long as usual. For models whose code makes the same calls for every image, whatever
+            else the program does; weights, layers and images may change. Where contents decide, an image
+            that differs is explained as usual; a warning says where nothing can be replayed. None: for
+            what `load_model` loads, after eight images.
         parameters: of the method, such as `k` of the seed method.
 
     The model is left as it was: its mode, gradients, hooks and buffers.

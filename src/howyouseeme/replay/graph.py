@@ -12,6 +12,9 @@ from torch import Tensor
 
 __all__ = ["Graph", "Turns", "makes_graphs"]
 
+#: A graph keeps the memory of what its calls make: none is made where less than this share of a device's is free.
+_SPARED = 0.25
+
 #: PyTorch captures one graph at a time.
 _CAPTURE = threading.Lock()
 
@@ -24,7 +27,7 @@ def makes_graphs(device: torch.device) -> bool:
 class Graph:
     """The calls that a function of tensors makes, to be made again for other contents.
 
-    >>> graph = Graph.of(run, tensors, 0)       # None where it waits for the device on the way
+    >>> graph = Graph.of(run, tensors, 0)       # None where it waits on the way, or memory is short
     >>> made = graph(others)                    # what run(others) returns
 
     What it returns lies where it lay before: the next call writes over it. The first `steady` of what it
@@ -53,7 +56,8 @@ class Graph:
             with torch.cuda.stream(stream):
                 waits = _waits(run, own)
             now.wait_stream(stream)
-            if waits:
+            free, all_ = torch.cuda.mem_get_info()
+            if waits or free < _SPARED * all_:
                 return None
             graph = torch.cuda.CUDAGraph()
             try:
