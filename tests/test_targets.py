@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from types import SimpleNamespace
 from typing import Any
@@ -683,3 +684,24 @@ def test_what_rises_with_a_score_has_the_picture_of_the_score(change: Any, image
     risen = Explainer(model)(images, lambda output: change(output.sigmoid()[:, 1])).evidence
     for one, other in zip(plain, risen, strict=True):
         assert torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1] > 0.98
+
+
+# -- pickled ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asked", ["versus", "region", "neuron", "layer itself", "channel"])
+def test_an_explanation_of_a_target_can_be_pickled_and_walks_again(
+    asked: str, images: Tensor
+) -> None:
+    net = Small(dense=asked == "region").eval()
+    target = {
+        "versus": targets.versus(None, 0),
+        "region": targets.region(torch.eye(16, dtype=torch.bool), 1),
+        "neuron": targets.neuron("second", 3),
+        "layer itself": targets.neuron(net.second, 3),
+        "channel": targets.channel("second", 1),
+    }[asked]
+    explanation = hysm.explain(net, images, target)
+    again = pickle.loads(pickle.dumps(explanation))
+    same(again, explanation)
+    assert again.path(1, [0])[0].nodes == explanation.path(1, [0])[0].nodes

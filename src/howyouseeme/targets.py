@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -105,28 +106,29 @@ def versus(one: int | str | None, other: int | str, network: Network | None = No
 
     names = ["{answer}" if one is None else _class_name(one, network), _class_name(other, network)]
 
-    def read(output: Any, network: Network) -> Tensor:
-        scores = scores_in(output)
-        if not isinstance(scores, Tensor) or scores.dim() != 2:
-            raise InputError(
-                f"{network.name} is no classifier whose output is [batch, classes]: give a function of "
-                "its output as the target, target=lambda output: output[...]."
-            )
-        rival = _index(scores, other, network)
-        if one is None:
-            mine = scores.argmax(1)
-        else:
-            mine = torch.full((len(scores),), _index(scores, one, network), device=scores.device)
-        same = (mine == rival).nonzero().flatten().tolist()
-        if same:
-            of = f" to image {same[0]}" if len(scores) > 1 else ""
-            answer = f"the network's answer{of}" if one is None else names[0]
-            raise InputError(
-                f"{names[1]} is {answer} itself: name another class to set against it."
-            )
-        return scores.gather(1, mine[:, None])[:, 0] - scores[:, rival]
+    return Target(f"{names[0]}, not {names[1]}", partial(_difference, one, other, names))
 
-    return Target(f"{names[0]}, not {names[1]}", read)
+
+def _difference(
+    one: int | str | None, other: int | str, names: list[str], output: Any, network: Network
+) -> Tensor:
+    scores = scores_in(output)
+    if not isinstance(scores, Tensor) or scores.dim() != 2:
+        raise InputError(
+            f"{network.name} is no classifier whose output is [batch, classes]: give a function of "
+            "its output as the target, target=lambda output: output[...]."
+        )
+    rival = _index(scores, other, network)
+    if one is None:
+        mine = scores.argmax(1)
+    else:
+        mine = torch.full((len(scores),), _index(scores, one, network), device=scores.device)
+    same = (mine == rival).nonzero().flatten().tolist()
+    if same:
+        of = f" to image {same[0]}" if len(scores) > 1 else ""
+        answer = f"the network's answer{of}" if one is None else names[0]
+        raise InputError(f"{names[1]} is {answer} itself: name another class to set against it.")
+    return scores.gather(1, mine[:, None])[:, 0] - scores[:, rival]
 
 
 def _index(scores: Tensor, category: int | str, network: Network) -> int:
@@ -164,19 +166,20 @@ def box(index: int) -> Target:
     if isinstance(index, bool) or not isinstance(index, int) or index < 0:
         raise InputError(f"Boxes have numbers from 0 on: there is no box {index!r}.")
 
-    def read(output: Any, network: Network) -> Tensor:
-        scores = [one.scores for one in boxes_in(output, network, index + 1)]
-        for image, kept in enumerate(scores):
-            if index >= len(kept):
-                place = f" in image {image}" if len(scores) > 1 else ""
-                lower = "ask for a lower number, or lower" if len(kept) else "lower"
-                raise InputError(
-                    f"There is no box {index}{place}, where {network.name} keeps {len(kept)}: {lower} its "
-                    "score threshold."
-                )
-        return torch.stack([kept[index] for kept in scores])
+    return Target(f"box {index}", partial(_score, index), score=True, box=index)
 
-    return Target(f"box {index}", read, score=True, box=index)
+
+def _score(index: int, output: Any, network: Network) -> Tensor:
+    scores = [one.scores for one in boxes_in(output, network, index + 1)]
+    for image, kept in enumerate(scores):
+        if index >= len(kept):
+            place = f" in image {image}" if len(scores) > 1 else ""
+            lower = "ask for a lower number, or lower" if len(kept) else "lower"
+            raise InputError(
+                f"There is no box {index}{place}, where {network.name} keeps {len(kept)}: {lower} its "
+                "score threshold."
+            )
+    return torch.stack([kept[index] for kept in scores])
 
 
 def region(mask: Tensor | np.ndarray, category: int | str) -> Target:
@@ -204,30 +207,29 @@ def region(mask: Tensor | np.ndarray, category: int | str) -> Target:
     if not bool(inside.any()):
         raise InputError("The mask is empty: no place lies inside of the region.")
 
-    def read(output: Any, network: Network) -> Tensor:
-        if isinstance(output, Mapping):
-            output = next((output[name] for name in ("out", "logits") if name in output), output)
-        if not isinstance(output, Tensor) or output.dim() != 4:
-            raise InputError(
-                f"{network.name} is no segmenter whose output is [batch, classes, height, width]: give "
-                "a function of its output as the target, target=lambda output: output[...]."
-            )
-        height, width = output.shape[2:]
-        scores = output[:, _index(output, category, network)]
-        rows, columns = inside.shape[0] // height, inside.shape[1] // width
-        if (rows * height, columns * width) != tuple(inside.shape):
-            raise InputError(
-                f"The mask has the size {tuple(inside.shape)} and the scores {(height, width)}: "
-                "make it as large as them."
-            )
-        chosen = inside[rows // 2 :: rows, columns // 2 :: columns].to(output.device)
-        if not bool(chosen.any()):
-            raise InputError(
-                "The mask has no place inside of the region at the size of the scores."
-            )
-        return scores[:, chosen].sum(1)
+    return Target(f"region of {_class_name(category)}", partial(_over_region, inside, category))
 
-    return Target(f"region of {_class_name(category)}", read)
+
+def _over_region(inside: Tensor, category: int | str, output: Any, network: Network) -> Tensor:
+    if isinstance(output, Mapping):
+        output = next((output[name] for name in ("out", "logits") if name in output), output)
+    if not isinstance(output, Tensor) or output.dim() != 4:
+        raise InputError(
+            f"{network.name} is no segmenter whose output is [batch, classes, height, width]: give "
+            "a function of its output as the target, target=lambda output: output[...]."
+        )
+    height, width = output.shape[2:]
+    scores = output[:, _index(output, category, network)]
+    rows, columns = inside.shape[0] // height, inside.shape[1] // width
+    if (rows * height, columns * width) != tuple(inside.shape):
+        raise InputError(
+            f"The mask has the size {tuple(inside.shape)} and the scores {(height, width)}: "
+            "make it as large as them."
+        )
+    chosen = inside[rows // 2 :: rows, columns // 2 :: columns].to(output.device)
+    if not bool(chosen.any()):
+        raise InputError("The mask has no place inside of the region at the size of the scores.")
+    return scores[:, chosen].sum(1)
 
 
 def _features(output: Any, layer: str | nn.Module, network: Network) -> Tensor:
@@ -266,23 +268,32 @@ def neuron(layer: str | nn.Module, channel: int, *position: int) -> Target:
         InputError: the network has no such layer, or the layer no such channel or position.
     """
 
-    def read(output: Any, network: Network) -> Tensor:
-        plane = _channel(_features(output, layer, network), channel, layer, network)
-        if not position:
-            return plane.flatten(1).amax(1) if plane.dim() > 1 else plane
-        if len(position) != plane.dim() - 1 or not all(
-            0 <= at < size for at, size in zip(position, plane.shape[1:], strict=True)
-        ):
-            raise InputError(
-                f"The layer {_name(layer)} of {network.name} has no position {position}: its output has "
-                f"the places {tuple(plane.shape[1:])}."
-            )
-        for at in position:
-            plane = plane[:, at]
-        return plane
-
     place = f" at {', '.join(map(str, position))}" if position else ""
-    return Target(f"neuron {channel} of {_name(layer)}{place}", read, layer)
+    return Target(
+        f"neuron {channel} of {_name(layer)}{place}", partial(_one, layer, channel, position), layer
+    )
+
+
+def _one(
+    layer: str | nn.Module,
+    channel: int,
+    position: tuple[int, ...],
+    output: Any,
+    network: Network,
+) -> Tensor:
+    plane = _channel(_features(output, layer, network), channel, layer, network)
+    if not position:
+        return plane.flatten(1).amax(1) if plane.dim() > 1 else plane
+    if len(position) != plane.dim() - 1 or not all(
+        0 <= at < size for at, size in zip(position, plane.shape[1:], strict=True)
+    ):
+        raise InputError(
+            f"The layer {_name(layer)} of {network.name} has no position {position}: its output has "
+            f"the places {tuple(plane.shape[1:])}."
+        )
+    for at in position:
+        plane = plane[:, at]
+    return plane
 
 
 def channel(layer: str | nn.Module, index: int) -> Target:
@@ -297,8 +308,9 @@ def channel(layer: str | nn.Module, index: int) -> Target:
         InputError: the network has no such layer, or the layer no such channel.
     """
 
-    def read(output: Any, network: Network) -> Tensor:
-        plane = _channel(_features(output, layer, network), index, layer, network)
-        return plane.flatten(1).sum(1) if plane.dim() > 1 else plane
+    return Target(f"channel {index} of {_name(layer)}", partial(_whole, layer, index), layer)
 
-    return Target(f"channel {index} of {_name(layer)}", read, layer)
+
+def _whole(layer: str | nn.Module, index: int, output: Any, network: Network) -> Tensor:
+    plane = _channel(_features(output, layer, network), index, layer, network)
+    return plane.flatten(1).sum(1) if plane.dim() > 1 else plane
