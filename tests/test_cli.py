@@ -277,6 +277,29 @@ def test_a_box_of_a_detector(run: Run, photo: Path, factories: Path) -> None:
     assert "--box goes without --target" in both.stderr
 
 
+def test_the_boxes_that_a_detector_finds_itself(run: Run, photo: Path, factories: Path) -> None:
+    model = ["--model", f"{factories.stem}:detector"]
+    result = run("detect", photo, *model, "--own", "--out", "out")
+    assert result.exit_code == 0, result.output
+    told = re.findall(r"(\d+) (cat|dog) ([\d.]+)%", result.stdout)
+    assert [int(number) for number, *_ in told] == list(range(len(told)))  # the best first
+    assert Path("out/photo.boxes.png").exists()
+    coco = json.loads(Path("out/detections.json").read_text())
+    assert len(coco["annotations"]) == len(told) > 1
+    for number, label, score in told[:2]:  # the number is that of explain --box
+        again = run("explain", photo, *model, "--box", number, "--out", "out")
+        assert f"{label}, box {number} {score}%" in again.stdout
+        made = json.loads(Path(f"out/photo.{label}-box-{number}.json").read_text())
+        x, y, width, height = coco["annotations"][int(number)]["bbox"]
+        assert made["target"]["box"] == pytest.approx([x, y, x + width, y + height], abs=0.1)
+    both = run("detect", photo, *model, "--own", "--top", 2)
+    assert both.exit_code == 2
+    assert "--own goes without" in both.stderr
+    classifier = run("detect", photo, "--model", f"{factories.stem}:network", "--own")
+    assert classifier.exit_code == 1
+    assert "is no detector whose answer is known" in classifier.stderr
+
+
 def test_a_size_of_ones_own_keeps_the_proportions_where_the_network_does(
     factories: Path, run: Run, photo: Path
 ) -> None:

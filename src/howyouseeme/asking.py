@@ -125,7 +125,7 @@ class Asker:
             raise InputError(
                 f"The model's output has the shape {tuple(scores.shape)} for {batch} image(s), not "
                 "[batch, classes]: is the input [batch, channel, height, width]? Of a detector ask for a box, "
-                "howyouseeme.targets.box(0) or --box 0; for another kind of output, give a function as the "
+                "howyouseeme.targets.box(0) or --box 0 (`howyouseeme detect --own` lists them); for another kind of output, give a function as the "
                 "target: target=lambda output: output[...]."
             )
         found = logits_of(tape, scores, batch)
@@ -154,21 +154,13 @@ class Asker:
         """What the box of a number is called in each image, and where it lies."""
         answer = pytree.tree_map(lambda x: x.data if isinstance(x, Value) else x, tape.output)
         pictures = [value.shape[2:] for value in tape.inputs if len(value.shape) == 4]
+        size = pictures[0] if pictures else None
         labels: list[str] = []
         boxes: list[Box | None] = []
         for found in boxes_in(answer, self.network, index + 1):
-            labels.append(f"box {index}")
-            if found.classes is not None:
-                category, names = int(found.classes[index]), self.network.classes
-                if category >= 0 and (names is None or category < len(names)):
-                    labels[-1] = f"{self.network.label(category)}, box {index}"
-            boxes.append(None)
-            if found.boxes is None or (found.relative and not pictures):
-                continue
-            height, width = pictures[0] if found.relative else (1, 1)
-            x0, y0, x1, y1 = found.boxes[index].tolist()
-            if x0 <= x1 and y0 <= y1:  # no numbers are neither
-                boxes[-1] = (x0 * width, y0 * height, x1 * width, y1 * height)
+            name = found.name(index, self.network)
+            labels.append(f"box {index}" if name is None else f"{name}, box {index}")
+            boxes.append(found.place(index, size))
         return tuple(labels), tuple(boxes)
 
     def _yes_or_no(self, tape: Tape, target: Any, logits: Value, certain: list[float]) -> Asked:

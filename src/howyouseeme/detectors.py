@@ -19,13 +19,17 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from .errors import InputError
-from .regions import suppress
+from .images import Source
+from .inputs import prepare
+from .localize import Detection
+from .regions import Box, suppress
 from .scores import outline
+from .tape import Value, record
 
 if TYPE_CHECKING:
     from .models import Network
 
-__all__ = ["Boxes", "boxes_in"]
+__all__ = ["Boxes", "boxes_in", "found_in"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +49,55 @@ class Boxes:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def name(self, i: int, network: Network) -> str | None:
+        """The class of a box; None where the answer or the network doesn't tell."""
+        if self.classes is None:
+            return None
+        category, names = int(self.classes[i]), network.classes
+        known = category >= 0 and (names is None or category < len(names))
+        return network.label(category) if known else None
+
+    def place(self, i: int, size: Sequence[int] | None) -> Box | None:
+        """A box in pixels of the input, of a height and width; None where that can't be told."""
+        if self.boxes is None or (self.relative and size is None):
+            return None
+        height, width = size if self.relative and size is not None else (1, 1)
+        x0, y0, x1, y1 = self.boxes[i].tolist()
+        if x0 <= x1 and y0 <= y1:  # no numbers are neither
+            return x0 * width, y0 * height, x1 * width, y1 * height
+        return None
+
+
+def found_in(network: Network, image: Source, count: int = 100) -> tuple[Detection, ...]:
+    """The boxes that a detector finds in a photo, in the order of the numbers that `targets.box` takes.
+
+    >>> for number, one in enumerate(found_in(howyouseeme.load_model("yolov8n.onnx"), "photo.jpg")):
+    ...     print(number, one.label, one.score, one.box)
+
+    Each with its class ('box 3' where that isn't known), its score and its place in the photo; no more than
+    `count`.
+
+    Raises:
+        InputError, ImageError, ModelError: the photo or the model can't be used, or the model is no detector
+            that is known, or doesn't tell where its boxes lie.
+    """
+    batch = prepare(network, image)
+    tape = record(network.module, batch.tensors)
+    answer = pytree.tree_map(lambda x: x.data if isinstance(x, Value) else x, tape.output)
+    (found,) = boxes_in(answer, network, count)
+    geometry = batch.samples[0][0].geometry
+    size = batch.tensors[0].shape[2:]
+    if found.boxes is None or geometry is None:
+        raise InputError(f"{network.name} doesn't tell where its boxes lie.")
+    told = []
+    for i in range(min(len(found), count)):
+        place = found.place(i, size) or (0.0, 0.0, 0.0, 0.0)  # its corners are crossed
+        name = found.name(i, network)
+        category = None if name is None or found.classes is None else int(found.classes[i])
+        score, box = float(found.scores[i]), geometry.box_to_image(place)
+        told.append(Detection(category, name or f"box {i}", score, box))
+    return tuple(told)
 
 
 def boxes_in(output: Any, network: Network, count: int = 100) -> list[Boxes]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from ..files import write
-from .network import Asked, network_options, read_target
+from .network import SURE, Asked, network_options, read_target
 from .photos import (
     find_photos,
     for_each,
@@ -41,6 +42,11 @@ if TYPE_CHECKING:
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Level of its map at which an object ends, 0.22 if not given; more makes boxes smaller.",
 )
+@click.option(
+    "--own",
+    is_flag=True,
+    help="Of a detector: the boxes that it finds itself, with the numbers that `explain --box` takes.",
+)
 @network_options
 @out_option()
 @max_pixels_option
@@ -51,16 +57,19 @@ def detect(
     targets: tuple[str, ...],
     top: int | None,
     threshold: float | None,
+    own: bool,
     asked: Asked,
     out: Path,
 ) -> None:
-    """Put boxes around objects in photos; the network was only ever trained to name them.
+    """Put boxes around objects in photos; the network was only ever trained to name them (but see --own).
 
     Writes a picture (PNG) for each photo, and all boxes of this run to detections.json (COCO), which
     replaces that of the run before.
     """
     if targets and top is not None:
         raise click.UsageError("Say what to look for: --target CLASS or --top N, not both.")
+    if own and (targets or top is not None or threshold is not None):
+        raise click.UsageError("--own goes without --target, --top and --threshold.")
     files = find_photos(photos)
     spare_photos(files, out, ".boxes.png")
     network = asked.load()
@@ -69,6 +78,7 @@ def detect(
     if len(classes) < len(wanted):
         raise click.UsageError("--target takes a class; for the N likeliest ones give --top N.")
     from .. import localize  # noqa: PLC0415
+    from ..detectors import found_in  # noqa: PLC0415
     from ..draw import boxes_picture, encoded, percent  # noqa: PLC0415
     from ..explainer import Explainer  # noqa: PLC0415
     from ..images import load_image  # noqa: PLC0415
@@ -81,11 +91,22 @@ def detect(
 
     def one(file: Path, name: str) -> Iterator[str]:
         image = load_image(file)
-        objects = localize.detect(explainer, image, classes, top or 1, level)
         picture = out / f"{name}.boxes.png"
-        texts = [(each.box, f"{each.label} {percent(each.score)}") for each in objects]
+        if own:
+            boxes = enumerate(found_in(network, image))
+            numbered = [
+                # COCO has classes alone: one for all, where the detector tells none.
+                (f"{number} ", one if one.target is not None else replace(one, target=0))
+                for number, one in boxes
+                if one.score >= SURE
+            ]
+        else:
+            found_here = localize.detect(explainer, image, classes, top or 1, level)
+            numbered = [("", one) for one in found_here]
+        texts = [(one.box, f"{number}{one.label} {percent(one.score)}") for number, one in numbered]
         write(picture, encoded(boxes_picture(image, texts)))
-        found[str(file)], sizes[str(file)] = objects, (image.height, image.width)
+        found[str(file)] = [one for _, one in numbered]
+        sizes[str(file)] = image.height, image.width
         # After each photo, so that an interruption leaves what is finished.
         data = json.dumps(localize.to_coco(found, sizes), indent=1)
         write(out / "detections.json", f"{data}\n".encode())

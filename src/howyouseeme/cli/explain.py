@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..files import identities, spare
-from .network import DEFAULT_MODEL, Asked, Wanted, network_options, read_target
+from .network import DEFAULT_MODEL, SURE, Asked, Wanted, network_options, read_target
 from .photos import (
     Note,
     find_photos,
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 DEFAULT_METHOD = "evidence"
 METHODS = ("evidence", "seed", "exact")
-
-_SURE = 0.25  # of a box: the usual threshold of YOLO networks
 
 
 @dataclass(frozen=True)
@@ -204,7 +202,7 @@ def _explain_one(job: _Job, file: Path, name: str) -> Iterator[str]:
             yield Note(f"{file}: nothing in it speaks for {answer} more than for other classes")
         elif job.check:
             yield from _checked(job, explanation)
-        elif job.wanted.box is not None and (explanation.probability[0] or 0) < _SURE:
+        elif job.wanted.box is not None and (explanation.probability[0] or 0) < SURE:
             yield Note(
                 f"{file}: the network is hardly sure of this box; many programs don't show such ones"
             )
