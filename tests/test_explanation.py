@@ -441,6 +441,12 @@ def test_a_path_may_be_asked_for_by_its_point(images: Tensor) -> None:
         explanation.path(0, [10_000])
 
 
+def test_no_images_have_no_maps(images: Tensor) -> None:
+    nothing = Explainer(network())(images)[2:2]
+    assert nothing.levels == nothing.counted == []
+    assert nothing.points == ()
+
+
 def test_an_explanation_can_be_pickled_whatever_was_asked_of_it(images: Tensor) -> None:
     explanation = Explainer(network())(images)
     paths = explanation.paths

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import random
 import warnings
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -22,7 +23,9 @@ from howyouseeme import Explainer, Explanation, InputError, ModelError, load_mod
 from howyouseeme import explainer as explainer_module
 from howyouseeme.methods import Evidence
 from howyouseeme.replay import program
+from howyouseeme.replay.graph import warned
 from howyouseeme.replay.program import Program
+from howyouseeme.replay.state import State
 from howyouseeme.replay.traced import trace
 from howyouseeme.replay.tracer import Tracer, Unfit
 from howyouseeme.tape import record
@@ -753,3 +756,110 @@ def test_what_a_trace_refuses(write: Callable[[Tensor, Tensor], Any], reason: st
         write(x, weight)
     with pytest.raises(Unfit):  # also where the network catches it
         tracer.check()
+
+
+# -- what a network is made of -----------------------------------------------------------------------
+
+
+class Held:
+    def __init__(self) -> None:
+        self.a, self.flip = 1.0, -1.0
+
+
+class Part(nn.Module):
+    """Holds what a network may hold besides layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.one = Held()
+        self.two = SimpleNamespace(inner=SimpleNamespace(scale=1.0))
+        self.listed, self.keyed, self.chosen = [1, [2]], {"a": 1.5, "b": [3]}, {"x"}
+        self.recent, self.pair = deque([1, 2]), (1.0, [2.0])
+        self.large, self.number = list(range(1000)), 1e9
+
+
+class OtherPart(Part):
+    pass
+
+
+def renamed(part: Part) -> None:
+    part.keyed["c"] = part.keyed.pop("b")
+
+
+def moved(part: Part) -> None:
+    part.two.flip = vars(part.one).pop("flip")
+
+
+def based_on_another(part: Part) -> None:
+    class Base(Part):
+        pass
+
+    part.__class__ = type("Made", (Base,), {})
+
+
+CHANGES: dict[str, Callable[[Part], Any]] = {
+    "a layer": lambda part: setattr(part, "layer", nn.Linear(2, 2)),
+    "a weight": lambda part: setattr(part.layer, "weight", nn.Parameter(torch.ones(2, 2))),
+    "its memory": lambda part: setattr(part.layer.weight, "data", torch.ones(2, 2)),
+    "its strides": lambda part: setattr(part.layer.weight, "data", part.layer.weight.data.t()),
+    "a number": lambda part: setattr(part, "number", 2e9),
+    "its type": lambda part: setattr(part, "number", 1000000000),
+    "an attribute more": lambda part: setattr(part, "more", 1),
+    "a number of an object": lambda part: setattr(part.one, "a", 2.0),
+    "of an object in an object": lambda part: setattr(part.two.inner, "scale", 2.0),
+    "from object to object": moved,
+    "a list": lambda part: part.listed.append(3),
+    "a list in a list": lambda part: part.listed[1].append(3),
+    "a list in a tuple": lambda part: part.pair[1].append(3),
+    "a key": renamed,
+    "a set": lambda part: part.chosen.add("y"),
+    "a deque": lambda part: part.recent.rotate(),
+    "a large list": lambda part: part.large.append(1),
+    "a hook": lambda part: part.layer.register_forward_hook(lambda *_: None),
+    "its class": lambda part: setattr(part, "__class__", OtherPart),
+    "a base": based_on_another,
+    "all attributes": lambda part: setattr(part.one, "__dict__", {"a": 1.0, "flip": 1.5}),
+    "the mode": lambda part: part.eval(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_of_a_network_is_seen(change: str) -> None:
+    part = Part()
+    state = State(part)
+    part.number = float("1e9")  # another object, the same number
+    with torch.no_grad():
+        part.layer.weight.add_(1)  # weights are looked up each time
+    assert state.holds()
+    CHANGES[change](part)
+    assert not state.holds()
+    assert State(part).holds()
+
+
+def test_a_method_and_hooks_of_all_modules_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    part = OtherPart()
+    state = State(part)
+    monkeypatch.setattr(Part, "forward", lambda self, x: x, raising=False)
+    assert not state.holds()
+    state = State(part)
+    hook = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        assert not state.holds()
+    finally:
+        hook.remove()
+    assert state.holds()
+
+
+def test_a_warning_of_calls_is_noticed() -> None:
+    """As on a GPU the one that a call waits for it."""
+
+    def resize(given: Sequence[Tensor]) -> None:
+        torch.ops.aten.add.out(given[0], given[0], out=given[1])
+
+    fit, other = torch.ones(3), torch.ones(2)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        assert warned(resize, [torch.ones(3), other], "was resized")
+        assert not warned(resize, [torch.ones(3), fit], "was resized")
+    assert not seen

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from typing import Any
 
 import torch
@@ -81,9 +81,9 @@ class Explainer:
             gets to the bit what it gets without the others. None: alone on a CPU, all together
             elsewhere, where many passes cost far more than one.
         replay: whether the calls that explain one image are noted, and made again for others of the same
-            shape, without the Python between them: the same explanations, of small networks in two thirds to
-            four fifths of the time on a CPU, and in about an eighth on an NVIDIA GPU, where they become CUDA graphs
-            (which keep the memory of what they make). The second image is traced, which takes several
+            shape, without the Python between them: the same explanations, of small networks in two thirds
+            to four fifths of the time on a CPU, and in about an eighth on an NVIDIA GPU, where they become
+            CUDA graphs (which keep the memory of what they make). The second image is traced, which takes several
             times as long as usual. For models whose code makes the same calls for every image, whatever
             else the program does; weights, layers and images may change. Where contents decide, an image
             that differs is explained as usual; a warning says where nothing can be replayed. None: for
@@ -278,15 +278,18 @@ class Explainer:
         way = Way(
             lambda: self._record(batch, targets),
             lambda tape: self._find(tape, targets, len(batch)),
-            lambda tape, asked: self._viewed(tape, asked, len(batch)),
+            lambda tape, asked: self._viewed(tape, asked, batch),
         )
         found = self._replays(self.network.module, self.method, batch.tensors, targets, way)
         return None if found is None else self._explanations(batch, targets, *found)
 
-    def _viewed(self, tape: Tape, asked: Sequence[Asked], batch: int) -> list[list[Seen]] | None:
+    def _viewed(self, tape: Tape, asked: Sequence[Asked], batch: Batch) -> list[list[Seen]] | None:
         """What is seen, on a GPU with what is drawn of it: to start these calls takes longer than to make them."""
-        seen = walk_back(self.method, tape, asked, batch)
-        if seen is None or not makes_graphs(tape.inputs[0].device):
+        seen = walk_back(self.method, tape, asked, len(batch))
+        padded = any(
+            one.geometry is not None and one.geometry.pads for one in chain(*batch.samples)
+        )
+        if seen is None or padded or not makes_graphs(tape.inputs[0].device):
             return seen
         return [[item.viewed(self.method) for item in each] for each in seen]
 
@@ -315,8 +318,10 @@ class Explainer:
         for target, one, each in zip(targets, asked, seen, strict=True):
             pairs = zip(batch.floats, each, strict=True)
             found = [self._explanation(batch, j, item, one, target) for j, item in pairs]
-            main = found[batch.floats.index(batch.main)]
-            explanations.append(replace(main, inputs=tuple(found)) if found[1:] else main)
+            main = found[at := batch.floats.index(batch.main)]
+            if found[1:]:
+                main = _showing(replace(main, inputs=tuple(found)), each[at])
+            explanations.append(main)
         return explanations
 
     def _explanation(
@@ -348,9 +353,7 @@ class Explainer:
                 )
             ),
         )
-        if seen.views is not None:
-            made._take(seen.views)
-        return made
+        return _showing(made, seen)
 
     def _walk_again(
         self, batch: Batch, i: int, target: Any, index: int | None, j: int
@@ -380,6 +383,13 @@ class Explainer:
         trail.evidence.setdefault(given, torch.zeros_like(given.data))
         way.inputs = [given, *(value for value in way.inputs if value is not given)]
         return way, trail, i
+
+
+def _showing(explanation: Explanation, seen: Seen) -> Explanation:
+    """The same, with what is drawn of it where that was made ahead."""
+    if seen.views is not None:
+        explanation._take(seen.views)
+    return explanation
 
 
 def _of_part(target: Any, first: int, size: int) -> Any:

@@ -197,8 +197,10 @@ class Explanation:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is pickled: the model is, but no recorded pass."""
-        return {name: item for name, item in vars(self).items() if name != "_trails"}
+        """What is pickled: the model is, but no recorded pass, nor maps that are made of the evidence again."""
+        return {
+            name: item for name, item in vars(self).items() if name not in {"_trails", "_views"}
+        }
 
     def __repr__(self) -> str:
         answers = [

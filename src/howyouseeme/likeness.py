@@ -50,10 +50,10 @@ class Likeness:
         drawn = onto_input(alike, layout, saliency.shape)
         assert drawn is not None  # there are places along both axes
         low, high = drawn.min(), drawn.max()
-        apart = (
+        told = (
             high - low > 1e-5 * high
-        )  # else it were rounding; no look, which a device would be waited for
-        return torch.where(apart, (drawn[0] - low) / (high - low), 1).to(saliency)
+        )  # else it were rounding; not looked at, as a device would be waited for
+        return torch.where(told, (drawn[0] - low) / (high - low), 1).to(saliency)
 
 
 def likeness(way: Plan, given: Value) -> tuple[Likeness | None, ...]:

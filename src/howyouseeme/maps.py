@@ -122,7 +122,7 @@ def ranked(evidence: Tensor, count: int) -> tuple[Tensor, Tensor]:
     As `strongest_points`, but for those that are not above zero, and without a look at the contents.
     """
     value, place = evidence.flatten(1).sort(dim=1, descending=True, stable=True)
-    return value[:, :count], place[:, :count]
+    return value[:, :count].clone(), place[:, :count].clone()  # all of it is large
 
 
 def inliers(evidence: Tensor, radius: float = 0.1, share: float = 0.05) -> Tensor:

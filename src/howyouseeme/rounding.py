@@ -9,10 +9,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-__all__ = ["is_unrounded", "rounds", "unrounded"]
+__all__ = ["is_unrounded", "rounds", "settings", "unrounded"]
 
 _PRECISION = threading.Lock()
-_unrounded_walks = 0  # how many there are now, which share the setting
+_unrounded_walks = 0  # how many there are now, walks and programs, which share the setting
 _HERE = threading.local()
 
 
@@ -29,11 +29,26 @@ def rounds(tensor: Tensor) -> bool | None:
         return None
 
 
+def settings() -> tuple[object, ...]:
+    """All that PyTorch is told of how exact products are, `unrounded` aside."""
+    matmul = torch.backends.cuda.matmul
+    reduced = (
+        matmul.allow_fp16_reduced_precision_reduction,
+        matmul.allow_bf16_reduced_precision_reduction,
+    )
+    try:
+        with _PRECISION:
+            convolutions = bool(_unrounded_walks) or torch.backends.cudnn.allow_tf32
+        return (*reduced, matmul.allow_tf32, convolutions)
+    except RuntimeError:  # settings that differ between kinds of calls
+        return reduced
+
+
 @contextmanager
-def unrounded(rounded: bool = True) -> Iterator[None]:
-    """Convolutions in float32 proper, if they are `rounded`."""
+def unrounded(needed: bool = True) -> Iterator[None]:
+    """Convolutions in float32 proper, where that is `needed`."""
     global _unrounded_walks  # noqa: PLW0603
-    if not rounded:
+    if not needed:
         yield
         return
     with _PRECISION:

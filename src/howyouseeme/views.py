@@ -11,7 +11,6 @@ from torch import Tensor
 from .likeness import Likeness
 from .maps import gaussian_blur, levels, precise, ranked, scale_each_to_one, strongest_points
 from .methods import Method
-from .tape import at_hand
 
 __all__ = ["Views"]
 
@@ -49,22 +48,22 @@ class Views:
 
     def made(self) -> Views:
         """These, with all made that can be made ahead."""
-        for name in _TENSORS:
-            getattr(self, name)
+        assert self.tensors
         return self
 
     @property
     def tensors(self) -> list[Tensor]:
         """All that can be made ahead, in order."""
-        return [self.counted, self.levels, self.attention, self.saliency, *self._ranked]
+        made = [getattr(self, name) for name in _TENSORS]
+        return [*made[:-1], *made[-1]]
 
     def filled(
         self, evidence: Tensor, alike: Sequence[Likeness | None], tensors: Iterator[Tensor]
     ) -> Views:
         """The same of other evidence, with what was made ahead, taken in the order of `tensors`."""
         other = Views(evidence, alike, self.method)
-        made = [next(tensors) for _ in self.tensors]
-        vars(other).update(zip(_TENSORS, [*made[:4], tuple(made[4:])], strict=True))
+        *made, value, place = (next(tensors) for _ in self.tensors)
+        vars(other).update(zip(_TENSORS, [*made, (value, place)], strict=True))
         return other
 
     @cached_property
@@ -83,7 +82,7 @@ class Views:
     @cached_property
     def levels(self) -> Tensor:
         """For each pixel the share of what is `counted` in pixels with no more of it: [batch, ...] float64, 0..1."""
-        return torch.stack([levels(item) for item in self.counted])
+        return _stacked([levels(item) for item in self.counted], self.counted)
 
     @cached_property
     def attention(self) -> Tensor:
@@ -97,13 +96,13 @@ class Views:
         for i, alike in enumerate(self.alike):
             if self.method.likeness and alike is not None:
                 maps[i] = levels(self.counted[i] ** _EVIDENCE * alike.reach(maps[i]))
-        return scale_each_to_one(torch.stack(maps)).float()
+        return scale_each_to_one(_stacked(maps, self.counted)).float()
 
     @cached_property
     def strongest(self) -> list[tuple[Tensor, Tensor]]:
         """Of each image the strongest pixels, strongest first, on the CPU: (place [n, axes], value [n])."""
-        if at_hand(self.evidence):
-            return [strongest_points(item, MOST_POINTS) for item in self.evidence]
+        if not self.evidence.is_cuda and "_ranked" not in vars(self):
+            return [strongest_points(item, MOST_POINTS) for item in self.evidence.cpu()]
         values, places = (item.cpu() for item in self._ranked)  # waits for the device but once
         shape, found = self.evidence.shape[1:], []
         for value, place in zip(values, places, strict=True):
@@ -114,3 +113,8 @@ class Views:
     @cached_property
     def _ranked(self) -> tuple[Tensor, Tensor]:
         return ranked(self.evidence, MOST_POINTS)
+
+
+def _stacked(maps: list[Tensor], like: Tensor) -> Tensor:
+    """Maps one after the other; of no image none, `like` others."""
+    return torch.stack(maps) if maps else like

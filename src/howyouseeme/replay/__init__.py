@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..rounding import rounds
+from ..rounding import settings
 from .graph import makes_graphs
 from .state import State, unseen
 from .traced import Told, Traced, Way, trace
@@ -79,7 +79,7 @@ class Replays:
         try:
             key = (
                 tuple((item.shape, item.dtype, item.stride(), item.device) for item in tensors),
-                *(len(targets), method, torch.get_default_dtype(), rounds(tensors[0])),
+                *(len(targets), method, torch.get_default_dtype()),
                 *_settings(device),
             )
             if (known := self._kept.get(key)) is not None:
@@ -93,15 +93,13 @@ class Replays:
         """Forget all if the network is no longer what it was."""
         if self._state is not None and self._state.of is module and self._state.holds():
             return
-        state = State(module)
-        if self._state is None or not state.same(self._state):
-            self._lost += len(self._kept)
-            for known in self._kept.values():
-                if known is not None:
-                    known.turns.finish()  # of what was begun
-            self._kept.clear()
-            self._met.clear()
-        self._state = state
+        self._lost += len(self._kept)
+        for known in self._kept.values():
+            if known is not None:
+                known.turns.finish()  # of what was begun
+        self._kept.clear()
+        self._met.clear()
+        self._state = State(module)
 
     def _explain(
         self, key: Hashable, module: nn.Module, tensors: Sequence[Tensor], way: Way
@@ -166,4 +164,5 @@ def _settings(device: torch.device) -> tuple[Hashable, ...]:
         for kind in ("cpu", device.type)
     ]
     chosen = torch.backends.cudnn
-    return (*autocast, chosen.enabled, chosen.benchmark, chosen.deterministic)
+    exact = torch.are_deterministic_algorithms_enabled()
+    return (*autocast, *settings(), exact, chosen.enabled, chosen.benchmark, chosen.deterministic)

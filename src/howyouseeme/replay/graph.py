@@ -57,11 +57,13 @@ class Graph:
                 waits = _waits(run, own)
             now.wait_stream(stream)
             free, all_ = torch.cuda.mem_get_info()
+            free += torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
             if waits or free < _SPARED * all_:
                 return None
             graph = torch.cuda.CUDAGraph()
+            capture = torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local")
             try:
-                with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                with torch.cuda.stream(stream), capture:  # which leaves its stream on if it fails
                     made = run(own)
             except RuntimeError:  # what else it doesn't take, or there is no memory for it
                 return None
@@ -69,23 +71,35 @@ class Graph:
 
 
 def _waits(run: Callable[..., Any], given: Sequence[Tensor]) -> bool:
-    """Whether calls wait for the device, so far as can be told: not beside other threads, which share the setting."""
-    if threading.active_count() > 1:
-        run(given)
-        return False
+    """Whether calls wait for the device."""
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says of itself that it is new
-        torch.cuda.set_sync_debug_mode("error")
+        torch.cuda.set_sync_debug_mode("warn")
     try:
-        run(given)
-    except RuntimeError as error:
-        if "synchroniz" not in str(error):
-            raise
-        return True
+        return warned(run, given, "called a synchronizing")
     finally:
         torch.cuda.set_sync_debug_mode(before)
-    return False
+
+
+def warned(run: Callable[..., Any], given: Sequence[Tensor], text: str) -> bool:
+    """Whether calls of PyTorch warn of something.
+
+    >>> warned(run, tensors, "called a synchronizing")
+    """
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        _Calls.apply(run, given, torch.empty(0))
+    return any(text in str(one.message) for one in seen)
+
+
+class _Calls(torch.autograd.Function):
+    """Calls as a part of one: the warnings of calls by `torch.ops` go past Python else."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Callable[..., Any], given: Sequence[Tensor], made: Tensor) -> Tensor:
+        run(given)
+        return made
 
 
 class Turns:

@@ -49,15 +49,16 @@ class Program:
         varying = [item for item in part.instructions if not _makes(item, constants)]
         self.instructions = _needed(varying, returned, memory)
         self._graph: Graph | None = None
-        self._apart = not _in_one_place(self.instructions, looks, tracer)  # else it is a graph
+        # Whether it is to become a graph with the first call.
+        self._unready = there = _in_one_place(self.instructions, looks, tracer)
         # What a graph is given is another graph's, which may be followed by this one more than once.
-        own = (*returned, *constants, *(() if self._apart else given))
+        own = (*returned, *constants, *(given if there else ()))
         kept = {memory[slot] for slot in own} | tracer.lent
         self.instructions = _overwriting(self.instructions, kept, tracer)
         self.expected = [look.expected for look in looks]
-        where = None if self._apart else tracer.device
+        where = tracer.device if there else None
         graph, root, made = _calls(self.instructions, given, returned, constants, where)
-        if looks and not self._apart:  # the device is waited for once, and not for each
+        if looks and there:  # the device is waited for once, and not for each
             made[self.wanted :] = [
                 _all_as_expected(graph, root, made[self.wanted :], looks, tracer)
             ]
@@ -98,9 +99,9 @@ class Program:
         return made[: self.wanted]
 
     def _make(self, given: Sequence[Tensor], steady: int) -> list[Tensor]:
-        if self._graph is None and not self._apart:
+        if self._unready:
+            self._unready = False
             self._graph = Graph.of(self._run, given, steady)
-            self._apart = self._graph is None
         return list((self._run if self._graph is None else self._graph)(given))
 
     def _run(self, given: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import chain
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -20,122 +20,104 @@ _MOST = 256
 
 
 class State:
-    """The parts of a module as they are now.
+    """The parts of a module as they were.
 
-    >>> before = State(module)
+    >>> state = State(module)
     >>> module.head = nn.Linear(8, 2)
-    >>> State(module).same(before)
+    >>> state.holds()
     False
 
-    Modules, whatever holds them, and their attributes, classes and hooks; lists, tuples and dicts in them;
-    the attributes of other objects, such as a configuration; and where tensors lie. Objects are held, as
-    new ones may come to lie where they lay.
+    Modules, whatever holds them, and their attributes, classes and hooks; lists, tuples, sets and dicts in them;
+    the attributes of other objects, such as a configuration, and of objects in these; and where tensors lie. Not
+    seen are attributes of classes of other objects, in `__slots__`, and what arrays of NumPy hold. Objects are
+    held, as new ones may come to lie where they lay.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.of = module
-        self.items: list[Any] = []
-        self.places: list[Any] = []
-        self._met: set[int] = set()
-        # Where these were found, to be looked up again without a decision on each.
         self._owners: list[Any] = []  # of attributes
-        self._collections: list[Any] = []
+        self._classes: list[type] = []
+        self._collections: list[Collection[Any]] = []  # what is in them is told by `_readers`
         self._readers: list[Callable[[], Iterable[Any]]] = []
         self._tensors: list[Tensor] = []
-        self._note([module])
+        met: set[int] = set()
+        self._visit([module], _DEEP, met)
         for hooks in (_everywhere._global_forward_hooks, _everywhere._global_forward_pre_hooks):
-            self._collections.append(hooks)
-            self._readers.append(hooks.values)
-            self.items += hooks.values()
+            self._visit_collection(hooks, _DEEP, met)
         self._found = self._look()
 
     def holds(self) -> bool:
-        """Whether all that was found is where it was, the same objects; a quick look, which may be wrong to deny it."""
-        now, before = self._look(), self._found
-        return now[0] == before[0] and all(
-            len(here) == len(there) and all(map(operator.is_, here, there))
-            for here, there in zip(now[1:], before[1:], strict=True)
+        """Whether all is as it was: the same objects, or equal numbers and strings, and tensors in the same places."""
+        places, *found = self._look()
+        return places == self._found[0] and all(
+            len(here) == len(there)
+            and (all(map(operator.is_, here, there)) or all(map(_same, here, there)))
+            for here, there in zip(found, self._found[1:], strict=True)
         )
 
     def _look(self) -> tuple[list[Any], ...]:
-        """Sizes and places, which are to be equal; attributes' owners, attributes, and what collections hold."""
-        sizes: list[Any] = [*map(len, self._collections), *map(_place, self._tensors)]
+        """What there is where it was found, without a decision on each: a look takes milliseconds."""
         return (
-            sizes,
+            list(map(_place, self._tensors)),
             list(map(type, self._owners)),
+            [kind.__mro__ for kind in self._classes],
             list(map(vars, self._owners)),
+            [*map(len, self._collections), *map(len, map(vars, self._owners))],
             list(chain.from_iterable(reader() for reader in self._readers)),
         )
 
-    def same(self, other: State) -> bool:
-        """Whether two states hold the same objects, or equal numbers and strings, and tensors in the same places."""
-        if self.places != other.places or len(self.items) != len(other.items):
-            return False
-        if all(map(operator.is_, self.items, other.items)):
-            return True
-        return all(
-            one is two or (type(one) is type(two) and type(one) in _PLAIN and one == two)
-            for one, two in zip(self.items, other.items, strict=True)
-        )
-
-    def _note(self, items: Iterable[Any], deep: bool = True) -> None:
-        """Note these, and what they hold."""
-        items = list(items)
-        self.items.append(len(items))
-        self.items += items
+    def _visit(self, items: Iterable[Any], deep: int, met: set[int]) -> None:
+        """Remember where these are found, and what they hold; `deep` in objects that are no modules."""
         for item in items:
-            kind = type(item)
-            if kind in _PLAIN:  # most are
-                continue
-            if kind in _DICTS and not item:
-                self._collections.append(item)
+            if type(item) in _PLAIN:  # most are
                 continue
             if isinstance(item, Tensor):
-                self.places.append(_place(item))
                 self._tensors.append(item)
-            elif id(item) not in self._met:
-                self._met.add(id(item))
-                self._note_inside(item, deep)
+            elif id(item) not in met:
+                met.add(id(item))
+                if isinstance(item, nn.Module):
+                    self._visit_class(type(item), met)
+                    self._visit_attributes(item, deep, met)
+                elif isinstance(item, _COLLECTIONS):
+                    self._visit_collection(item, deep, met)
+                elif deep and not isinstance(item, _CODE) and hasattr(item, "__dict__"):
+                    self._visit_attributes(item, deep - 1, met)
 
-    def _note_inside(self, item: Any, deep: bool) -> None:
-        if isinstance(item, nn.Module):
-            self._note_class(type(item))
-            self._note_attributes(item)
-        elif isinstance(item, dict):
-            self.items.append(len(item))
-            self._collections.append(item)
-            if len(item) <= _MOST:
-                self._readers.append(item.values)
-                self._note(item.values(), deep)
-        elif isinstance(item, (list, tuple)):
-            self.items.append(len(item))
-            self._collections.append(item)
-            plain = isinstance(item, tuple) and _PLAIN.issuperset(map(type, item))
-            if len(item) <= _MOST and not plain:  # which stays what it is
-                self._readers.append(item.__iter__)
-                self._note(item, deep)
-        elif deep and not isinstance(item, _CODE) and hasattr(item, "__dict__"):
-            self.items.append(type(item))
-            self._note_attributes(item, deep=False)
+    def _visit_collection(self, item: Collection[Any], deep: int, met: set[int]) -> None:
+        self._collections.append(item)
+        plain = isinstance(item, tuple) and _PLAIN.issuperset(map(type, item))
+        if item and len(item) <= _MOST and not plain:  # which stays what it is
+            self._visit_held(item, deep, met)
 
-    def _note_attributes(self, item: Any, deep: bool = True) -> None:
+    def _visit_attributes(self, item: Any, deep: int, met: set[int]) -> None:
         self._owners.append(item)
-        self._readers.append(vars(item).values)
-        self._note(vars(item).values(), deep)
+        self._visit_held(vars(item), deep, met)
 
-    def _note_class(self, kind: type) -> None:
+    def _visit_held(self, item: Collection[Any], deep: int, met: set[int]) -> None:
+        self._readers.append(item.__iter__)  # of a dict the keys
+        if isinstance(item, Mapping):
+            self._readers.append(item.values)
+        self._visit(item.values() if isinstance(item, Mapping) else item, deep, met)
+
+    def _visit_class(self, kind: type, met: set[int]) -> None:
         """The class of a module, with the methods and attributes that it has and inherits."""
-        self.items.append(kind)
-        if id(kind) in self._met:
+        if id(kind) in met:
             return
-        self._met.add(id(kind))
+        met.add(id(kind))
+        self._classes.append(kind)
         for each in kind.__mro__[: kind.__mro__.index(nn.Module)]:
-            self._readers.append(vars(each).values)
-            self.items += vars(each).values()
+            self._readers += [vars(each).__iter__, vars(each).values]
 
+
+def _same(one: object, other: object) -> bool:
+    return one is other or (type(one) is type(other) and type(one) in _PLAIN and one == other)
+
+
+#: Objects in objects, as a part of a configuration, are looked into so far.
+_DEEP = 2
 
 _PLAIN = {bool, int, float, str, type(None)}
-_DICTS = {dict, OrderedDict}
+_COLLECTIONS = (dict, list, tuple, set, frozenset, deque)
 _CODE = (type, FunctionType, MethodType, BuiltinFunctionType, ModuleType)
 
 

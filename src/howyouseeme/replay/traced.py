@@ -38,9 +38,12 @@ Told = tuple[list[Asked], list[list[Seen]]]
 class Traced:
     """What replays an explanation.
 
-    `handed`: how many of what the `forward` program makes the walk `back` is given. `tape`: as it was traced, with nothing in it but what is `read` to tell the answer: values, and where the
-    `forward` program has them. `starts`: where the walk `back` set out. `seen`: what came of it, with nothing in
-    it. `numbers`: whole ones that are the network's, and what they were.
+    - `handed`: how many of what the `forward` program makes the walk `back` is given;
+    - `tape`: as it was traced, with nothing in it but what is `read` to tell the answer: values, and where the
+      `forward` program has them;
+    - `starts`: where the walk `back` set out; `seen`: what came of it, with nothing in it;
+    - `numbers`: whole ones that are the network's, and what they were;
+    - `begun`: what the `forward` program has made ahead of the next call.
     """
 
     forward: Program
@@ -61,8 +64,11 @@ class Traced:
         return all(torch.equal(now, before) for now, before in self.numbers)
 
     def begin(self, tensors: Sequence[Tensor]) -> None:
-        """Start with other contents what goes on by itself: the next call takes it up."""
-        if self.forward.lasts:
+        """Start with other contents what goes on by itself: the next call takes it up.
+
+        Not where whole numbers of the network may have become places that there aren't, which breaks a GPU.
+        """
+        if self.forward.lasts and not self.numbers:
             with _as_traced(tensors[0].device.type), self.turns:
                 self.begun = self.forward.started(tensors)
 
@@ -94,7 +100,11 @@ class Traced:
         found = self.back([*made[: self.handed], *(item.nodes for item in asked)], steady)
         if found is None:
             return None
-        filled = (tensor.clone() for tensor in found) if self.back.lasts else iter(found)
+        filled = (
+            (tensor.clone() for tensor in found)
+            if self.forward.lasts or self.back.lasts
+            else iter(found)
+        )
         return asked, [[seen.filled(filled) for seen in each] for each in self.seen]
 
     def agrees(self, replayed: Told, way: Way) -> bool:

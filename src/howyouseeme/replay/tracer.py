@@ -177,12 +177,12 @@ class Tracer(TorchDispatchMode):
             raise self.refuse(
                 "a tensor shares memory with what was made or given, which no call tells"
             )
+        # On its way to the device: made of numbers by the walk, as the network's weights are there.
+        elsewhere = tensor.device != self.device and storage not in self._lent
         slot = self._add(tensor, self._lent_memory(storage))
         self._found[slot] = tensor
         whole = not (tensor.is_floating_point() or tensor.is_complex())
-        # On its way to the device: made of numbers by the walk, as the network's weights are there.
-        made_here = len(self.parts) > 1 and tensor.device != self.device
-        if whole or made_here:
+        if whole or (elsewhere and len(self.parts) > 1):
             self.fixed[slot] = tensor
         if whole:
             self.numbers.append((tensor, tensor.clone()))
