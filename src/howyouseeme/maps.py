@@ -226,5 +226,5 @@ def scale_to_one(evidence: Tensor) -> Tensor:
 def scale_each_to_one(evidence: Tensor) -> Tensor:
     """The same of each map of a batch."""
     positive = evidence.clamp(min=0)
-    most = positive.flatten(1).amax(1).reshape(-1, *[1] * (positive.dim() - 1))
+    most = positive.reshape(len(positive), -1).amax(1).reshape(-1, *[1] * (positive.dim() - 1))
     return positive / most.clamp(min=torch.finfo(positive.dtype).tiny)
