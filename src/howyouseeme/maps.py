@@ -226,5 +226,6 @@ def scale_to_one(evidence: Tensor) -> Tensor:
 def scale_each_to_one(evidence: Tensor) -> Tensor:
     """The same of each map of a batch."""
     positive = evidence.clamp(min=0)
-    most = positive.reshape(len(positive), -1).amax(1).reshape(-1, *[1] * (positive.dim() - 1))
+    axes = tuple(range(1, positive.dim()))
+    most = positive.amax(axes, keepdim=True) if axes else positive
     return positive / most.clamp(min=torch.finfo(positive.dtype).tiny)
