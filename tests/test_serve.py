@@ -185,6 +185,31 @@ def test_a_box_of_a_detector() -> None:
         assert "There is no box 99" in send(client, params={"box": 99}).json()["detail"]
 
 
+def test_the_boxes_that_a_detector_finds_itself() -> None:
+    network = hysm.Network("finds", Finds().eval(), hysm.Preprocess((16, 16)), ("cat", "dog"))
+    with client_of(make_app([network], Settings(page=False))) as client:
+        told = send(client, "/v1/detect", params={"own": True})
+        assert told.status_code == 200, told.text
+        annotations = told.json()["annotations"]
+        names = {one["id"]: one["name"] for one in told.json()["categories"]}
+        scores = [one["score"] for one in annotations]
+        assert len(scores) > 1
+        assert scores == sorted(scores, reverse=True)
+        for one in annotations[:2]:  # the number of a box is that of the annotation less 1
+            asked = send(client, params={"box": one["id"] - 1}).json()["target"]
+            assert asked["label"] == f"{names[one['category_id']]}, box {one['id'] - 1}"
+            assert asked["probability"] == pytest.approx(one["score"], abs=1e-4)
+        png = send(client, "/v1/detect?own=true", headers={"Accept": "image/png"})
+        assert png.status_code == 200
+        for params in ({"target": "dog"}, {"top": 1}, {"threshold": 0.5}):
+            assert send(client, "/v1/detect", params={"own": True, **params}).status_code == 422
+    classifier = hysm.load_model("efficientnet-lite0")
+    with client_of(make_app([classifier], Settings(page=False))) as client:
+        refused = send(client, "/v1/detect?own=true")
+        assert refused.status_code == 422
+        assert "no detector" in refused.json()["detail"]
+
+
 def test_a_parameter_that_there_is_not_is_refused(client: TestClient) -> None:
     refused = send(client, params={"trget": "dog"})
     assert refused.status_code == 422

@@ -29,7 +29,10 @@ from .tape import Value, record
 if TYPE_CHECKING:
     from .models import Network
 
-__all__ = ["Boxes", "boxes_in", "found_in"]
+__all__ = ["SURE", "Boxes", "boxes_in", "found_in"]
+
+#: So sure a detector is of a box that is shown: the usual threshold of YOLO networks.
+SURE = 0.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +78,8 @@ def found_in(network: Network, image: Source, count: int = 100) -> tuple[Detecti
     >>> for number, one in enumerate(found_in(howyouseeme.load_model("yolov8n.onnx"), "photo.jpg")):
     ...     print(number, one.label, one.score, one.box)
 
-    Each with its class ('box 3' where that isn't known), its score and its place in the photo; no more than
-    `count`.
+    Each with its class (0 where the detector tells none; 'box 3' where it has no name), its score and its place
+    in the photo; no more than `count`.
 
     Raises:
         InputError, ImageError, ModelError: the photo or the model can't be used, or the model is no detector
@@ -93,10 +96,10 @@ def found_in(network: Network, image: Source, count: int = 100) -> tuple[Detecti
     told = []
     for i in range(min(len(found), count)):
         place = found.place(i, size) or (0.0, 0.0, 0.0, 0.0)  # its corners are crossed
-        name = found.name(i, network)
-        category = None if name is None or found.classes is None else int(found.classes[i])
-        score, box = float(found.scores[i]), geometry.box_to_image(place)
-        told.append(Detection(category, name or f"box {i}", score, box))
+        category = 0 if found.classes is None else int(found.classes[i])
+        label = found.name(i, network) or f"box {i}"
+        box = geometry.box_to_image(place)
+        told.append(Detection(category, label, float(found.scores[i]), box))
     return tuple(told)
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from ..files import write
-from .network import SURE, Asked, network_options, read_target
+from .network import Asked, network_options, read_target
 from .photos import (
     find_photos,
     for_each,
@@ -78,7 +77,7 @@ def detect(
     if len(classes) < len(wanted):
         raise click.UsageError("--target takes a class; for the N likeliest ones give --top N.")
     from .. import localize  # noqa: PLC0415
-    from ..detectors import found_in  # noqa: PLC0415
+    from ..detectors import SURE, found_in  # noqa: PLC0415
     from ..draw import boxes_picture, encoded, percent  # noqa: PLC0415
     from ..explainer import Explainer  # noqa: PLC0415
     from ..images import load_image  # noqa: PLC0415
@@ -94,12 +93,7 @@ def detect(
         picture = out / f"{name}.boxes.png"
         if own:
             boxes = enumerate(found_in(network, image))
-            numbered = [
-                # COCO has classes alone: one for all, where the detector tells none.
-                (f"{number} ", one if one.target is not None else replace(one, target=0))
-                for number, one in boxes
-                if one.score >= SURE
-            ]
+            numbered = [(f"{number} ", one) for number, one in boxes if one.score >= SURE]
         else:
             found_here = localize.detect(explainer, image, classes, top or 1, level)
             numbered = [("", one) for one in found_here]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..files import identities, spare
-from .network import DEFAULT_MODEL, SURE, Asked, Wanted, network_options, read_target
+from .network import DEFAULT_MODEL, Asked, Wanted, network_options, read_target
 from .photos import (
     Note,
     find_photos,
@@ -176,6 +176,7 @@ def demo(*, out: Path) -> None:
 def _explain_one(job: _Job, file: Path, name: str) -> Iterator[str]:
     """Write what explains one file; yield what there is to say of it."""
     from .. import targets  # noqa: PLC0415
+    from ..detectors import SURE  # noqa: PLC0415
 
     if job.wanted.rival is not None:
         target = targets.versus(job.wanted.index, job.wanted.rival, job.explainer.network)

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from ..images import Preprocess
     from ..models import Network
 
-#: So sure a detector is of a box that is shown: the usual threshold of YOLO networks.
-SURE = 0.25
-
 DEFAULT_MODEL = "efficientnet-lite0"
 
 _MODEL = click.option(

@@ -19,6 +19,7 @@ from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 
 from .. import __version__, localize
+from ..detectors import SURE
 from ..draw import boxes_picture, encoded, percent, stack_pictures
 from ..errors import HowYouSeeMeError, InputError, MissingExtraError, ModelError
 from ..explanation import Explanation
@@ -334,21 +335,34 @@ async def detect(
             lt=1,
         ),
     ] = localize.THRESHOLD,
+    own: Annotated[
+        bool,
+        Query(
+            description="Of a detector: the boxes that it finds itself, in their order; the number that /explain "
+            "takes as box is that of the annotation less 1. The picture has those that it is sure of."
+        ),
+    ] = False,
 ) -> Response:
-    """Boxes around objects, as a COCO data set of one image; the network was only trained to name them."""
+    """Boxes around objects, as a COCO data set of one image; the network was only trained to name them (but see own)."""
     kind = _kind(request)
     if target and top is not None:
         raise InputError("Say what to look for: target or top, not both.")
+    if own and (target or top is not None or threshold != localize.THRESHOLD):
+        raise InputError("own is asked for alone: give no target, top and threshold with it.")
     data, name = await _read(photo)
 
     def render(found: Sequence[localize.Detection], image: Image.Image) -> bytes:
         if kind == _PNG:
-            texts = [(one.box, f"{one.label} {percent(one.score)}") for one in found]
+            texts = [
+                (one.box, f"{f'{number} ' if own else ''}{one.label} {percent(one.score)}")
+                for number, one in enumerate(found)
+                if not own or one.score >= SURE
+            ]
             return encoded(boxes_picture(image, texts))
         return _json(localize.to_coco({name: found}, {name: (image.height, image.width)}))
 
     content = await _service(request).detect(
-        data, render, model=model, targets=target or (), top=top or 1, threshold=threshold
+        data, render, model=model, targets=target or (), top=top or 1, threshold=threshold, own=own
     )
     return Response(content, media_type=kind)
 
