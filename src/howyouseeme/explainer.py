@@ -83,9 +83,9 @@ class Explainer:
         replay: whether the calls that explain one image are noted, and made again for others of the same
             shape, without the Python between them: the same explanations, of small networks in two thirds
             to four fifths of the time on a CPU, and in about an eighth on an NVIDIA GPU, where they become
-            CUDA graphs (which keep the memory of what they make). The second image is traced, which takes several
-            times as long as usual. For models whose code makes the same calls for every image, whatever
-            else the program does; weights, layers and images may change. Where contents decide, an image
+            CUDA graphs (which keep the memory of what they make). The second image is traced, which takes
+            several times as long as usual. For models whose code makes the same calls for every image,
+            whatever else the program does; weights, layers and images may change. Where contents decide, an image
             that differs is explained as usual; a warning says where nothing can be replayed. None: for
             what `load_model` loads, after eight images.
         parameters: of the method, such as `k` of the seed method.
@@ -320,7 +320,7 @@ class Explainer:
             found = [self._explanation(batch, j, item, one, target) for j, item in pairs]
             main = found[at := batch.floats.index(batch.main)]
             if found[1:]:
-                main = _showing(replace(main, inputs=tuple(found)), each[at])
+                main = replace(main, inputs=tuple(found))._showing(each[at].views)
             explanations.append(main)
         return explanations
 
@@ -353,7 +353,7 @@ class Explainer:
                 )
             ),
         )
-        return _showing(made, seen)
+        return made._showing(seen.views)
 
     def _walk_again(
         self, batch: Batch, i: int, target: Any, index: int | None, j: int
@@ -383,13 +383,6 @@ class Explainer:
         trail.evidence.setdefault(given, torch.zeros_like(given.data))
         way.inputs = [given, *(value for value in way.inputs if value is not given)]
         return way, trail, i
-
-
-def _showing(explanation: Explanation, seen: Seen) -> Explanation:
-    """The same, with what is drawn of it where that was made ahead."""
-    if seen.views is not None:
-        explanation._take(seen.views)
-    return explanation
 
 
 def _of_part(target: Any, first: int, size: int) -> Any:

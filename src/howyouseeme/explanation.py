@@ -229,10 +229,11 @@ class Explanation:
             ]
         )
 
-    def _take(self, views: Views) -> None:
-        """Take views that were made ahead, if they are those of the whole evidence."""
-        if self._inside is self.evidence:
+    def _showing(self, views: Views | None) -> Explanation:
+        """This one, with views that were made ahead, if they are those of the whole evidence."""
+        if views is not None and self._inside is self.evidence:
             vars(self)["_views"] = views
+        return self
 
     @cached_property
     def points(self) -> tuple[Points, ...]:
@@ -370,11 +371,8 @@ class Explanation:
                 f"A share of {share:g} hides nothing, or all: give one between 0 and 1."
             )
         one = self._alone(i)
-        return shown.blurred(
-            shown.photo(one),
-            one._maps(scale_each_to_one(one._views.levels).float())[0] > 1 - share,
-            others,
-        )
+        level = one._maps(scale_each_to_one(one._views.levels).float())[0]
+        return shown.blurred(shown.photo(one), level > 1 - share, others)
 
     # -- by what way --------------------------------------------------------------------------------
 

@@ -50,9 +50,8 @@ class Likeness:
         drawn = onto_input(alike, layout, saliency.shape)
         assert drawn is not None  # there are places along both axes
         low, high = drawn.min(), drawn.max()
-        told = (
-            high - low > 1e-5 * high
-        )  # else it were rounding; not looked at, as a device would be waited for
+        # Less were rounding. It is not looked at, as a device would be waited for.
+        told = high - low > 1e-5 * high
         return torch.where(told, (drawn[0] - low) / (high - low), 1).to(saliency)
 
 

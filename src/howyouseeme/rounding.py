@@ -23,8 +23,7 @@ def rounds(tensor: Tensor) -> bool | None:
     try:
         if torch.backends.cuda.matmul.allow_tf32:  # which is not to be set back and forth
             return None
-        with _PRECISION:
-            return bool(_unrounded_walks) or torch.backends.cudnn.allow_tf32
+        return _convolutions_round()
     except RuntimeError:  # settings that differ between kinds of calls
         return None
 
@@ -37,11 +36,14 @@ def settings() -> tuple[object, ...]:
         matmul.allow_bf16_reduced_precision_reduction,
     )
     try:
-        with _PRECISION:
-            convolutions = bool(_unrounded_walks) or torch.backends.cudnn.allow_tf32
-        return (*reduced, matmul.allow_tf32, convolutions)
+        return (*reduced, matmul.allow_tf32, _convolutions_round())
     except RuntimeError:  # settings that differ between kinds of calls
         return reduced
+
+
+def _convolutions_round() -> bool:
+    with _PRECISION:
+        return bool(_unrounded_walks) or torch.backends.cudnn.allow_tf32
 
 
 @contextmanager

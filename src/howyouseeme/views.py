@@ -48,7 +48,8 @@ class Views:
 
     def made(self) -> Views:
         """These, with all made that can be made ahead."""
-        assert self.tensors
+        for name in _TENSORS:
+            getattr(self, name)
         return self
 
     @property

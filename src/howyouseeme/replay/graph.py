@@ -38,7 +38,7 @@ class Graph:
         self._graph, self._given, self._steady, self._made = graph, list(given), steady, made
 
     def __call__(self, given: Sequence[Tensor]) -> Any:
-        for own, item in list(zip(self._given, given, strict=True))[self._steady :]:
+        for own, item in zip(self._given[self._steady :], given[self._steady :], strict=True):
             own.copy_(item)
         self._graph.replay()
         return self._made
