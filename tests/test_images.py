@@ -743,7 +743,6 @@ def test_greys_are_measured(crop: tuple[Any, ...]) -> None:
         lambda picture: torch.zeros(3, 8, 8),
         lambda picture: torch.zeros(8),
     ],
-    ids=str,
 )
 def test_a_function_that_does_something_else_is_refused(prepare: Any) -> None:
     with pytest.raises(InputError, match="does something else than to resize, cut and scale"):
@@ -758,3 +757,26 @@ def test_every_weight_of_torchvision_is_measured_as_it_says() -> None:
             assert found.size == tuple(preset.crop_size * 2)
             assert found.crop_from == preset.resize_size[0]
             assert found.interpolation == preset.interpolation.value
+
+
+def test_settings_are_plain_numbers_whatever_they_were_given_as() -> None:
+    mean = tuple(np.array([0.5, 0.25, 0.125], np.float32))
+    given = Preprocess((np.int64(32), 24), mean=mean, std=[2], fill=np.uint8(7))  # type: ignore[arg-type]
+    plain = Preprocess((32, 24), mean=(0.5, 0.25, 0.125), std=(2.0, 2.0, 2.0), fill=7)
+    assert given == plain
+    assert json.dumps(given.describe()) == json.dumps(plain.describe())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size": (32.0, 32)}, "size is in whole pixels, and 32.0"),
+        ({"size": (32, True)}, "size is in whole pixels, and True"),
+        ({"size": (32, 32), "crop_from": 40.5}, "crop_from is in whole pixels, and 40.5"),
+        ({"size": (32, 32), "mean": ("a",)}, "mean has one number for all channels"),
+        ({"size": (32, 32), "fill": True}, "fill is a level of grey"),
+    ],
+)
+def test_what_is_no_setting(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Preprocess(**settings)

@@ -165,7 +165,6 @@ def test_an_input_that_does_not_matter_has_no_points() -> None:
         (lambda x, k, i: (i, i), "None of the inputs is of floats"),
         (lambda x, k, i: (x, k, i, i), r"can't run on an input of the shape \(2, 3, 12, 10\), \(2"),
     ],
-    ids=str,
 )
 def test_inputs_that_can_not_be_used(change: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):

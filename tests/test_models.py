@@ -551,3 +551,23 @@ def test_weights_that_are_not_finite(tmp_path: Path, value: float) -> None:
     state["1.running_var"][2] = value
     with pytest.raises(ModelError, match=r"1\.running_var holds NaN or infinity"):
         load_model(f"{__name__}:tiny", saved(tmp_path / "nan.pth", state))
+
+
+@pytest.mark.parametrize("classes", [[0, 1, 2], "abc", {0: "cat", 1: "dog", 2: "owl"}, []], ids=str)
+def test_classes_that_are_no_names(classes: Any) -> None:
+    with pytest.raises(InputError, match="classes are the names of the model's classes in order"):
+        Network("mine", nn.Linear(4, 3), classes=classes)
+
+
+def test_a_function_may_be_the_preprocess_of_a_network_however_it_is_given() -> None:
+    prepare = Preprocess((32, 24), mean=(0.5,))
+
+    def function(picture: Any) -> torch.Tensor:
+        return prepare(picture)[0]
+
+    made = Network("mine", nn.Linear(4, 3), function)  # type: ignore[arg-type]
+    loaded = load_model(preprocess=function)
+    for network in (made, loaded):
+        tensor, geometry = network.photo_input(load_image(sample_photo("cat")))
+        assert geometry.input_size == (32, 24)
+        assert float((tensor - function(load_image(sample_photo("cat")))).abs().max()) < 0.02

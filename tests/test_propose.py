@@ -279,3 +279,32 @@ def test_the_picture_shows_the_first_boxes() -> None:
     changed = np.abs(np.asarray(with_box, int) - np.asarray(plain, int)).sum(2) > 0
     rows, columns = np.nonzero(changed)
     assert (columns.min(), rows.min(), columns.max(), rows.max()) == (10, 5, 49, 34)
+
+
+class Scores(nn.Module):
+    """Scores of grey pictures, times a factor."""
+
+    def __init__(self, channels: int = 3, factor: float = 1.0, classes: int = 3) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, classes, 3)
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x).relu().mean((2, 3)) * self.factor
+
+
+@pytest.mark.parametrize(
+    ("module", "error", "message"),
+    [
+        (Scores(channels=1), InputError, "can't run on an input of the shape"),
+        (Scores(factor=float("nan")), ModelError, "NaN or infinity, first made by aten.mul"),
+        (Scores(classes=1), ModelError, "has a single score, and proposals compare classes"),
+    ],
+    ids=["other channels", "no numbers", "one score"],
+)
+def test_a_network_that_proposes_nothing_says_why(
+    module: nn.Module, error: type[Exception], message: str
+) -> None:
+    network = Network("mine", module.eval(), Preprocess((24, 24)))
+    with pytest.raises(error, match=message):
+        Proposer(network)(sample_photo("cat"))

@@ -7,6 +7,7 @@ import re
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 import howyouseeme as hysm
 from howyouseeme import Explainer, targets
-from howyouseeme.detectors import boxes_in
+from howyouseeme.detectors import boxes_in, found_in
 from howyouseeme.errors import InputError
 from howyouseeme.explanation import Explanation
 from howyouseeme.models import Network
@@ -49,6 +50,17 @@ def same(one: Explanation, other: Explanation) -> None:
 
 
 # -- two classes -----------------------------------------------------------------------------------
+
+
+def test_two_classes_where_the_scores_keep_axes_of_one_place(images: Tensor) -> None:
+    class Kept(Small):
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x)[:, :, None, None]
+
+    kept, flat = (
+        hysm.explain(net.eval(), images, targets.versus(2, 0)) for net in (Kept(), Small())
+    )
+    same(kept, flat)
 
 
 def test_one_class_and_not_another_is_the_difference_of_their_scores(images: Tensor) -> None:
@@ -413,6 +425,29 @@ def test_boxes_that_are_not_decoded_are_refused() -> None:
         boxes_in(table, hysm.Network("net", nn.Identity(), classes=tuple("abc")))
 
 
+def test_a_region_of_scores_in_a_list_by_a_mask_that_runs_backwards(images: Tensor) -> None:
+    class Listed(Small):
+        def forward(self, x: Tensor) -> Any:
+            return [super().forward(x)["out"]]
+
+    mask = np.arange(256).reshape(16, 16) < 128
+    listed = hysm.explain(Listed(dense=True).eval(), images, targets.region(mask[::-1], 1))
+    plain = hysm.explain(
+        Small(dense=True).eval(), images, targets.region(torch.tensor(mask).flip(0), 1)
+    )
+    same(listed, plain)
+
+
+def test_the_boxes_of_one_photo_are_listed() -> None:
+    network = hysm.Network("net", nn.Identity(), hysm.Preprocess((8, 8)))
+    with pytest.raises(InputError, match="of one photo, and here are 2: give each alone"):
+        found_in(network, [hysm.sample_photo("cat"), hysm.sample_photo("coffee")])
+
+
+def test_a_box_by_a_number_of_numpys() -> None:
+    assert targets.box(np.int64(1)).label == targets.box(1).label  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("target", "message"),
     [
@@ -425,7 +460,6 @@ def test_boxes_that_are_not_decoded_are_refused() -> None:
         (targets.box(0), "Small is no detector whose answer is known: it is tensor"),
         (targets.region(torch.ones(8, 8) > 0, 1), "Small is no segmenter"),
     ],
-    ids=str,
 )
 def test_a_target_that_is_not_there(images: Tensor, target: targets.Target, message: str) -> None:
     with pytest.raises(InputError, match=message):

@@ -19,12 +19,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from .errors import InputError
+from .forward import forward
 from .images import Source
 from .inputs import prepare
 from .localize import Detection
 from .regions import Box, suppress
 from .scores import outline
-from .tape import Value, record
+from .tape import Value
 
 if TYPE_CHECKING:
     from .models import Network
@@ -86,7 +87,11 @@ def found_in(network: Network, image: Source, count: int = 100) -> tuple[Detecti
             that is known, or doesn't tell where its boxes lie.
     """
     batch = prepare(network, image)
-    tape = record(network.module, batch.tensors)
+    if len(batch) > 1:
+        raise InputError(
+            f"Boxes are listed of one photo, and here are {len(batch)}: give each alone."
+        )
+    tape = forward(network, batch.tensors)
     answer = pytree.tree_map(lambda x: x.data if isinstance(x, Value) else x, tape.output)
     (found,) = boxes_in(answer, network, count)
     geometry = batch.samples[0][0].geometry

@@ -14,14 +14,15 @@ from torch.utils import _pytree as pytree
 
 from .asking import Asked, Asker, Rank, Target, check_read, one_each, plain
 from .backtrack import Plan, plan
-from .errors import HowYouSeeMeError, InputError, ModelError, first_line
+from .errors import InputError, first_line
 from .explanation import Explanation
+from .forward import CannotRunError, forward
 from .inputs import Batch, Images, prepare
 from .methods import Method, get_method
 from .methods.base import Trail
 from .models import Model, Prepare, as_network
 from .replay import Replays, Way, makes_graphs
-from .tape import Tape, Value, record
+from .tape import Tape, Value
 from .targets import Target as NamedTarget
 from .walks import Seen, walk_back
 
@@ -29,10 +30,6 @@ __all__ = ["Explainer", "explain"]
 
 #: After so many images of a kind a replay is prepared unasked: so many take about the time of that.
 _WORTHWHILE = 8
-
-
-class _CannotRunError(InputError):
-    """The model itself refuses an input."""
 
 
 def explain(
@@ -193,7 +190,7 @@ class Explainer:
             for some in dict.fromkeys((size, 1)):
                 try:
                     return self._explain_parts(batch, targets, some)
-                except _CannotRunError:
+                except CannotRunError:
                     if listed or len(batch) == 1:
                         raise  # else it may take so many at once and no other number, as an exported program does
         explanations = self._replayed(batch, targets)
@@ -208,29 +205,14 @@ class Explainer:
     # -- through ----------------------------------------------------------------------------------
 
     def _record(self, batch: Batch, targets: Sequence[Target | Rank]) -> Tape:
-        module = self.network.module
         readers = [self._asker.reader(target) for target in targets if callable(target)]
-        first = batch.tensors[0]
-        try:
-            tape = record(module, batch.tensors, readers=readers)
-        except HowYouSeeMeError:
-            raise
-        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-            hint = {
-                2: " Pictures have the shape [batch, channel, height, width].",
-                3: " A single image needs a batch axis: image[None].",
-            }.get(first.dim(), "")
-            raise _CannotRunError(
-                f"The model {self.network.name} can't run on an input of the shape "
-                f"{batch.given} and type {first.dtype}: {first_line(error)}.{hint}"
-            ) from error
+        tape = forward(self.network, batch.tensors, readers, batch.given)
         for read, reader in zip(tape.reads, readers, strict=True):
             if read is None and reader.module is not None:
                 raise InputError(
                     f"The target can't be read on this input: the layer did not run, a "
                     f"{type(reader.module).__name__} of {self.network.name}."
                 )
-        _check_finite(tape, module)
         for read in tape.reads:
             check_read(read, len(batch))
         return tape
@@ -369,7 +351,7 @@ class Explainer:
                 alone = batch.part(i)
                 tape = self._record(alone, [index])
                 batch, i, target = alone, 0, index
-            except _CannotRunError:
+            except CannotRunError:
                 if len(batch) == 1:
                     raise
         if tape is None:
@@ -422,24 +404,3 @@ def _close(batch: Tensor, one: Tensor) -> bool:
         return True
     scale = one.float().abs().max().clamp(min=1e-6)
     return bool(((batch - one).float().abs() <= 1e-2 * scale).all())
-
-
-def _check_finite(tape: Tape, module: nn.Module) -> None:
-    """Say where NaN or infinity comes from, if the answer has any."""
-    last = [value for value in pytree.tree_leaves(tape.output) if isinstance(value, Value)]
-    if all(bool(torch.isfinite(value.data).all()) for value in last):
-        return
-    for name, parameter in module.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            raise ModelError(f"The model's weight {name} contains NaN or infinity: load it again.")
-    for name, buffer in module.named_buffers():
-        if buffer.is_floating_point() and not bool(torch.isfinite(buffer).all()):
-            raise ModelError(f"The model's buffer {name} contains NaN or infinity: load it again.")
-    for value in tape.values:
-        if not value.data.is_floating_point() or bool(torch.isfinite(value.data).all()):
-            continue
-        assert value.call is not None
-        raise ModelError(
-            f"The model's answer contains NaN or infinity, first made by {value.call.describe()}: "
-            "is the input normalised as the model expects?"
-        )

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from .backtrack import Plan, plan
 from .draw import paint_map, percent
 from .errors import InputError, ModelError
+from .forward import forward
 from .images import Geometry, Source, load_image
 from .likeness import likeness
 from .localize import object_map
@@ -33,8 +34,8 @@ from .methods.evidence import Evidence
 from .models import Model, Prepare, as_network
 from .places import spatial
 from .regions import Box, components, edges, merged, overlaps, suppress
-from .scores import certainties, logits_of, ranked, recorded_scores
-from .tape import Value, record
+from .scores import answered, recorded_scores
+from .tape import Value
 
 __all__ = ["Proposals", "Proposer", "Region"]
 
@@ -207,21 +208,18 @@ class Proposer:
         """What the network sees in a picture, or of a class in it, all from one recorded pass."""
         tensor, geometry = self._prepare(load_image(image))
         like = self.network.like
-        tape = record(self.network.module, [tensor[None].to(like)])
-        told = recorded_scores(tape)
-        if told.shape[0] != 1 or told.shape[2:].numel() != 1 or told.numel == 1:
+        tape = forward(self.network, [tensor[None].to(like)])
+        if recorded_scores(tape).numel == 1:
             raise ModelError(
-                f"{self.network.name} gives no scores [batch, classes], as proposals need."
+                f"{self.network.name} has a single score, and proposals compare classes."
             )
-        found = logits_of(tape, told)
+        found, (order,), (chances,) = answered(tape)
         way = plan(tape, found.start, found.exclusive)
-        chances = certainties(told.data.reshape(1, -1), found)[0]
         if target is not None and target >= len(chances):
             raise InputError(
                 f"There is no class {target}: {self.network.name} has {len(chances)} classes, 0 to "
                 f"{len(chances) - 1}."
             )
-        order = ranked(told.data.reshape(1, -1), found.start.data.reshape(1, -1))[0]
         likely = order[: self.classes]
         asked = dict(zip(likely.tolist(), chances[likely].tolist(), strict=True))
         last, middle = self._stages(way)

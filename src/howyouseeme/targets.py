@@ -9,7 +9,7 @@ Anything else is a function of the model's output.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -97,7 +97,7 @@ def versus(one: int | str | None, other: int | str, network: Network | None = No
     What speaks for both alike cancels out, and what tells them apart is left: the question to ask of a
     wrong answer, with the right one as the other. Classes go by index or name; None is the class that
     the network finds likeliest in each image. The scores are the model's output [batch, classes], or
-    its 'logits' or 'out', as they are: a model that ends in a softmax is asked for a difference of probabilities.
+    its 'logits' or 'out', as they are (axes of one place behind the classes are no matter): a model that ends in a softmax is asked for a difference of probabilities.
     With its `network` the target's label has the full names of the classes.
 
     Raises, when it is explained:
@@ -113,6 +113,8 @@ def _difference(
     one: int | str | None, other: int | str, names: list[str], output: Any, network: Network
 ) -> Tensor:
     scores = scores_in(output)
+    if isinstance(scores, Tensor) and scores.dim() > 2 and scores.shape[2:].numel() == 1:
+        scores = scores.flatten(1)
     if not isinstance(scores, Tensor) or scores.dim() != 2:
         raise InputError(
             f"{network.name} is no classifier whose output is [batch, classes]: give a function of "
@@ -163,6 +165,8 @@ def box(index: int) -> Target:
         InputError: the index is no number from 0 on; when it is explained: the model is no such detector, or
             finds fewer boxes.
     """
+    if isinstance(index, np.integer):
+        index = int(index)
     if isinstance(index, bool) or not isinstance(index, int) or index < 0:
         raise InputError(f"Boxes have numbers from 0 on: there is no box {index!r}.")
 
@@ -197,7 +201,7 @@ def region(mask: Tensor | np.ndarray, category: int | str) -> Target:
         InputError: the mask is no mask, or empty; when it is explained: it does not fit the scores, or
             there is no such class.
     """
-    inside = torch.as_tensor(mask)
+    inside = torch.as_tensor(np.ascontiguousarray(mask) if isinstance(mask, np.ndarray) else mask)
     if inside.dim() != 2 or inside.dtype not in {torch.bool, torch.uint8}:
         raise InputError(
             f"The mask is a {inside.dtype} tensor of the shape {tuple(inside.shape)}: give a boolean one "
@@ -211,8 +215,7 @@ def region(mask: Tensor | np.ndarray, category: int | str) -> Target:
 
 
 def _over_region(inside: Tensor, category: int | str, output: Any, network: Network) -> Tensor:
-    if isinstance(output, Mapping):
-        output = next((output[name] for name in ("out", "logits") if name in output), output)
+    output = scores_in(output)
     if not isinstance(output, Tensor) or output.dim() != 4:
         raise InputError(
             f"{network.name} is no segmenter whose output is [batch, classes, height, width]: give "

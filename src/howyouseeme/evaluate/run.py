@@ -21,11 +21,11 @@ from .. import __version__
 from ..errors import ImageError, InputError, ModelError
 from ..explainer import Explainer
 from ..files import write
+from ..forward import forward
 from ..images import Geometry, load_image
 from ..methods import Method
 from ..models import Model, Network, Prepare
-from ..scores import certainties, logits_of, ranked, recorded_scores, scores_in
-from ..tape import record
+from ..scores import answered, certainties, logits_of, recorded_scores, scores_in
 from .boxes import Box, Boxes, read_boxes
 from .measures import Array, Interval, Predict, bootstrap
 from .randomise import randomised
@@ -410,7 +410,11 @@ def _item(
     found: _Found,
 ) -> Item | None:
     """The image as the network gets it; None where no box of its answer can be used."""
-    order, probability = _answer(network, x)
+    try:
+        answer = answered(forward(network, [x[None]]))
+    except ModelError as error:  # of this image alone: the first one could be explained
+        raise InputError(str(error)) from error
+    order = answer.order[0].tolist()
     corners: Array | None = None
     if boxes is not None:
         mine = [box for box in boxes if box.target == order[0]]
@@ -420,7 +424,7 @@ def _item(
             return None
         corners = np.array(rows)
     second = order[1] if len(order) > 1 else None
-    return Item(name, x, order[0], second, float(probability[0, order[0]]), corners)
+    return Item(name, x, order[0], second, float(answer.chances[0, order[0]]), corners)
 
 
 #: A box may end so far outside of its image, as a share of its side: annotations are not exact.
@@ -468,7 +472,7 @@ def _to_input(box: Box, geometry: Geometry, found: _Found) -> list[float] | None
 
 def _predict(network: Network, x: Tensor) -> Predict:
     """From inputs to probabilities, as an explanation tells them."""
-    tape = record(network.module, [x[None]])
+    tape = forward(network, [x[None]])
     scores = recorded_scores(tape)
     if scores.numel == 1:
         raise ModelError(
@@ -484,18 +488,6 @@ def _predict(network: Network, x: Tensor) -> Predict:
             given: Tensor = scores_in(network.module(batch)).reshape(len(batch), -1)
             return certainties(given, found._replace(told=given if at_the_end else None))
         # One by one, as a whole recorded pass is kept meanwhile.
-        return torch.cat([_answer(network, one)[1] for one in batch])
+        return torch.cat([answered(forward(network, [one[None]])).chances for one in batch])
 
     return torch.no_grad()(predict)
-
-
-def _answer(network: Network, x: Tensor) -> tuple[list[int], Tensor]:
-    """The classes in the order in which the network finds them likely, and their probabilities [1, classes]."""
-    tape = record(network.module, [x[None]])
-    scores = recorded_scores(tape)
-    table = scores.data.reshape(1, -1)
-    if not bool(torch.isfinite(table).all()):
-        raise InputError("the network's answer has NaN or infinity.")
-    found = logits_of(tape, scores)
-    order = ranked(table, found.start.data.reshape(1, -1))[0]
-    return order.tolist(), certainties(table, found)

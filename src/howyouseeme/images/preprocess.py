@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import numpy as np
@@ -65,15 +66,19 @@ class Preprocess:
                 )
         if not isinstance(self.size, tuple) or len(self.size) != 2:
             raise InputError(f"size is (height, width), such as (224, 224), not {self.size!r}.")
+        self._set("size", tuple(_whole("size", side) for side in self.size))
+        if self.crop_from is not None:
+            self._set("crop_from", _whole("crop_from", self.crop_from))
+        self._set("scale", float(self.scale))
         for name in ("mean", "std"):
             values, count = getattr(self, name), _CHANNELS[self.channels]
-            if not isinstance(values, Sequence) or len(values) not in {1, count}:
+            numbers = isinstance(values, Sequence) and all(isinstance(x, Real) for x in values)
+            if not numbers or len(values) not in {1, count}:
                 raise InputError(
                     f"{name} has one number for all channels, as in (0.5,), or one for each: "
                     f"{count} for {self.channels}, not {values!r}."
                 )
-            if len(values) < count:
-                object.__setattr__(self, name, (*values, *values, *values))
+            self._set(name, tuple(map(float, values)) * (count // len(values)))
         if min(self.size) < 1 or (self.crop_from is not None and self.crop_from < 1):
             crop = "" if self.crop_from is None else f" cut from {self.crop_from}"
             raise InputError(
@@ -85,10 +90,19 @@ class Preprocess:
             raise InputError(
                 "resize='fit' shows the whole picture: crop_from has no meaning for it."
             )
-        if type(self.fill) is not int or not 0 <= self.fill <= 255:
+        if (
+            isinstance(self.fill, bool)
+            or not isinstance(self.fill, Integral)
+            or not 0 <= self.fill <= 255
+        ):
             raise InputError(f"fill is a level of grey, 0 to 255, not {self.fill!r}.")
+        self._set("fill", int(self.fill))
         if self.scale == 0 or 0 in self.std:
             raise InputError("scale and std can't be zero: they would wipe out the picture.")
+
+    def _set(self, name: str, value: Any) -> None:
+        """A setting as a plain number or tuple, whatever kind of number it was given as."""
+        object.__setattr__(self, name, value)
 
     def __call__(self, image: Image.Image) -> tuple[torch.Tensor, Geometry]:
         """The model's input, [channel, h, w] float32, and where its pixels lie in the picture.
@@ -241,6 +255,13 @@ class Preprocess:
     @staticmethod
     def _column(values: tuple[float, ...]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float32)[:, None, None]
+
+
+def _whole(name: str, number: Any) -> int:
+    """A number of pixels, of any kind of whole numbers, as Python's."""
+    if isinstance(number, bool) or not isinstance(number, Integral):
+        raise InputError(f"{name} is in whole pixels, and {number!r} is no number of them.")
+    return int(number)
 
 
 # Height and width neither the same nor multiples of anything, so that no two resizings agree.

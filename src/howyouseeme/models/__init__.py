@@ -65,7 +65,7 @@ def load_model(
     name: str = NAME,
     weights: str | os.PathLike[str] | None = None,
     *,
-    preprocess: Preprocess | None = None,
+    preprocess: Prepare | None = None,
     allow_code: bool = False,
 ) -> Network:
     """A network by name or from a file, in eval mode on the CPU.
@@ -112,7 +112,11 @@ def load_model(
     else:
         raise _unknown(name)
     check_finite(network.module, network.name)
-    return replace(network, preprocess=preprocess or network.preprocess, static=static)
+    return replace(
+        network,
+        preprocess=network.preprocess if preprocess is None else preprocess,  # type: ignore[arg-type]
+        static=static,
+    )
 
 
 def check_name(name: str) -> None:
@@ -189,13 +193,6 @@ def as_network(
         InputError: the model or the preprocessing is none.
         ModelError, MissingExtraError: as `load_model`.
     """
-    if preprocess is not None and not isinstance(preprocess, Preprocess):
-        if not callable(preprocess):
-            raise InputError(
-                "preprocess is a howyouseeme.Preprocess, or a function from a PIL image to a tensor "
-                f"[channel, height, width], not a {type(preprocess).__name__}."
-            )
-        preprocess = Preprocess.like(preprocess)
     if isinstance(model, str):
         model = load_model(model)
     if "torch.export" in sys.modules and isinstance(model, torch.export.ExportedProgram):
@@ -216,8 +213,8 @@ def as_network(
     return Network(
         model.name,
         _unwrapped(model.module),
-        preprocess or model.preprocess,
-        tuple(classes) if classes is not None else model.classes,
+        model.preprocess if preprocess is None else preprocess,  # type: ignore[arg-type]
+        model.classes if classes is None else classes,  # type: ignore[arg-type]
         model.static,
     )
 

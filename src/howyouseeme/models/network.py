@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import chain
+from reprlib import repr
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +26,13 @@ class Network:
     >>> network.class_index("dog")                           # 1
 
     `module` is in eval mode. `preprocess` and `classes`, in the order of the model's outputs, are
-    None where nothing is known about them. `static` says that the module's code makes the same calls
+    None where nothing is known about them. What is given as `preprocess` may also be a function from a PIL image to a
+    tensor [channel, height, width]: its `Preprocess.like` is kept. `static` says that the module's code makes the same calls
     for every image of a shape unless the image itself decides otherwise, so that explanations may be
     replayed (see `Explainer`).
+
+    Raises:
+        InputError: the preprocessing is none, or the classes are no names.
     """
 
     name: str
@@ -33,6 +40,12 @@ class Network:
     preprocess: Preprocess | None = None
     classes: tuple[str, ...] | None = None
     static: bool = False
+
+    def __post_init__(self) -> None:
+        if self.preprocess is not None and not isinstance(self.preprocess, Preprocess):
+            object.__setattr__(self, "preprocess", _measured(self.preprocess))
+        if self.classes is not None:
+            object.__setattr__(self, "classes", _names(self.classes))
 
     @property
     def photo_input(self) -> Preprocess:
@@ -136,3 +149,24 @@ class Network:
 
     def _listed(self, indices: list[int]) -> str:
         return ", ".join(f"{self.label(index)} ({index})" for index in indices)
+
+
+def _measured(prepare: Any) -> Preprocess:
+    """The `Preprocess` of a function."""
+    if not callable(prepare):
+        raise InputError(
+            "preprocess is a howyouseeme.Preprocess, or a function from a PIL image to a tensor "
+            f"[channel, height, width], not a {type(prepare).__name__}."
+        )
+    return Preprocess.like(prepare)
+
+
+def _names(classes: Any) -> tuple[str, ...]:
+    """Names of classes as a tuple."""
+    names = () if isinstance(classes, (str, Mapping)) else tuple(classes)
+    if names and all(isinstance(name, str) for name in names):
+        return names
+    raise InputError(
+        "classes are the names of the model's classes in order, one for each score, such as "
+        f"('cat', 'dog'), not {repr(classes)}."
+    )
