@@ -13,7 +13,7 @@ serve: $(VENV)/serve  ## the page and the API, at http://127.0.0.1:8000; SERVE='
 	$(BIN)/howyouseeme serve $(SERVE)
 
 test: $(VENV)/test  ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # The page and the API are left out: what they need brings newer versions of the rest.
 LOWEST := build/lowest

@@ -820,14 +820,14 @@ def test_a_job_lets_only_so_many_others_pass() -> None:
 
     worker = Worker(queue=99, batch=3)
     gate = threading.Event()
-    worker.submit(lambda given: (gate.wait(), given)[1], None, seconds=9)
+    worker.submit(lambda given: (gate.wait(), given)[1], None, seconds=99)
     names = ["a", "other", *["a"] * 9]
     futures = [
-        worker.submit(note, name, key=name if name == "a" else None, seconds=9) for name in names
+        worker.submit(note, name, key=name if name == "a" else None, seconds=99) for name in names
     ]
     gate.set()
     for future in futures:
-        future.result(5)
+        future.result(60)
     worker.close()
     assert sorted(order) == sorted(names)
     assert order.index("other") == 3
@@ -841,13 +841,13 @@ def test_one_bad_request_does_not_hurt_those_beside_it() -> None:
 
     worker = Worker(queue=8, batch=8)
     gate = threading.Event()
-    worker.submit(lambda given: (gate.wait(), given)[1], None, seconds=9)
-    futures = [worker.submit(work, one, key="k", seconds=9) for one in (1, 0, 5)]
+    worker.submit(lambda given: (gate.wait(), given)[1], None, seconds=99)
+    futures = [worker.submit(work, one, key="k", seconds=99) for one in (1, 0, 5)]
     gate.set()
-    assert futures[0].result(5) == 10
-    assert futures[2].result(5) == 2
+    assert futures[0].result(60) == 10
+    assert futures[2].result(60) == 2
     with pytest.raises(ZeroDivisionError):
-        futures[1].result(5)
+        futures[1].result(60)
     worker.close()
 
 
@@ -868,26 +868,26 @@ def test_the_worker_runs_nothing_that_nobody_waits_for() -> None:
     ran = []
     worker = Worker(queue=3, batch=1)
     gate = threading.Event()
-    first = worker.submit(lambda given: (gate.wait(), given)[1], None, seconds=9)
+    first = worker.submit(lambda given: (gate.wait(), given)[1], None, seconds=99)
     while worker.waiting:
         time.sleep(0.01)
-    cancelled = worker.submit(lambda given: ran.append(given) or [None], "cancelled", seconds=9)
+    cancelled = worker.submit(lambda given: ran.append(given) or [None], "cancelled", seconds=99)
     late = worker.submit(lambda given: ran.append(given) or [None], "late", seconds=0.0)
-    wanted = worker.submit(lambda given: ran.append(given) or [None], "wanted", seconds=9)
+    wanted = worker.submit(lambda given: ran.append(given) or [None], "wanted", seconds=99)
     with pytest.raises(BusyError) as busy:
-        worker.submit(lambda given: given, None, seconds=9)
+        worker.submit(lambda given: given, None, seconds=99)
     assert busy.value.seconds >= 1
     cancelled.cancel()
     time.sleep(0.05)
     gate.set()
-    first.result(5)
+    first.result(60)
     with pytest.raises(BusyError):
-        late.result(5)
-    wanted.result(5)
+        late.result(60)
+    wanted.result(60)
     assert ran == [["wanted"]]
     worker.close()
     with pytest.raises(BusyError):
-        worker.submit(lambda given: given, None, seconds=9)
+        worker.submit(lambda given: given, None, seconds=99)
 
 
 def test_a_request_that_is_given_up_is_not_worked_on() -> None:
@@ -1034,7 +1034,7 @@ def test_memory_of_what_was_explained_is_given_back() -> None:
 
     worker = Worker(queue=8, batch=1)
     for _ in range(3):
-        worker.submit(lambda given: [Held() and None], None, seconds=9).result(9)
+        worker.submit(lambda given: [Held() and None], None, seconds=99).result(60)
     worker.close()
     assert [one() for one in live] == [None] * 3
 
