@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..links import BatchedMatrix
 from ..tape import Call, Value
-from . import Refusal, Step, rule
 from .branches import contents
+from .registry import Refusal, Step, rule
 
 
 def _arguments(call: Call) -> dict[str, Any]:

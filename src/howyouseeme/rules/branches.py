@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..links import Diagonal, Link, Selection
 from ..tape import Call, Tape, Value
-from . import Refusal, Step, rule
 from .gates import gate_rank
+from .registry import Refusal, Step, rule
 
 
 def broadcast(x: Value, shape: torch.Size, weight: Tensor | None = None) -> Link:

@@ -8,8 +8,8 @@ from torch.nn.functional import unfold
 
 from ..links import BatchedMatrix, Convolution, Link, Selection
 from ..tape import Call, Value
-from . import Refusal, Step, rule
 from .gates import is_attention
+from .registry import Refusal, Step, rule
 
 
 @rule("aten.convolution", "aten._convolution")

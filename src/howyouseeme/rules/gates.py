@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..tape import Value
-from . import family_of
+from .registry import family_of
 
 _BOUNDED = {"aten.sigmoid", "aten.hardsigmoid", "aten._softmax", "aten._safe_softmax"}
 _CLAMPED = {"aten.hardtanh", "aten.clamp"}

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ..links import BatchedMatrix, Link, Matrix, Separable
 from ..tape import Call, Value
-from . import Refusal, Step, rule
 from .branches import broadcast, contents
 from .gates import is_attention
+from .registry import Refusal, Step, rule
 
 
 def _times(x: Value, weight: Tensor, output: Value, bias: Tensor | None) -> Step:

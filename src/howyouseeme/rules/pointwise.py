@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..links import Diagonal
 from ..tape import Call, Value
-from . import Refusal, Step, rule
 from .branches import one_of
+from .registry import Refusal, Step, rule
 
 
 def secant(call: Call, output: Value, at_zero: Tensor | None = None) -> Step:

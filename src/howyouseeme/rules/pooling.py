@@ -12,9 +12,9 @@ from torch import Tensor
 from ..links import Diagonal, Selection, Separable, Sparse
 from ..links.matrices import sparse
 from ..tape import Call, Value
-from . import Refusal, Step, rule
 from .branches import maximum
 from .linear import axes_of
+from .registry import Refusal, Step, rule
 
 
 def _pooled(

@@ -8,8 +8,8 @@ from torch import Tensor
 from ..links import Sparse
 from ..links.matrices import sparse
 from ..tape import Call, Value
-from . import Refusal, Step, rule
 from .linear import axes_of
+from .registry import Refusal, Step, rule
 
 
 def _weighted(x: Value, output: Value, axes: list[int], weight: Tensor) -> Sparse:

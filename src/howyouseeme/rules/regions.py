@@ -11,8 +11,8 @@ from torch import Tensor
 from ..links import Selection, Sparse
 from ..links.matrices import sparse
 from ..tape import Call, Value
-from . import Refusal, Step, rule
 from .branches import contents
+from .registry import Refusal, Step, rule
 
 
 def _bilinear(at: Tensor, size: int) -> tuple[Tensor, Tensor]:
