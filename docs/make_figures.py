@@ -19,7 +19,7 @@ from howyouseeme.draw import boxes_picture, percent
 from howyouseeme.explanation import Explanation
 from howyouseeme.localize import detect
 from howyouseeme.propose import Proposer
-from howyouseeme.rules import rules
+from howyouseeme.rules import family_of, rules
 from howyouseeme.track import Tracker, annotate
 
 DOCS = Path(__file__).parent
@@ -189,14 +189,13 @@ def rules_page() -> None:
     """The table of all rules, from the registry."""
     families: dict[str, dict[str, list[str]]] = {}
     for name, function in sorted(rules().items()):
-        family = function.__module__.rsplit(".", 1)[-1]
         text = (inspect.getdoc(function) or "").splitlines()[0]
-        families.setdefault(family, {}).setdefault(text, []).append(name)
+        families.setdefault(family_of(name), {}).setdefault(text, []).append(name)
     page = DOCS / "rules.md"
     lines = [page.read_text().split("\n## ", 1)[0]]  # the introduction is written by hand
     for family, texts in families.items():
         module = inspect.getmodule(
-            next(f for f in rules().values() if f.__module__.endswith(family))
+            next(f for name, f in rules().items() if family_of(name) == family)
         )
         assert module is not None
         intro = (inspect.getdoc(module) or "").replace("\n", " ").split("  ")[0]

@@ -8,6 +8,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import naive
@@ -37,7 +38,9 @@ from howyouseeme.links import (
     Sparse,
 )
 from howyouseeme.rules import Step, rule
+from howyouseeme.rules.gates import _MOVING as MOVING
 from howyouseeme.rules.movement import pick as picking
+from howyouseeme.rules.registry import rule_of
 from howyouseeme.tape import Call, Tape, Value, record
 
 aten = torch.ops.aten
@@ -2309,6 +2312,24 @@ def test_a_rule_keeps_the_family_of_the_one_it_replaces(monkeypatch: pytest.Monk
     assert value is tape.output
     assert [source for source, _ in step.links] == tape.inputs  # not the gate
     assert rules.family_of("aten.nothing") == ""
+
+
+def test_a_family_is_what_a_rule_was_registered_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    def turn(call: Call, output: Value) -> Step:
+        return Step([])
+
+    ways = {"pooling": rule_of("pooling"), "shop": partial(rule, family="shop"), __name__: rule}
+    for family, register in ways.items():
+        monkeypatch.setitem(rules.rules(), f"shop.{family}", turn)  # taken away again at the end
+        register(f"shop.{family}", replace=True)(turn)
+        assert rules.family_of(f"shop.{family}") == family
+
+
+def test_gates_are_told_by_families_that_there_are() -> None:
+    """Another name of a family would make other gates, and fail nowhere else."""
+    families = {rules.family_of(name) for name in rules.rules()}
+    assert families > MOVING
+    assert families > {"linear", "convolution", "pointwise"}
 
 
 def test_a_rule_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:

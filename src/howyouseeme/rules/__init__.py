@@ -5,7 +5,9 @@ links to the inputs that are responsible, and the bias that nobody's activation 
 that `output = sum of link.forward(input) + bias`. A gate (squeeze-excite) gets no link: it scales
 the signal, and the signal carries the evidence.
 
-Rules live in one file per family and register themselves by the call's name:
+Rules live in one file per family, which it names, and register themselves by the call's name:
+
+    rule = rule_of("pointwise")
 
     @rule("aten.relu")
     def relu(call: Call, output: Value) -> Step: ...

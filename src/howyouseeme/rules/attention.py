@@ -15,7 +15,9 @@ from torch import Tensor
 from ..links import BatchedMatrix
 from ..tape import Call, Value
 from .branches import contents
-from .registry import Refusal, Step, rule
+from .registry import Refusal, Step, rule_of
+
+rule = rule_of("attention")
 
 
 def _arguments(call: Call) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from torch import Tensor
 from ..links import Diagonal, Link, Selection
 from ..tape import Call, Tape, Value
 from .gates import gate_rank
-from .registry import Refusal, Step, rule
+from .registry import Refusal, Step, rule_of
+
+rule = rule_of("branches")
 
 
 def broadcast(x: Value, shape: torch.Size, weight: Tensor | None = None) -> Link:

@@ -9,7 +9,9 @@ from torch.nn.functional import unfold
 from ..links import BatchedMatrix, Convolution, Link, Selection
 from ..tape import Call, Value
 from .gates import is_attention
-from .registry import Refusal, Step, rule
+from .registry import Refusal, Step, rule_of
+
+rule = rule_of("convolution")
 
 
 @rule("aten.convolution", "aten._convolution")

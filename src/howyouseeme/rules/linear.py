@@ -11,7 +11,9 @@ from ..links import BatchedMatrix, Link, Matrix, Separable
 from ..tape import Call, Value
 from .branches import broadcast, contents
 from .gates import is_attention
-from .registry import Refusal, Step, rule
+from .registry import Refusal, Step, rule_of
+
+rule = rule_of("linear")
 
 
 def _times(x: Value, weight: Tensor, output: Value, bias: Tensor | None) -> Step:

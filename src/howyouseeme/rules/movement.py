@@ -12,7 +12,9 @@ from torch.utils import _pytree as pytree
 from ..links import Diagonal, Link, Pad, Permutation, Selection, Sparse
 from ..links.matrices import sparse
 from ..tape import Call, Tape, Value
-from .registry import Refusal, Step, rule
+from .registry import Refusal, Step, rule_of
+
+rule = rule_of("movement")
 
 
 @rule(

@@ -14,7 +14,9 @@ from ..links.matrices import sparse
 from ..tape import Call, Value
 from .branches import maximum
 from .linear import axes_of
-from .registry import Refusal, Step, rule
+from .registry import Refusal, Step, rule_of
+
+rule = rule_of("pooling")
 
 
 def _pooled(

@@ -9,7 +9,9 @@ from ..links import Sparse
 from ..links.matrices import sparse
 from ..tape import Call, Value
 from .linear import axes_of
-from .registry import Refusal, Step, rule
+from .registry import Refusal, Step, rule_of
+
+rule = rule_of("reductions")
 
 
 def _weighted(x: Value, output: Value, axes: list[int], weight: Tensor) -> Sparse:

@@ -12,7 +12,9 @@ from ..links import Selection, Sparse
 from ..links.matrices import sparse
 from ..tape import Call, Value
 from .branches import contents
-from .registry import Refusal, Step, rule
+from .registry import Refusal, Step, rule_of
+
+rule = rule_of("regions")
 
 
 def _bilinear(at: Tensor, size: int) -> tuple[Tensor, Tensor]:

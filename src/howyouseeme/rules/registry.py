@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from ..links import Link
 from ..tape import Call, Value
 
-__all__ = ["Refusal", "Rule", "Step", "family_of", "find_rule", "rule", "rules"]
+__all__ = ["Refusal", "Rule", "Step", "family_of", "find_rule", "rule", "rule_of", "rules"]
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ def rule(*names: str, family: str | None = None, replace: bool = False) -> Calla
     ...     return secant(call, output)
 
     The `family` says what kind of call it is, where others go by that: a sigmoid is a gate also after
-    'movement', 'pooling' and 'branches'. It is that of the rule whose place is taken, or else the name of
-    the module. With `replace` it takes the place of the rules that there are.
+    'movement', 'pooling' and 'branches'. Where none is named, it is that of the rule whose place is taken,
+    or else the name of the module. With `replace` it takes the place of the rules that there are.
 
     Raises:
         ValueError: a name has a rule already.
@@ -78,6 +79,16 @@ def rule(*names: str, family: str | None = None, replace: bool = False) -> Calla
         return function
 
     return register
+
+
+def rule_of(family: str) -> partial[Callable[[Rule], Rule]]:
+    """`rule`, for a file whose rules are all of one family.
+
+    >>> rule = rule_of("movement")
+    >>> @rule("aten.permute")
+    ... def permute(call, output): ...
+    """
+    return partial(rule, family=family)
 
 
 def rules() -> dict[str, Rule]:
