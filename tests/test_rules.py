@@ -39,9 +39,9 @@ from howyouseeme.links import (
 )
 from howyouseeme.rules import Step, rule
 from howyouseeme.rules.gates import _MOVING as MOVING
-from howyouseeme.rules.movement import pick as picking
 from howyouseeme.rules.registry import rule_of
 from howyouseeme.tape import Call, Tape, Value, record
+from howyouseeme.tape.appended import pick as picking
 
 aten = torch.ops.aten
 EXACT = {"rtol": 1e-12, "atol": 1e-12}

@@ -15,9 +15,9 @@ from .detectors import boxes_in
 from .errors import HowYouSeeMeError, InputError, first_line
 from .models import Network
 from .regions import Box
-from .rules.branches import flip
 from .scores import certainties, detection_scores, logits_of, outline, ranked, recorded_scores
 from .tape import Reader, Tape, Value
+from .tape.appended import flip
 from .targets import Target as NamedTarget
 
 __all__ = ["Asked", "Asker", "Rank", "Target", "check_read", "one_each", "plain"]

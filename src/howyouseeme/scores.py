@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .errors import InputError, ModelError
 from .rules import Refusal, find_rule
-from .rules.movement import pick
 from .tape import Tape, Value
+from .tape.appended import pick
 
 __all__ = [
     "Answer",

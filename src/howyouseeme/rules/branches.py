@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..links import Diagonal, Link, Selection
-from ..tape import Call, Tape, Value
+from ..tape import Call, Value
 from .gates import gate_rank
 from .registry import Refusal, Step, rule_of
 
@@ -169,11 +169,3 @@ def one_of(output: Value, terms: Sequence[Any]) -> Step:
         else:
             bias = torch.where(chosen, output.data, bias)
     return Step(links, bias)
-
-
-def flip(tape: Tape, source: Value, where: Tensor) -> Value:
-    """A new value on the tape: another with its sign changed in the rows where `where` [batch] is true."""
-    sign = torch.where(where, -1.0, 1.0).to(source.data)
-    sign = sign.reshape(-1, *[1] * (len(source.shape) - 1))
-    times = torch.ops.aten.mul.Tensor
-    return tape.append("aten.mul", times, (source, sign), source.data * sign)

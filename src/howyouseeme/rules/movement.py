@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from ..links import Diagonal, Link, Pad, Permutation, Selection, Sparse
 from ..links.matrices import sparse
-from ..tape import Call, Tape, Value
+from ..tape import Call, Value
 from .registry import Refusal, Step, rule_of
 
 rule = rule_of("movement")
@@ -271,11 +271,6 @@ def _selected(output: Value, index: Tensor, sources: list[tuple[Value, int]]) ->
         links.append((value, Selection(value.shape, output.shape, local)))
     constant = (index < first).reshape(output.shape)
     return Step(links, lambda: output.data.masked_fill(~constant, 0), apart=True)
-
-
-def pick(tape: Tape, source: Value, index: Tensor) -> Value:
-    """A new value on the tape, made of the elements of another at flat positions `index`."""
-    return tape.append("hysm.pick", None, (source, index), source.flat[index])
 
 
 @rule("hysm.pick")
