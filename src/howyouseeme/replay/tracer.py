@@ -389,24 +389,16 @@ class Tracer(TorchDispatchMode):
     ) -> list[int]:
         """The memory that a call writes to, which must be the explanation's own."""
         writes = []
-        for position, argument in enumerate(op._schema.arguments):
-            if argument.alias_info is None or not argument.alias_info.is_write:
-                continue
-            item = args[position] if position < len(args) else kwargs.get(argument.name)
-            for tensor in pytree.tree_leaves(item):
-                if isinstance(tensor, Tensor):
-                    slot = self.slot(tensor)
-                    if self.memory[slot] in self._lent.values():
-                        raise self.refuse(
-                            f"{op} writes to the input, to weights or to another constant"
-                        )
-                    memory = self.memory[slot]
-                    if memory in self._seen:
-                        raise self.refuse(f"{op} writes to what Python has looked at")
-                    if not fixed or memory in self._used:  # it is another thing from now on
-                        for other in [one for one in self.fixed if self.memory[one] == memory]:
-                            del self.fixed[other]
-                    writes.append(memory)
+        for tensor in facts_of(op).written(args, kwargs):
+            memory = self.memory[self.slot(tensor)]
+            if memory in self._lent.values():
+                raise self.refuse(f"{op} writes to the input, to weights or to another constant")
+            if memory in self._seen:
+                raise self.refuse(f"{op} writes to what Python has looked at")
+            if not fixed or memory in self._used:  # it is another thing from now on
+                for other in [one for one in self.fixed if self.memory[one] == memory]:
+                    del self.fixed[other]
+            writes.append(memory)
         return writes
 
 

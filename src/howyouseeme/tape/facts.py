@@ -8,6 +8,8 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from ..decompositions import decompositions
 
@@ -29,6 +31,18 @@ class Facts:
     silent: bool  # whether it may write without saying so
     indexed: bool  # whether whole numbers are positions to it
     parts: Callable[..., Any] | None  # what it is made of, where that is what gets recorded
+
+    def written(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        """The tensors, of those that the call is given, that it writes to.
+
+        >>> facts_of(torch.ops.aten.add.out).written((x, y), {"out": z})[0] is z
+        True
+        """
+        items = [
+            args[i] if i < len(args) else kwargs.get(target.name)
+            for i, target in zip(self.writes, self.targets, strict=True)
+        ]
+        return [leaf for leaf in pytree.tree_leaves(items) if isinstance(leaf, Tensor)]
 
 
 @cache

@@ -240,11 +240,7 @@ class _Recorder(TorchDispatchMode):
     ) -> Any:
         """Make a call that writes to some of its arguments; `constants` is None if none depends on the input."""
         depends = constants is not None
-        written = [
-            args[i] if i < len(args) else kwargs.get(target.name)
-            for i, target in zip(facts.writes, facts.targets, strict=True)
-        ]
-        tensors = [item for item in pytree.tree_leaves(written) if isinstance(item, Tensor)]
+        tensors = facts.written(args, kwargs)
         if depends:  # a constant that is written to: keep what it was
             lifted = tuple(
                 item.clone() if i in facts.writes and isinstance(item, Tensor) else item
@@ -287,8 +283,7 @@ class _Recorder(TorchDispatchMode):
                 result = parts(*args, **{k: v for k, v in kwargs.items() if k not in facts.outs})
                 if result is NotImplemented or not facts.writes or parts is not facts.parts:
                     return result
-                (position,) = facts.writes
-                given = args[position] if position < len(args) else kwargs[facts.targets[0].name]
+                (given,) = facts.written(args, kwargs)
                 if given.shape != result.shape:
                     given.resize_(result.shape)
                 return given.copy_(result)
