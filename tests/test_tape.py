@@ -453,6 +453,36 @@ def test_memory_that_was_never_written_is_no_evidence(program: str) -> None:
         assert tensor.isfinite().all()
 
 
+SHAPE = (2, 4, 3, 3)
+STRIDES = (36, 1, 12, 4)
+
+#: All ways to get memory that nothing was written to.
+UNWRITTEN: dict[str, Callable[[Tensor], Tensor]] = {
+    "empty": lambda x: torch.empty(SHAPE, dtype=x.dtype),
+    "empty_like": torch.empty_like,
+    "empty_permuted": lambda x: torch.empty_permuted(SHAPE, (0, 2, 3, 1), dtype=x.dtype),
+    "empty_strided": lambda x: torch.empty_strided(SHAPE, STRIDES, dtype=x.dtype),
+    "new_empty": lambda x: x.new_empty(SHAPE),
+    "new_empty_strided": lambda x: x.new_empty_strided(SHAPE, STRIDES),
+}
+
+
+@pytest.mark.usefixtures("nan_in_fresh_memory")
+@pytest.mark.parametrize("make", UNWRITTEN.values(), ids=UNWRITTEN)
+def test_what_is_never_written_is_zero(make: Callable[[Tensor], Tensor]) -> None:
+    def half_written(x: Tensor) -> Tensor:
+        y = make(x)
+        y[:, :2] = x[:, :2]
+        return y * 2
+
+    x = picture()
+    assert half_written(x)[:, 2:].isnan().all()
+    output, multiplier, bias = evidence(half_written, x)
+    assert torch.equal(output, torch.cat([x[:, :2] * 2, torch.zeros_like(x[:, 2:])], 1))
+    assert torch.equal(multiplier[:, 2:], torch.zeros_like(x[:, 2:]))
+    assert bias == 0
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_in_place_is_the_same_as_its_twin(program: str) -> None:
     in_place, twin = PROGRAMS[program]

@@ -312,7 +312,7 @@ class Tracer(TorchDispatchMode):
         reads = [self.slot(tensor) for tensor in given]
         if not fixed:
             self._used.update(self.memory[slot] for slot in reads)
-        fixed = fixed and not writes and not _uninitialised(op)
+        fixed = fixed and not writes and not facts_of(op).uninitialised
         outs = [None if leaf is None else self._made(leaf, given, fixed) for leaf in made]
         self.part.reads.update(reads)
         self.part.made.update(out for out in outs if out is not None)
@@ -525,7 +525,3 @@ def _same_places(
         one == other or count == 1
         for count, one, other in zip(size, here[1], there[1], strict=True)
     )
-
-
-def _uninitialised(op: Any) -> bool:
-    return str(op.overloadpacket).rsplit(".", 1)[-1].startswith(("empty", "new_empty"))

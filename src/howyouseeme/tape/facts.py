@@ -109,7 +109,10 @@ _FACTORIES = {
 # What they return has no contents yet. Zeros keep chance NaNs out of the evidence: 0 · NaN is NaN.
 _UNINITIALISED = {
     f"aten.{name}"
-    for name in ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
+    for name in (
+        *("empty", "empty_like", "empty_permuted", "empty_strided"),
+        *("new_empty", "new_empty_strided"),
+    )
 }
 
 # With training=True they write to the running mean and variance, and their schema does not say so.
