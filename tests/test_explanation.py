@@ -718,7 +718,11 @@ def test_images_are_taken_by_number_or_slice(images: Tensor, tmp_path: Path) -> 
     explanation = Explainer(network())(images)
     assert torch.equal(explanation[:].evidence, explanation.evidence)
     assert torch.equal(explanation[-1:].evidence, explanation[-1].evidence)
-    assert len(explanation[2:]) == 0
+    for none in (explanation[2:], explanation[2:2], explanation[0:2:-1]):
+        assert len(none) == 0
+        assert none.evidence.shape == none.share.shape == (0, *explanation.evidence.shape[1:])
+        assert none.samples == none.label == none.box == none.inputs == ()
+        assert none.model is explanation.model
     assert torch.equal(explanation[::-1].evidence, explanation.evidence.flip(0))
     assert explanation[::-1].target == explanation.target[::-1]
     assert explanation.path(-1, 0) == explanation.path(1, [0])

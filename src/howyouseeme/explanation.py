@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from .models import Network
 
 __all__ = ["Explanation", "Layer", "Node", "Path", "Sample"]
+
+#: What a batch has once; of all its other fields each image has its own.
+_ONCE = ("model", "method", "inputs")
 
 #: What an explanation keeps once it was asked for, one item an image.
 _BY_IMAGE = (
@@ -123,24 +127,18 @@ class Explanation:
         """
         some = i if isinstance(i, slice) else slice(self._at(i), self._at(i) + 1)
         if some.step is not None and some.step < 0:  # which tensors don't take
-            return Explanation.join([self[at] for at in range(len(self))[some]])
-        part = replace(
-            self,
-            samples=self.samples[some],
-            evidence=self.evidence[some],
-            share=self.share[some],
-            target=self.target[some],
-            label=self.label[some],
-            probability=self.probability[some],
-            walk_again=self.walk_again[some],
-            alike=self.alike[some],
-            box=self.box[some],
-            inputs=tuple(part[some] for part in self.inputs),
-        )
+            turned = [self[at] for at in range(len(self))[some]]
+            return Explanation.join(turned) if turned else self[:0]
+        own = {name: items[some] for name, items in self._each().items()}
+        part = replace(self, **own, inputs=tuple(part[some] for part in self.inputs))
         # What is known of these images already, and the pass that was recorded last.
         known = {name: vars(self)[name][some] for name in _BY_IMAGE if name in vars(self)}
         vars(part).update(known, _trails=self._trails)
         return part
+
+    def _each(self) -> dict[str, Any]:
+        """The fields that have an item for each image."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name not in _ONCE}
 
     def _alone(self, i: int) -> Explanation:
         """The explanation of one image; this itself where there is no other."""
@@ -175,26 +173,12 @@ class Explanation:
                     "Only explanations of inputs of one size can be joined, not "
                     f"{tuple(first.evidence.shape[1:])} with {tuple(part.evidence.shape[1:])}."
                 )
-        return replace(
-            parts[0],
-            evidence=torch.cat([p.evidence for p in parts]),
-            share=torch.cat([p.share for p in parts]),
-            inputs=tuple(
-                Explanation.join(same) for same in zip(*(p.inputs for p in parts), strict=True)
-            ),
-            **{  # type: ignore[arg-type]
-                name: tuple(item for p in parts for item in getattr(p, name))
-                for name in (
-                    "samples",
-                    "target",
-                    "label",
-                    "probability",
-                    "walk_again",
-                    "alike",
-                    "box",
-                )
-            },
-        )
+        own: dict[str, Any] = {}
+        for name, items in first._each().items():
+            each = [getattr(part, name) for part in parts]
+            own[name] = torch.cat(each) if isinstance(items, Tensor) else tuple(chain(*each))
+        inputs = zip(*(part.inputs for part in parts), strict=True)
+        return replace(first, **own, inputs=tuple(Explanation.join(same) for same in inputs))
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled: the model is, but no recorded pass, nor maps that are made of the evidence again."""
