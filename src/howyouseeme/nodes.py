@@ -49,9 +49,17 @@ class Nodes:
         )
         return Nodes(index, count, signs(sign), share)
 
-    def first(self, n: int) -> Nodes:
-        """The first n of them."""
-        return Nodes(self.index[:n], self.count[:n], self.sign[:n], self.share[:n])
+    @staticmethod
+    def join(parts: Sequence[Nodes]) -> Nodes:
+        """All of them, one part after the other; a node may be there several times."""
+        return Nodes(*(torch.cat(items) for items in zip(*(p._all() for p in parts), strict=True)))
+
+    def pick(self, which: Tensor | slice) -> Nodes:
+        """Some of them."""
+        return Nodes(*(item[which] for item in self._all()))
+
+    def _all(self) -> tuple[Tensor, ...]:
+        return self.index, self.count, self.sign, self.share
 
     def dense(self, values: Tensor, like: Tensor) -> Tensor:
         """`values` [n] at the nodes, 0 elsewhere, in the shape of `like`."""

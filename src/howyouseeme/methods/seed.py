@@ -5,7 +5,7 @@ R. Gandikota and D. Mishra, How You See Me, arXiv 1811.08152.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -119,7 +119,7 @@ class Seed(Method):
             if convolution is not None:
                 return self._choose_node(source, convolution, here)
         if not source.numel:  # no channels of a split, say
-            here = here.first(0)
+            here = here.pick(slice(0))
         rows = max(_CHUNK // link.fan_in(), 1)
         return _Sent.join(
             [
@@ -221,22 +221,14 @@ class _Sent(NamedTuple):
     nodes: Nodes
 
     def pick(self, which: Tensor) -> _Sent:
-        n = self.nodes
-        nodes = Nodes(n.index[which], n.count[which], n.sign[which], n.share[which])
-        return _Sent(self.child[which], self.contribution[which], nodes)
+        return _Sent(self.child[which], self.contribution[which], self.nodes.pick(which))
 
     @staticmethod
     def join(parts: list[_Sent]) -> _Sent:
-        nodes = [part.nodes for part in parts]
         return _Sent(
             torch.cat([part.child for part in parts]),
             torch.cat([part.contribution for part in parts]),
-            Nodes(
-                torch.cat([n.index for n in nodes]),
-                torch.cat([n.count for n in nodes]),
-                torch.cat([n.sign for n in nodes]),
-                torch.cat([n.share for n in nodes]),
-            ),
+            Nodes.join([part.nodes for part in parts]),
         )
 
 
@@ -296,8 +288,6 @@ def _strongest_branch(options: list[_Sent], count: int) -> list[_Sent]:
         free[sent.child[mine]] = False
         kept = sent.pick(mine)
         part = torch.where(total > 0, best.clamp(min=0) / total, 0)[kept.child]
-        nodes = kept.nodes
-        taken.append(
-            kept._replace(nodes=Nodes(nodes.index, nodes.count, nodes.sign, nodes.share * part))
-        )
+        nodes = replace(kept.nodes, share=kept.nodes.share * part)
+        taken.append(kept._replace(nodes=nodes))
     return taken
