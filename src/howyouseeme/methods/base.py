@@ -110,10 +110,9 @@ class Walked:
 
     strength: dict[Value, Tensor]
     share: dict[Value, Tensor]
-    trail: Trail | None = None
 
     def of(self, i: int) -> Walked:
-        """That of sample i alone, with no trail."""
+        """That of sample i alone."""
         strength, share = (
             {value: item[i : i + 1].clone() for value, item in items.items()}
             for items in (self.strength, self.share)
@@ -121,14 +120,14 @@ class Walked:
         return Walked(strength, share)
 
     @staticmethod
-    def relative(evidence: dict[Value, Tensor], total: Tensor, trail: Trail | None) -> Walked:
+    def relative(evidence: dict[Value, Tensor], total: Tensor) -> Walked:
         """From signed evidence, and the evidence [batch] that counts as 1; shares of none are 0."""
         total = torch.where(total > 0, total, torch.inf)
         share = {
             value: item / total.reshape(-1, *[1] * (item.dim() - 1))
             for value, item in evidence.items()
         }
-        return Walked(evidence, share, trail)
+        return Walked(evidence, share)
 
 
 class Method(ABC):

@@ -107,7 +107,7 @@ class Evidence(Method):
             evidence = {value: item.evidence for value, item in waiting.items()}
             found, lost = descend(plan, evidence, self.nodes, batch, trail)
         found, total = _above_rounding(found, lost, batch)
-        walked = Walked.relative(found, total, trail)
+        walked = Walked.relative(found, total)
         if self.focus:
             few = _few(plan, alone, maps)
             walked.strength = {

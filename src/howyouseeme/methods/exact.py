@@ -45,7 +45,7 @@ class Exact(Method):
                 evidence[value] = multiplier * value.data
         for item in evidence.values():
             total = total + per_sample(item.to(total), batch).clamp(min=0).sum(1)
-        return Walked.relative(evidence, total, trail)
+        return Walked.relative(evidence, total)
 
 
 def account(plan: Plan, nodes: Tensor) -> Ledger:

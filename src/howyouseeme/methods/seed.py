@@ -93,7 +93,7 @@ class Seed(Method):
             share[value] = here.dense(here.share, value.data)
             if trail is not None:
                 trail.arrive(value, strength[value])
-        return Walked(strength, share, trail)
+        return Walked(strength, share)
 
     def _send(self, step: Step, here: Nodes) -> list[tuple[Value, _Sent]]:
         """Choose the inputs that each node goes back to."""
