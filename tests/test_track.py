@@ -26,7 +26,6 @@ from howyouseeme.track import (
     annotate,
     check_box,
     follow,
-    track,
 )
 from howyouseeme.video import Video, VideoWriter, open_video
 
@@ -67,6 +66,12 @@ def told(frames: list[np.ndarray], rate: float | None = None) -> Video:
     return Video("test", rate, len(frames), lambda: iter(frames))
 
 
+def sightings(frames: Sequence[np.ndarray], box: Truth, network: Network) -> list[Sighting]:
+    assert box is not None
+    tracker = Tracker(network)
+    return [tracker.start(frames[0], box), *(tracker(frame) for frame in frames[1:])]
+
+
 # A target that moves, leaves and returns
 
 
@@ -77,7 +82,7 @@ def test_a_target_is_followed_lost_and_found_again(
     frames, truth = passing(60, target, back)
     first = truth[0]
     assert first is not None
-    seen = list(track(frames, first, network))
+    seen = sightings(frames, first, network)
     assert len(seen) == 60
     whole = [i for i, box in enumerate(truth) if box and box[2] - box[0] == first[2] - first[0]]
     before = [i for i in whole if i < 30]
@@ -95,7 +100,7 @@ def test_a_target_is_followed_lost_and_found_again(
 
 def test_a_target_that_stays_is_followed_still(network: Network) -> None:
     frames, truth = passing(20)
-    for sighting in track([frames[0]] * 4, truth[0], network):
+    for sighting in sightings([frames[0]] * 4, truth[0], network):
         assert iou(sighting.box, truth[0]) > 0.85
 
 
@@ -272,7 +277,7 @@ def test_stages_are_the_blocks_before_the_next_stride(network: Network) -> None:
 
 def test_the_network_is_left_as_it_was(network: Network) -> None:
     frames, truth = passing(20)
-    list(track(frames[:3], truth[0], network))
+    sightings(frames[:3], truth[0], network)
     assert not any(module._forward_hooks for module in network.module.modules())
     assert not network.module.training
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,7 +43,6 @@ __all__ = [
     "annotate",
     "check_box",
     "follow",
-    "track",
 ]
 
 
@@ -114,24 +113,6 @@ class Channel:
     module: str
     channel: int
     contrast: float
-
-
-def track(
-    frames: Iterable[Source],
-    box: Sequence[float],
-    model: Network | str = "efficientnet-lite0",
-    settings: TrackerSettings | None = None,
-) -> Iterator[Sighting]:
-    """Follow what is in `box` in the first of some frames: one sighting for each frame.
-
-    >>> for sighting in track(open_video("walk.mp4"), (120, 80, 260, 300)):
-    ...     print(sighting.state, sighting.box)
-
-    Arguments and errors are those of `Tracker` and its methods.
-    """
-    tracker = Tracker(model, settings)
-    for number, frame in enumerate(frames):
-        yield tracker(frame) if number else tracker.start(frame, box)
 
 
 #: Of the table of a track.
