@@ -8,11 +8,11 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from ledger import account
 from torch import Tensor, nn
 
 import howyouseeme as hysm
 from howyouseeme.backtrack import plan
-from howyouseeme.methods.exact import account
 from howyouseeme.tape import record
 
 SIDE = 16

@@ -8,6 +8,7 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
+from ledger import account
 from torch import Tensor, nn
 
 import howyouseeme as hysm
@@ -146,8 +147,6 @@ def excitations(way: Plan, node: int) -> Iterator[tuple[float, Nodes]]:
 
 
 def test_contributions_of_all_paths_and_biases_are_the_target(way: Plan) -> None:
-    from howyouseeme.methods.exact import account  # noqa: PLC0415
-
     with torch.no_grad():
         ledger = account(way, torch.tensor([1]))
     assert sum(c for c, _ in contributions(way, 1)) == pytest.approx(ledger.inputs)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from ledger import account
 from torch import Tensor, nn
 
 import howyouseeme as hysm
@@ -15,7 +16,6 @@ from howyouseeme.backtrack import plan
 from howyouseeme.errors import InputError
 from howyouseeme.explanation import Explanation
 from howyouseeme.images import Preprocess
-from howyouseeme.methods.exact import account
 
 METHODS: dict[str, dict[str, Any]] = {"evidence": {}, "seed": {"outliers": False}, "exact": {}}
 

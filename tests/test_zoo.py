@@ -13,11 +13,11 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from ledger import account
 from torch import Tensor, nn
 
 import howyouseeme as hysm
 from howyouseeme.backtrack import plan
-from howyouseeme.methods.exact import account
 from howyouseeme.tape import record
 
 models = pytest.importorskip("torchvision.models")

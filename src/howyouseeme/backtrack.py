@@ -19,7 +19,7 @@ from .links import Diagonal
 from .rules import Refusal, Step, find_rule
 from .tape import Call, Tape, Value, at_hand, harmless
 
-__all__ = ["Ledger", "Plan", "multipliers", "plan", "signs"]
+__all__ = ["Plan", "multipliers", "plan", "signs"]
 
 
 @dataclass(eq=False)
@@ -146,21 +146,6 @@ def _unsupported(missing: list[tuple[Call, str]]) -> UnsupportedCallError:
         + "\n".join(dict.fromkeys(lines))
         + f"\nA rule for {', '.join(names)} makes them work: see howyouseeme.rules.rule."
     )
-
-
-@dataclass
-class Ledger:
-    """Where the evidence of an exact walk went: its sum over the inputs, and over each bias.
-
-    `inputs + sum(biases.values())` is the target, up to rounding.
-    """
-
-    inputs: float
-    biases: dict[str, float]  # by the module whose call added it
-
-    @property
-    def total(self) -> float:
-        return self.inputs + sum(self.biases.values())
 
 
 @torch.no_grad()

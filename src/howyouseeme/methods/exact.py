@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..backtrack import Ledger, Plan, multipliers
+from ..backtrack import Plan, multipliers
 from ..tape import Call
 from .base import Crossing, Method, Trail, Walked, one_hot, per_sample
 
-__all__ = ["Exact", "account"]
+__all__ = ["Exact"]
 
 
 @dataclass(frozen=True)
@@ -46,23 +46,3 @@ class Exact(Method):
         for item in evidence.values():
             total = total + per_sample(item.to(total), batch).clamp(min=0).sum(1)
         return Walked.relative(evidence, total)
-
-
-def account(plan: Plan, nodes: Tensor) -> Ledger:
-    """Where the target's value comes from: the inputs, and each module's biases.
-
-    >>> ledger = account(plan(tape, tape.output), torch.tensor([281]))
-    >>> ledger.total, tape.output.data[0, 281]      # the same, up to rounding
-
-    `nodes` are flat indices into the plan's start; their targets are added up.
-    """
-    biases: dict[str, float] = {}
-
-    def note(call: Call, share: Tensor) -> None:
-        biases[call.module] = biases.get(call.module, 0.0) + float(share.sum())
-
-    inputs = 0.0
-    for value, multiplier in multipliers(plan, one_hot(plan, nodes), on_bias=note):
-        if value.call is None:
-            inputs += float((multiplier * value.data).sum())
-    return Ledger(inputs, biases)
