@@ -19,7 +19,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .errors import InputError
 
-MOST_POINTS = 2000  # more than this and a panel turns into a carpet
 _MOST_TILES = 6  # in one row of the layers strip
 
 _PANEL_SIDE = 500  # a panel has about the area of a square of this side, whatever its shape
@@ -66,16 +65,10 @@ class LayerView:
     points_y: np.ndarray  # the top nodes, in image pixels
     points_x: np.ndarray
     strength: np.ndarray
-    # Left, top, right and bottom edge of what the map covers, in image pixels; the whole image if
-    # not given. A network that crops its input does not see all of it.
-    box: tuple[float, float, float, float] | None = None
-    # Rows and columns of the stage, where the map is drawn finer than that.
-    places: tuple[int, ...] | None = None
-
-    @property
-    def grid(self) -> tuple[int, ...]:
-        """Rows and columns of the stage."""
-        return self.places or np.shape(self.map)
+    # Left, top, right and bottom edge of what the map covers, in image pixels: a network that crops
+    # its input does not see all of it.
+    box: tuple[float, float, float, float]
+    places: tuple[int, ...]  # rows and columns of the stage; the map may be drawn finer than that
 
 
 def explanation_picture(subject: Subject) -> Image.Image:
@@ -136,7 +129,7 @@ def frames(subject: Subject, layers: Sequence[LayerView]) -> list[tuple[str, str
         ("saliency", "which pixels answer for it, by levels", paint_map(panel, subject.saliency)),
     ]
     for layer in layers:
-        size = " × ".join(str(side) for side in reversed(layer.grid))
+        size = " × ".join(str(side) for side in reversed(layer.places))
         says = f"{size} places; colour: evidence by place; dots: the strongest nodes"
         found.append((layer.name, says, _tile(panel, layer, photo.size)))
     return found
@@ -147,8 +140,6 @@ def layers_strip(image: Image.Image, layers: Sequence[LayerView]) -> Image.Image
 
     As wide as the explanation picture of the same photo, so that the two can be stacked.
     """
-    if not layers:
-        raise InputError("A strip of layers needs at least one layer.")
     photo = image.convert("RGB")
     panel_size, _, width = _layout(photo.size)
     aspect = photo.width / photo.height
@@ -180,7 +171,7 @@ def layers_strip(image: Image.Image, layers: Sequence[LayerView]) -> Image.Image
         name = _fit(layer.name, name_font, tile_width)
         below = y + tile_size[1]
         pen.text((x, below + round(6 * zoom)), name, font=name_font, fill=_INK)
-        size = " × ".join(str(side) for side in reversed(layer.grid))
+        size = " × ".join(str(side) for side in reversed(layer.places))
         size = _fit(size, small_font, tile_width)
         pen.text((x, below + round(28 * zoom)), size, font=small_font, fill=_MUTED)
         if i + 1 < len(layers):
@@ -264,14 +255,11 @@ def _free(
 
 def stack_pictures(*pictures: Image.Image) -> Image.Image:
     """The pictures under each other, centred on white."""
-    if not pictures:
-        raise InputError("There is no picture to stack.")
     width = max(picture.width for picture in pictures)
     canvas = Image.new("RGB", (width, sum(picture.height for picture in pictures)), _WHITE)
     top = 0
     for picture in pictures:
-        see_through = picture.convert("RGBA")  # so that what is transparent comes out white
-        canvas.paste(see_through, ((width - picture.width) // 2, top), see_through)
+        canvas.paste(picture, ((width - picture.width) // 2, top))
         top += picture.height
     return canvas
 
@@ -343,13 +331,11 @@ def _mute(photo: Image.Image, *, colour: float, light: float) -> Image.Image:
 def _points_panel(subject: Subject, size: tuple[int, int]) -> tuple[Image.Image, str]:
     """The photo under its points, and how many they are, in words."""
     photo = subject.image.convert("RGB")
-    dots, total = _dots(subject.points_y, subject.points_x, subject.strength, photo.size, size)
+    dots = _dots(subject.points_y, subject.points_x, subject.strength, photo.size, size)
     drawn = len(dots)
     text = f"the {drawn:,} strongest pixels" if drawn > 1 else "the strongest pixel"
     if not drawn:
         text = "no points: nothing speaks for it"
-    elif drawn < total:
-        text = f"the {drawn:,} strongest of {total:,} pixels"
     muted = _mute(_resize(photo, size), colour=0.3, light=0.6)
     return _paint_dots(muted, dots, _dot_radius(size, drawn)), text
 
@@ -360,22 +346,18 @@ def _dots(
     strength: np.ndarray,
     photo_size: tuple[int, int],
     size: tuple[int, int],
-) -> tuple[np.ndarray, int]:
-    """Rows of (x, y, strength from 0 to 1), weakest first, and how many points there are in all."""
+) -> np.ndarray:
+    """Rows of (x, y, strength from 0 to 1), weakest first."""
     y, x, s = (np.asarray(a, dtype=np.float64).ravel() for a in (points_y, points_x, strength))
-    if not len(y) == len(x) == len(s):
-        raise InputError(f"{len(y)} rows, {len(x)} columns and {len(s)} strengths are not points.")
-    total = len(s)
     usable = np.isfinite(y) & np.isfinite(x) & np.isfinite(s) & (s > 0)
     y, x, s = y[usable], x[usable], s[usable]
-    order = np.argsort(-s, kind="stable")[:MOST_POINTS][::-1]
+    order = np.argsort(-s, kind="stable")[::-1]
     y, x, s = y[order], x[order], s[order]
     # The top 2% count as equally strong: a single outlier would turn all others to dust.
     relative = np.minimum(1, s / np.quantile(s, 0.98)) if len(s) else s
-    dots = np.stack(
+    return np.stack(
         [(x + 0.5) * size[0] / photo_size[0], (y + 0.5) * size[1] / photo_size[1], relative], axis=1
     )
-    return dots, total
 
 
 def _dot_radius(size: tuple[int, int], count: int) -> float:
@@ -402,13 +384,11 @@ def _paint_dots(picture: Image.Image, dots: np.ndarray, radius: float) -> Image.
 def _tile(photo: Image.Image, layer: LayerView, photo_size: tuple[int, int]) -> Image.Image:
     """The photo under the map of one layer, with its top nodes marked."""
     wide, high = photo.width / photo_size[0], photo.height / photo_size[1]
-    box = (0, 0, photo.width, photo.height)
-    if layer.box is not None:
-        left, top, right, bottom = layer.box
-        box = (round(left * wide), round(top * high), round(right * wide), round(bottom * high))
+    left, top, right, bottom = layer.box
+    box = (round(left * wide), round(top * high), round(right * wide), round(bottom * high))
     picture = paint_map(photo, layer.map, box, cells=True)
-    dots, _ = _dots(layer.points_y, layer.points_x, layer.strength, photo_size, photo.size)
-    rows, columns = layer.grid
+    dots = _dots(layer.points_y, layer.points_x, layer.strength, photo_size, photo.size)
+    rows, columns = layer.places
     if not len(dots) or rows * columns == 1:  # the one node of a class is nowhere in particular
         return picture
     cell = min((box[2] - box[0]) / columns, (box[3] - box[1]) / rows)

@@ -200,7 +200,7 @@ def make_scene(explanation: Explanation, likeliest: Sequence[Explanation]) -> Sc
             {
                 "name": name,
                 "shape": list(layer.shape),
-                "box": [round(side, 1) for side in view.box or ()],
+                "box": [round(side, 1) for side in view.box],
                 "map": _map(view.map, _STAGE),
                 "nodes": [
                     [round(float(x), 1), round(float(y), 1), node.channel, round(node.share, 5)]
