@@ -50,8 +50,8 @@ def applications() -> None:
     """The README's pictures of what boxes, regions and targets look like."""
     photo = hysm.load_image(hysm.sample_photo("coffee"))
     found = detect(hysm.Explainer("efficientnet-lite0"), photo, top=3)
-    texts = [(one.box, f"{one.label} {percent(one.score)}") for one in found]
-    save(boxes_picture(photo, texts), "detect", 700)
+    told = [(one.box, one.label, f"{one.label} {percent(one.score)}") for one in found]
+    save(boxes_picture(photo, told), "detect", 700)
     save(Proposer("efficientnet-lite0")(photo).picture(photo), "propose", 700)
     save(followed(), "track")
 

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import howyouseeme
-from howyouseeme import Explainer, cli, sample_photo
+from howyouseeme import Explainer, cli, draw, sample_photo
 from howyouseeme.cli import explain as explain_of
 from howyouseeme.cli import photos as photos_of
 from howyouseeme.cli.network import DEFAULT_MODEL
@@ -277,13 +277,23 @@ def test_a_box_of_a_detector(run: Run, photo: Path, factories: Path) -> None:
     assert "--box goes without --target" in both.stderr
 
 
-def test_the_boxes_that_a_detector_finds_itself(run: Run, photo: Path, factories: Path) -> None:
+def test_the_boxes_that_a_detector_finds_itself(
+    run: Run, photo: Path, factories: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = ["--model", f"{factories.stem}:detector"]
+    drawn: list[tuple[Any, str, str]] = []
+    original = draw.boxes_picture
+    monkeypatch.setattr(
+        draw, "boxes_picture", lambda image, boxes: drawn.extend(boxes) or original(image, boxes)
+    )
     result = run("detect", photo, *model, "--own", "--out", "out")
     assert result.exit_code == 0, result.output
     told = re.findall(r"(\d+) (cat|dog) ([\d.]+)%", result.stdout)
     assert [int(number) for number, *_ in told] == list(range(len(told)))  # the best first
     assert Path("out/photo.boxes.png").exists()
+    # A colour is that of a label, so the number isn't part of it.
+    assert [text for *_, text in drawn] == [f"{n} {name} {p}%" for n, name, p in told]
+    assert [label for _, label, _ in drawn] == [name for _, name, _ in told]
     coco = json.loads(Path("out/detections.json").read_text())
     assert len(coco["annotations"]) == len(told) > 1
     for number, label, score in told[:2]:  # the number is that of explain --box

@@ -142,13 +142,24 @@ def test_texts_of_boxes_leave_each_other_room(monkeypatch: pytest.MonkeyPatch) -
         return placed[-1]
 
     monkeypatch.setattr(draw, "_free", free)
-    boxes = [((20.0, 5.0, 200.0, 150.0), "one 90.0%"), ((20.0, 5.0, 190.0, 140.0), "two 8.0%"),
-             ((22.0, 8.0, 60.0, 20.0), "three 1.0%")]  # fmt: skip
+    boxes = [((20.0, 5.0, 200.0, 150.0), "one", "one 90.0%"),
+             ((20.0, 5.0, 190.0, 140.0), "two", "two 8.0%"),
+             ((22.0, 8.0, 60.0, 20.0), "three", "three 1.0%")]  # fmt: skip
     draw.boxes_picture(make_photo(), boxes)
     for i, one in enumerate(placed):
         for other in placed[:i]:
             apart = one[2] <= other[0] or other[2] <= one[0]
             assert apart or one[3] <= other[1] or other[3] <= one[1]
+
+
+def test_boxes_of_one_label_have_one_colour() -> None:
+    photo = Image.new("RGB", (600, 400))
+    boxes = [((x, 100, x + 90, 200), label, f"{number} {label} {90 - number}.0%")
+             for number, (x, label) in enumerate([(10, "person"), (210, "person"), (410, "dog")])]  # fmt: skip
+    picture = draw.boxes_picture(photo, boxes)
+    first, second, other = (picture.getpixel((round(box[0]), 150)) for box, *_ in boxes)
+    assert first == second != (0, 0, 0)
+    assert first != other != (0, 0, 0)
 
 
 def test_no_points_are_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -248,7 +248,7 @@ def test_without_supervision_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_picture_shows_the_boxes() -> None:
     photo = Image.new("RGB", (800, 600), (0, 0, 0))
-    drawn = np.asarray(boxes_picture(photo, [((100, 200, 300, 400), "cat 90%")]))
+    drawn = np.asarray(boxes_picture(photo, [((100, 200, 300, 400), "cat", "cat 90%")]))
     assert drawn.shape == (600, 800, 3)
     assert drawn[300, 100].any()
     assert drawn[399, 200].any()

@@ -97,14 +97,17 @@ def detect(
         else:
             found_here = localize.detect(explainer, image, classes, top or 1, level)
             numbered = [("", one) for one in found_here]
-        texts = [(one.box, f"{number}{one.label} {percent(one.score)}") for number, one in numbered]
-        write(picture, encoded(boxes_picture(image, texts)))
+        told = [
+            (one.box, one.label, f"{number}{one.label} {percent(one.score)}")
+            for number, one in numbered
+        ]
+        write(picture, encoded(boxes_picture(image, told)))
         found[str(file)] = [one for _, one in numbered]
         sizes[str(file)] = image.height, image.width
         # After each photo, so that an interruption leaves what is finished.
         data = json.dumps(localize.to_coco(found, sizes), indent=1)
         write(out / "detections.json", f"{data}\n".encode())
-        labels = ", ".join(text for _, text in texts) or "nothing"
+        labels = ", ".join(text for *_, text in told) or "nothing"
         yield f"{file} → {labels} → {picture}"
 
     for_each(files, one)

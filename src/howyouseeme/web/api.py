@@ -353,12 +353,16 @@ async def detect(
 
     def render(found: Sequence[localize.Detection], image: Image.Image) -> bytes:
         if kind == _PNG:
-            texts = [
-                (one.box, f"{f'{number} ' if own else ''}{one.label} {percent(one.score)}")
+            told = [
+                (
+                    one.box,
+                    one.label,
+                    f"{f'{number} ' if own else ''}{one.label} {percent(one.score)}",
+                )
                 for number, one in enumerate(found)
                 if not own or one.score >= SURE
             ]
-            return encoded(boxes_picture(image, texts))
+            return encoded(boxes_picture(image, told))
         return _json(localize.to_coco({name: found}, {name: (image.height, image.width)}))
 
     content = await _service(request).detect(
