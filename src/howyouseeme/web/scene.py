@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from PIL import Image
 
-from ..draw import data_uri, encoded
+from ..draw import data_uri, encoded, shades
 from ..explanation import Explanation, Layer
 from ..localize import Detection
 from ..rules import family_of
@@ -273,10 +272,9 @@ def palette() -> list[list[int]]:
     """256 colours from weak to strong, those of the pictures: readable with any colour vision.
 
     >>> palette()[255]
-    [251, 180, 26]
+    [247, 209, 61]
     """
-    shades = colormaps["inferno"](np.linspace(0.15, 0.89, 256))[:, :3]
-    found: list[list[int]] = np.rint(shades * 255).astype(int).tolist()
+    found: list[list[int]] = shades(np.linspace(0, 1, 256)).tolist()
     return found
 
 
