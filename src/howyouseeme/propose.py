@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .backtrack import Plan, plan
-from .draw import paint_map, percent
+from .draw import outline, paint_map, percent
 from .errors import InputError, ModelError
 from .forward import forward
 from .images import Geometry, Source, load_image
@@ -83,9 +83,7 @@ class Proposals:
         pen = ImageDraw.Draw(picture)
         thin = max(1, round(min(picture.size) / 250))
         for rank, region in reversed(list(enumerate(self.regions[:boxes]))):
-            x0, y0, x1, y1 = (round(side) for side in region.box)
-            corners = (x0, y0, max(x0, x1 - 1), max(y0, y1 - 1))
-            pen.rectangle(corners, outline="white", width=thin if rank else 3 * thin)
+            outline(pen, region.box, "white", thin if rank else 3 * thin)
         return picture
 
     def to_dict(self, image: str) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .draw import outline
 from .errors import InputError, ModelError, first_line
 from .folding import folded
 from .images import Source, load_image
@@ -387,19 +388,9 @@ def annotate(frame: np.ndarray, sighting: Sighting) -> np.ndarray:
     font = ImageFont.load_default(max(12, round(min(picture.size) / 24)))
     text, place, colour = "lost", (2 * line, 2 * line), _LOST
     if sighting.box is not None:
-        x0, y0, x1, y1 = sighting.box
-        corners = (
-            round(x0),
-            round(y0),
-            max(round(x0), round(x1) - 1),
-            max(round(y0), round(y1) - 1),
-        )
-        pen.rectangle(corners, outline=_FOUND, width=line)
-        text, place, colour = (
-            f"{sighting.confidence:.2f}",
-            (round(x0) + line, round(y0) + line),
-            _FOUND,
-        )
+        outline(pen, sighting.box, _FOUND, line)
+        x, y = (round(side) + line for side in sighting.box[:2])
+        text, place, colour = f"{sighting.confidence:.2f}", (x, y), _FOUND
     pen.rectangle(pen.textbbox(place, text, font=font), fill=colour)
     pen.text(place, text, font=font, fill="black")
     return np.asarray(picture)
