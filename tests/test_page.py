@@ -179,6 +179,14 @@ def test_it_opens_on_a_photo_that_is_explained(browser: Any, home: str) -> None:
         visitor.shoot("page")
 
 
+def test_a_choice_is_no_surer_than_the_network() -> None:
+    from howyouseeme.web.page.photo import _choice  # noqa: PLC0415
+
+    assert _choice("tabby", 0.99996) == "tabby · >99.9 %"
+    assert _choice("tabby", 0.5) == "tabby · 50.0 %"
+    assert _choice("tabby", None) == "tabby"
+
+
 def test_what_is_shown_can_be_switched(browser: Any, home: str) -> None:
     with Visitor(browser, home) as visitor:
         seen = [visitor.pixels()]

@@ -13,6 +13,7 @@ from fastapi import APIRouter, HTTPException
 from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
+from ...draw import percent
 from ...errors import HowYouSeeMeError, ImageError
 from ...images import sample_photo
 from ..scene import Scene, make_scene, palette
@@ -254,7 +255,9 @@ def _bytes(path: Any, most: int) -> bytes:
 
 
 def _choice(label: str, probability: float | None) -> str:
-    return label if probability is None else f"{label} · {100 * probability:.1f} %"
+    if probability is None:
+        return label
+    return f"{label} · {percent(probability).replace('%', ' %')}"  # as the viewer writes it
 
 
 def _said(error: Exception) -> dict[str, Any]:
