@@ -15,7 +15,7 @@ from torch import nn
 
 from howyouseeme import Network, Preprocess, cli, load_model, sample_photo
 from howyouseeme.errors import InputError, ModelError
-from howyouseeme.regions import components, edges, overlaps, suppress
+from howyouseeme.regions import components, edges, held, overlaps, suppress
 from howyouseeme.track import (
     Sighting,
     Tracker,
@@ -185,6 +185,11 @@ def test_components_are_those_of_a_flood() -> None:
         pairs = set(zip(wanted.ravel(), found.ravel(), strict=True))
         assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
         assert ((found == 0) == ~mask).all()
+        heat = rng.uniform(size=mask.shape)
+        holds = held(torch.tensor(found), torch.tensor(heat)).numpy()
+        assert holds[0] == 0
+        for number in np.unique(found[mask]):
+            assert holds[number] == pytest.approx(heat[found == number].sum())
 
 
 def test_an_edge_lies_where_the_map_crosses_the_level() -> None:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from .errors import InputError, MissingExtraError
 from .images import Source
 from .likeness import Likeness
-from .regions import Box, components, edges, overlaps
+from .regions import Box, components, edges, held, overlaps
 
 if TYPE_CHECKING:
     from .explainer import Explainer
@@ -172,16 +172,14 @@ def regions(heat: Tensor, threshold: float = THRESHOLD) -> list[tuple[float, Box
         return []
     cells = cells / cells.max()
     labels = components(cells >= threshold)
-    numbers, where = labels.unique(return_inverse=True)
-    held = torch.zeros(len(numbers)).to(cells).index_add_(0, where.flatten(), cells.flatten())
-    held[numbers == 0] = 0
+    holds = held(labels, cells)
     down, across = (side / count for side, count in zip(heat.shape, size, strict=True))
     found = []
-    for i in held.sort(descending=True, stable=True).indices.tolist():
-        strength = float(held[i] / held.max())
+    for number in holds.sort(descending=True, stable=True).indices.tolist():
+        strength = float(holds[number] / holds.max())
         if strength < LEAST:
             break
-        x0, y0, x1, y1 = edges(cells, labels == numbers[i], threshold)
+        x0, y0, x1, y1 = edges(cells, labels == number, threshold)
         found.append((strength, (x0 * across, y0 * down, x1 * across, y1 * down)))
     return found
 

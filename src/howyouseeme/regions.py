@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from .errors import InputError
 
-__all__ = ["Box", "components", "edges", "merged", "overlaps", "read_box", "suppress"]
+__all__ = ["Box", "components", "edges", "held", "merged", "overlaps", "read_box", "suppress"]
 
 #: x0, y0, x1, y1; x1 and y1 exclusive.
 Box = tuple[float, float, float, float]
@@ -49,6 +49,17 @@ def components(mask: Tensor) -> Tensor:
         if torch.equal(grown, labels):
             return labels.long()
         labels = grown
+
+
+def held(labels: Tensor, heat: Tensor) -> Tensor:
+    """How much of a map lies in each part of a mask, by the number that `components` gave it; 0 outside.
+
+    >>> labels = components(heat > 0.5)
+    >>> largest = labels == held(labels, heat).argmax()
+    """
+    found = heat.new_zeros(heat.numel() + 1).index_add_(0, labels.flatten(), heat.flatten())
+    found[0] = 0
+    return found
 
 
 def edges(heat: Tensor, mask: Tensor, level: float) -> Box:

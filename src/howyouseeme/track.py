@@ -33,7 +33,7 @@ from .errors import InputError, ModelError, first_line
 from .folding import folded
 from .images import Source, load_image
 from .models import Model, Network, Prepare, as_network
-from .regions import Box, components, edges
+from .regions import Box, components, edges, held
 from .video import FrameWriter, Table, Video, VideoWriter
 
 __all__ = [
@@ -372,9 +372,8 @@ class Tracker:
         if not bool(above.any()):
             return None
         labels = components(above)
-        held = heat.new_zeros(heat.numel() + 1).index_add_(0, labels.reshape(-1), heat.reshape(-1))
-        held[0] = 0
-        return above & (held[labels] >= self.settings.parts * held.max())
+        holds = held(labels, heat)
+        return above & (holds[labels] >= self.settings.parts * holds.max())
 
 
 def annotate(frame: np.ndarray, sighting: Sighting) -> np.ndarray:
