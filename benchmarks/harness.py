@@ -90,15 +90,6 @@ def measured(
     return {name: {item: rows.found[item] for item in items} for name, rows in kept.items()}
 
 
-def overlap(boxes: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Intersection over union of boxes [n, 4] with boxes [n, 4] or one [4]"""
-    low = np.maximum(boxes[:, :2], truth[..., :2])
-    high = np.minimum(boxes[:, 2:], truth[..., 2:])
-    shared = np.clip(high - low, 0, None).prod(1)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1) + (truth[..., 2:] - truth[..., :2]).prod(-1)
-    return shared / (areas - shared)
-
-
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -11,10 +11,11 @@ import cv2
 import detection
 import harness
 import numpy as np
-from harness import OURS, Method, Row, Setup, overlap, share, table
+from harness import OURS, Method, Row, Setup, share, table
 from PIL import Image
 
 import howyouseeme as hysm
+from howyouseeme.evaluate import intersection_over_union
 from howyouseeme.propose import Proposer
 
 MODEL = "efficientnet-lite0"
@@ -103,7 +104,7 @@ def section(setup: Setup) -> str:
         for true in known[file][1]:
             for name, by_count in boxes.items():
                 for most in COUNTS:
-                    best = overlap(by_count[most][:most], true).max(initial=0)
+                    best = intersection_over_union(true, by_count[most][:most]).max()
                     hits[name][most].append(best >= 0.5)
                     if most == 10 and name == OURS:
                         cases.append(

@@ -13,9 +13,10 @@ import cv2
 import harness
 import numpy as np
 import torch
-from harness import OURS, SIDES, Method, Row, Setup, overlap, share, table
+from harness import OURS, SIDES, Method, Row, Setup, share, table
 
 import howyouseeme as hysm
+from howyouseeme.evaluate import intersection_over_union
 from howyouseeme.track import Tracker
 
 MODEL = "efficientnet-lite0"
@@ -100,7 +101,8 @@ def scores(folder: Path, row: Row) -> tuple[np.ndarray, float, np.ndarray]:
     """Of the frames that count: overlaps, success, and whether the centre is near."""
     truth, boxes = load_truth(folder), np.array(row["boxes"])
     seen = counted(truth)
-    ious = overlap(boxes[seen], truth[seen])
+    pairs = zip(boxes[seen], truth[seen], strict=True)
+    ious = np.array([intersection_over_union(box, [true])[0] for box, true in pairs])
     off = (boxes[seen].reshape(-1, 2, 2) - truth[seen].reshape(-1, 2, 2)).mean(1)
     success = float(np.mean([(ious > level).mean() for level in np.linspace(0, 1, 21)]))
     return ious, success, np.hypot(*off.T) <= 20
