@@ -35,6 +35,7 @@ __all__ = [
     "by_place",
     "ended",
     "excite",
+    "limits",
     "move",
     "precision",
     "seen_by",

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ..backtrack import signs
+from ..halftone import limits
 from ..links import Convolution, Diagonal, Link, Matrix, Moves
 from ..rounding import rounds, unrounded
 from ..rules import Step
@@ -259,8 +260,8 @@ class Excitation:
         magnitude, plain = link.magnitude(), value.data
         size = source.data.abs() if source.signed else source.data
         whole = magnitude.forward(size)
-        limits = torch.finfo(whole.dtype)
-        floor, rounding = whole.new_full((), limits.tiny / limits.eps), 128 * limits.eps
+        rounding = 128 * torch.finfo(whole.dtype).eps
+        floor = whole.new_full((), limits(whole.dtype)[0])
         if step.bias is not None:
             assert isinstance(step.bias, Tensor)
             floor = floor + step.bias.abs() * rounding
@@ -275,16 +276,15 @@ class Excitation:
 
     def _lowest(self, evidence: Tensor) -> float | Tensor:
         """Below this z is rounding, and evidence, of no more than `most` a node, divided by it would overflow."""
-        limits = torch.finfo(evidence.dtype)
-        least = limits.tiny / limits.eps
+        least, largest = limits(evidence.dtype)
         if evidence.dtype not in self._small:
-            self._small[evidence.dtype] = bool(self.most <= least * (limits.max / 1024))
+            self._small[evidence.dtype] = bool(self.most <= least * largest)
         if self._small[evidence.dtype] or not evidence.numel():
             return least
         highest = evidence.abs()
         if evidence.dim() > 1:  # of each sample, whatever others have
             highest = highest.amax(tuple(range(1, evidence.dim())), keepdim=True)
-        return (highest / (limits.max / 1024)).clamp(min=least)
+        return (highest / largest).clamp(min=least)
 
 
 def _distribute(value: Value, step: Step, arrived: Arrived) -> Sent:
