@@ -11,6 +11,7 @@ ones and small ones.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -33,7 +34,7 @@ from .methods.base import Trail
 from .methods.evidence import Evidence
 from .models import Model, Prepare, as_network
 from .places import spatial
-from .regions import Box, components, edges, merged, overlaps, suppress
+from .regions import Box, components, edges, held, merged, overlaps, suppress
 from .scores import answered, recorded_scores
 from .tape import Value
 
@@ -167,7 +168,7 @@ class Proposer:
         shares = _held(heat / heat.sum().clamp(min=1e-12), boxes)
         regions = tuple(
             Region(_on_picture(box, geometry), min(1.0, float(share)))
-            for box, share in zip(boxes, shares, strict=True)
+            for box, share in zip(boxes.tolist(), shares, strict=True)
         )
         saliency = geometry.map_to_image(_over(heat, geometry).square().numpy())
         return Proposals(saliency / max(float(saliency.max()), 1e-12), regions)
@@ -271,15 +272,11 @@ def _over(heat: Tensor, geometry: Geometry) -> Tensor:
     return F.interpolate(heat[None, None], size=geometry.input_size, mode="bilinear")[0, 0]
 
 
-def _on_picture(box: Any, geometry: Geometry) -> Box:
+def _on_picture(box: Sequence[float], geometry: Geometry) -> Box:
     """A box in cells, in pixels of the picture."""
-    sides: list[float] = []
-    for axis in (1, 0, 1, 0):
-        at = float(box[len(sides)]) / _CELLS * geometry.input_size[axis]
-        at = at * geometry.scale[axis] + geometry.offset[axis]
-        sides.append(min(max(at, 0.0), float(geometry.image_size[axis])))
-    x0, y0, x1, y1 = sides
-    return x0, y0, x1, y1
+    height, width = geometry.input_size
+    sides = zip(box, (width, height, width, height), strict=True)
+    return geometry.box_to_image([side / _CELLS * size for side, size in sides])
 
 
 # Regions. Boxes are in cells.
@@ -339,9 +336,7 @@ def _largest(where: Tensor) -> Box | None:
     if not bool(above.any()):
         return None
     labels = components(above)
-    held = torch.zeros(where.numel() + 1).index_add_(0, labels.reshape(-1), where.reshape(-1))
-    held[0] = 0
-    return edges(where, labels == held.argmax(), _LEVEL * float(where.max()))
+    return edges(where, labels == held(labels, where).argmax(), _LEVEL * float(where.max()))
 
 
 @lru_cache(maxsize=1)

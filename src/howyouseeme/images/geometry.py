@@ -61,7 +61,7 @@ class Geometry:
         >>> geometry.box_to_image((10, 10, 20, 20))
         """
         x0, y0, x1, y1 = (
-            min(max(side * self.scale[axis] + self.offset[axis], 0.0), self.image_size[axis])
+            min(max(side * self.scale[axis] + self.offset[axis], 0.0), float(self.image_size[axis]))
             for side, axis in zip(box, (1, 0, 1, 0), strict=True)
         )
         return x0, y0, x1, y1
