@@ -614,7 +614,7 @@ def measure_growth(rows: Rows) -> dict[str, Growth]:
 
 def seed_nodes(subject: Subject, x: Tensor, k: int) -> int:
     """How many nodes the seed method visits."""
-    _, trail, _ = hysm.Explainer(subject.module, "seed", k=k)(x).walk_again[0]()
+    trail = hysm.Explainer(subject.module, "seed", k=k)(x).walk_again[0]().trail
     return sum(int(evidence.count_nonzero()) for evidence in trail.evidence.values())
 
 

@@ -238,7 +238,7 @@ def test_what_cannot_be_proposed_is_said(proposer: Proposer) -> None:
     with pytest.raises(InputError, match="0 regions are none"):
         proposer(sample_photo(), 0)
     with pytest.raises(InputError, match="0 classes are none"):
-        Proposer(proposer.network, classes=0)
+        Proposer(proposer.network, top=0)
     with pytest.raises(InputError, match="has no class"):
         proposer.find(sample_photo(), "no such thing")
     plain = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).eval()

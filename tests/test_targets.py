@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 import howyouseeme as hysm
 from howyouseeme import Explainer, targets
-from howyouseeme.detectors import boxes_in, found_in
+from howyouseeme.detectors import boxes_in
 from howyouseeme.errors import InputError
 from howyouseeme.explanation import Explanation
+from howyouseeme.localize import found_in
 from howyouseeme.models import Network
 
 models = pytest.importorskip("torchvision.models")

@@ -19,18 +19,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from .errors import InputError
-from .forward import forward
-from .images import Source
-from .inputs import prepare
-from .localize import Detection
 from .regions import Box, suppress
 from .scores import outline
-from .tape import Value
 
 if TYPE_CHECKING:
     from .models import Network
 
-__all__ = ["SURE", "Boxes", "boxes_in", "found_in"]
+__all__ = ["SURE", "Boxes", "boxes_in"]
 
 #: So sure a detector is of a box that is shown: the usual threshold of YOLO networks.
 SURE = 0.25
@@ -71,41 +66,6 @@ class Boxes:
         if x0 <= x1 and y0 <= y1:  # no numbers are neither
             return x0 * width, y0 * height, x1 * width, y1 * height
         return None
-
-
-def found_in(network: Network, image: Source, count: int = 100) -> tuple[Detection, ...]:
-    """The boxes that a detector finds in a photo, in the order of the numbers that `targets.box` takes.
-
-    >>> for number, one in enumerate(found_in(howyouseeme.load_model("yolov8n.onnx"), "photo.jpg")):
-    ...     print(number, one.label, one.score, one.box)
-
-    Each with its class (0 where the detector tells none; 'box 3' where it has no name), its score and its place
-    in the photo; no more than `count`.
-
-    Raises:
-        InputError, ImageError, ModelError: the photo or the model can't be used, or the model is no detector
-            that is known, or doesn't tell where its boxes lie.
-    """
-    batch = prepare(network, image)
-    if len(batch) > 1:
-        raise InputError(
-            f"Boxes are listed of one photo, and here are {len(batch)}: give each alone."
-        )
-    tape = forward(network, batch.tensors)
-    answer = pytree.tree_map(lambda x: x.data if isinstance(x, Value) else x, tape.output)
-    (found,) = boxes_in(answer, network, count)
-    geometry = batch.samples[0][0].geometry
-    size = batch.tensors[0].shape[2:]
-    if found.boxes is None or geometry is None:
-        raise InputError(f"{network.name} doesn't tell where its boxes lie.")
-    told = []
-    for i in range(min(len(found), count)):
-        place = found.place(i, size) or (0.0, 0.0, 0.0, 0.0)  # its corners are crossed
-        category = 0 if found.classes is None else int(found.classes[i])
-        label = found.name(i, network) or f"box {i}"
-        box = geometry.box_to_image(place)
-        told.append(Detection(category, label, float(found.scores[i]), box))
-    return tuple(told)
 
 
 def boxes_in(output: Any, network: Network, count: int = 100) -> list[Boxes]:

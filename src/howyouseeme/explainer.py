@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .asking import Asked, Asker, Rank, Target, check_read, one_each, plain
-from .backtrack import Plan, plan
+from .backtrack import plan
 from .errors import InputError, first_line
 from .explanation import Explanation
 from .forward import CannotRunError, forward
 from .inputs import Batch, Images, prepare
+from .layers import Walk
 from .methods import Method, get_method
 from .methods.base import Trail
 from .models import Model, Prepare, as_network
@@ -337,10 +338,8 @@ class Explainer:
         )
         return made._showing(seen.views)
 
-    def _walk_again(
-        self, batch: Batch, i: int, target: Any, index: int | None, j: int
-    ) -> tuple[Plan, Trail, int]:
-        """The walk of sample i, with all that it passed, to input j; the tape is not kept meanwhile.
+    def _walk_again(self, batch: Batch, i: int, target: Any, index: int | None, j: int) -> Walk:
+        """The walk of sample i to input j; the tape is not kept meanwhile.
 
         Alone, if its class `index` is known (a function may give each sample of the batch its own element),
         and if the model takes it alone.
@@ -363,8 +362,7 @@ class Explainer:
             self.method.walk(way, asked.nodes, trail)
         given = tape.inputs[batch.floats.index(j)]
         trail.evidence.setdefault(given, torch.zeros_like(given.data))
-        way.inputs = [given, *(value for value in way.inputs if value is not given)]
-        return way, trail, i
+        return Walk(way, trail, i, given)
 
 
 def _of_part(target: Any, first: int, size: int) -> Any:

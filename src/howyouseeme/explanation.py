@@ -15,18 +15,17 @@ from torch import Tensor
 
 from . import draw, localize, notebook, shown, written
 from .errors import InputError
-from .images import Geometry
-from .layers import Layer, Node, Path, layers_of, paths_to
+from .inputs import Sample
+from .layers import Layer, Node, Path, Walk, layers_of, paths_to
 from .likeness import Likeness
 from .maps import Points, scale_each_to_one, scale_to_one
-from .methods.base import Method, Trail
+from .methods.base import Method
 from .regions import Box
 from .views import Views
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from .backtrack import Plan
     from .draw import LayerView
     from .localize import Detection
     from .models import Network
@@ -41,29 +40,6 @@ _BY_IMAGE = (
     *("points", "coverage", "attention", "saliency", "counted", "levels", "paths"),
     *("_views", "_inside"),
 )
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """One image as the model saw it, and where it came from.
-
-    >>> explanation.samples[0].name, explanation.samples[0].size
-    ('photo.jpg', (480, 640))
-
-    - `input` [channel, height, width]: what the model was given;
-    - `geometry`: where its pixels lie in the user's image; None where the input is no picture;
-    - `image`: the user's, and `name`, its path; None where a tensor (or bytes) was given.
-    """
-
-    input: Tensor
-    geometry: Geometry | None
-    image: Image | None = None
-    name: str | None = None
-
-    @property
-    def size(self) -> tuple[int, ...]:
-        """Height and width of the image that was given, or whatever axes the input has."""
-        return self.geometry.image_size if self.geometry else tuple(self.input.shape[1:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +87,7 @@ class Explanation:
     probability: tuple[float | None, ...]
     model: Network
     method: Method
-    walk_again: tuple[Callable[[], tuple[Plan, Trail, int]], ...]
+    walk_again: tuple[Callable[[], Walk], ...]
     alike: tuple[Likeness | None, ...]
     box: tuple[Box | None, ...]
     inputs: tuple[Explanation, ...] = ()
@@ -133,7 +109,7 @@ class Explanation:
         part = replace(self, **own, inputs=tuple(part[some] for part in self.inputs))
         # What is known of these images already, and the pass that was recorded last.
         known = {name: vars(self)[name][some] for name in _BY_IMAGE if name in vars(self)}
-        vars(part).update(known, _trails=self._trails)
+        vars(part).update(known, _walks=self._walks)
         return part
 
     def _each(self) -> dict[str, Any]:
@@ -182,9 +158,7 @@ class Explanation:
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled: the model is, but no recorded pass, nor maps that are made of the evidence again."""
-        return {
-            name: item for name, item in vars(self).items() if name not in {"_trails", "_views"}
-        }
+        return {name: item for name, item in vars(self).items() if name not in {"_walks", "_views"}}
 
     def __repr__(self) -> str:
         answers = [
@@ -335,7 +309,7 @@ class Explanation:
         level = localize.THRESHOLD if threshold is None else threshold
         return tuple(localize.boxes(self, i, level) for i in range(len(self)))
 
-    def hidden(self, i: int = 0, share: float = 0.9, others: bool = False) -> Image:
+    def hidden(self, image: int = 0, share: float = 0.9, others: bool = False) -> Image:
         """The photo with the evidence blurred away, or with `others` all else: to ask again.
 
         >>> again = explainer(explanation.hidden(), target=explanation.target[0])
@@ -354,25 +328,25 @@ class Explanation:
             raise InputError(
                 f"A share of {share:g} hides nothing, or all: give one between 0 and 1."
             )
-        one = self._alone(i)
+        one = self._alone(image)
         level = one._maps(scale_each_to_one(one._views.levels).float())[0]
         return shown.blurred(shown.photo(one), level > 1 - share, others)
 
     # -- by what way --------------------------------------------------------------------------------
 
     @cached_property
-    def _trails(self) -> dict[Callable[[], Any], tuple[Plan, Trail, int]]:
-        """The last recorded pass, by what records it; slices of the batch share it."""
+    def _walks(self) -> dict[Callable[[], Walk], Walk]:
+        """The last walk, by what walks again; slices of the batch share it."""
         return {}
 
-    def _trail(self, i: int) -> tuple[Plan, Trail, int]:
-        """The walk that image i was part of, and its row there; only the last one is kept."""
+    def _walk(self, i: int) -> Walk:
+        """The walk to image i; only the last one is kept."""
         again = self.walk_again[self._at(i)]
-        if again not in self._trails:
-            walked = again()
-            self._trails.clear()
-            self._trails[again] = walked
-        return self._trails[again]
+        if again not in self._walks:
+            walk = again()
+            self._walks.clear()
+            self._walks[again] = walk
+        return self._walks[again]
 
     def forget(self) -> None:
         """Let go of the pass that `path`, `layers` and pictures of layers recorded, which is large.
@@ -381,7 +355,7 @@ class Explanation:
 
         It is recorded anew when it is needed again.
         """
-        self._trails.clear()
+        self._walks.clear()
 
     @cached_property
     def paths(self) -> tuple[tuple[Path, ...], ...]:
@@ -409,7 +383,7 @@ class Explanation:
         if not len(points):
             return ()
         image = self._at(image)
-        found = paths_to(self._views.strongest[image][0][list(points)], *self._trail(image))
+        found = paths_to(self._views.strongest[image][0][list(points)], self._walk(image))
         return tuple(
             Path(self.points[image][point], nodes)
             for point, nodes in zip(points, found, strict=True)
@@ -427,11 +401,11 @@ class Explanation:
         Raises:
             IndexError: there is no such image.
         """
-        return layers_of(*self._trail(image))
+        return layers_of(self._walk(image))
 
     # -- to look at ---------------------------------------------------------------------------------
 
-    def picture(self, i: int = 0, layers: bool = False) -> Image:
+    def picture(self, image: int = 0, layers: bool = False) -> Image:
         """The photo, and over it its points, attention and saliency; if asked for, below them the layers.
 
         >>> explanation.picture().save("picture.png")
@@ -439,7 +413,7 @@ class Explanation:
         Raises:
             InputError: the input is no picture, but has one axis, or three.
         """
-        one = self._alone(i)
+        one = self._alone(image)
         subject = shown.subject(one)
         picture = draw.explanation_picture(subject)
         if not layers:
@@ -447,7 +421,7 @@ class Explanation:
         views = one.layer_views(0, shown.stages(one.layers()))
         return draw.stack_pictures(picture, draw.layers_strip(subject.image, views))
 
-    def frames(self, i: int = 0) -> list[tuple[str, str, Image]]:
+    def frames(self, image: int = 0) -> list[tuple[str, str, Image]]:
         """The photo as each map shows it, one picture each: from the pixels up to the class.
 
         >>> for name, says, picture in explanation.frames():
@@ -460,32 +434,32 @@ class Explanation:
         Raises:
             InputError: the input is no picture.
         """
-        one = self._alone(i)
+        one = self._alone(image)
         return draw.frames(shown.subject(one), one.layer_views(0, shown.stages(one.layers())))
 
-    def layer_views(self, i: int, layers: Sequence[Layer]) -> list[LayerView]:
-        """Some layers of image i as they are drawn over the photo, but those whose places are no pixels'.
+    def layer_views(self, image: int, layers: Sequence[Layer]) -> list[LayerView]:
+        """Some layers of one image as they are drawn over the photo, but those whose places are no pixels'.
 
         >>> [view.name for view in explanation.layer_views(0, explanation.layers(0)[-3:])]
         """
-        return shown.layer_views(self._alone(i), layers)
+        return shown.layer_views(self._alone(image), layers)
 
-    def to_dict(self, i: int = 0) -> dict[str, Any]:
+    def to_dict(self, image: int = 0) -> dict[str, Any]:
         """All about one image, ready for JSON.
 
         >>> json.dumps(explanation.to_dict())
 
         What the fields mean, in which units, is told by `data/explanation.schema.json` in the package.
         """
-        return written.facts(self._alone(i))
+        return written.facts(self._alone(image))
 
-    def provenance(self, i: int = 0) -> dict[str, Any]:
+    def provenance(self, image: int = 0) -> dict[str, Any]:
         """What it takes to make this explanation again, ready for JSON.
 
         >>> explanation.provenance()["method"]
         'evidence'
         """
-        return written.provenance(self._alone(i))
+        return written.provenance(self._alone(image))
 
     def save(
         self,

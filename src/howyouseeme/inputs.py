@@ -14,14 +14,36 @@ import torch
 from torch import Tensor
 
 from .errors import ImageError, InputError
-from .explanation import Sample
 from .images import Geometry, Source, load_image
 from .models import Network
 
-__all__ = ["Batch", "Images", "prepare"]
+__all__ = ["Batch", "Images", "Sample", "prepare"]
 
 #: A batch ready for the model, several of its inputs, or one picture or several.
 Images = Tensor | tuple[Tensor, ...] | Source | Sequence[Source]
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One image as the model saw it, and where it came from.
+
+    >>> explanation.samples[0].name, explanation.samples[0].size
+    ('photo.jpg', (480, 640))
+
+    - `input` [channel, height, width]: what the model was given;
+    - `geometry`: where its pixels lie in the user's image; None where the input is no picture;
+    - `image`: the user's, and `name`, its path; None where a tensor (or bytes) was given.
+    """
+
+    input: Tensor
+    geometry: Geometry | None
+    image: PIL.Image.Image | None = None
+    name: str | None = None
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Height and width of the image that was given, or whatever axes the input has."""
+        return self.geometry.image_size if self.geometry else tuple(self.input.shape[1:])
 
 
 @dataclass(frozen=True)

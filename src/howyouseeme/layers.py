@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +14,22 @@ from .methods.base import Hop, Trail, per_sample
 from .places import Layout, layouts, spatial
 from .tape import Value
 
-__all__ = ["Layer", "Node", "Path", "layers_of", "paths_to"]
+__all__ = ["Layer", "Node", "Path", "Walk", "layers_of", "paths_to"]
+
+
+class Walk(NamedTuple):
+    """A walk with all that it passed on the way to one image.
+
+    >>> way, trail, row, given = explanation.walk_again[0]()
+
+    - `way`: its steps; `trail`: the evidence of each value on it, of a batch;
+    - `row`: the image's place in that batch; `given`: the input that is explained.
+    """
+
+    way: Plan
+    trail: Trail
+    row: int
+    given: Value
 
 
 @dataclass(frozen=True)
@@ -77,11 +93,12 @@ class Layer:
     layout: Layout = field(default_factory=dict, repr=False)
 
 
-def layers_of(way: Plan, trail: Trail, row: int) -> list[Layer]:
-    """Of row `row` of a walk's batch what the network looks at in each module; see `Explanation.layers`.
+def layers_of(walk: Walk) -> list[Layer]:
+    """What the network looks at in each module; see `Explanation.layers`.
 
-    >>> layers_of(*explanation.walk_again[0]())
+    >>> layers_of(explanation.walk_again[0]())
     """
+    way, trail, row, given = walk
     last: dict[str, Value] = {}
     places = spatial(way)
     for value, _ in reversed(way.steps):
@@ -89,20 +106,20 @@ def layers_of(way: Plan, trail: Trail, row: int) -> list[Layer]:
         if there and value.call is not None:
             last.pop(value.call.module, None)
             last[value.call.module] = value
-    known = layouts(way, way.inputs[0])
+    known = layouts(way, given)
     return [
         _layer(name, value, trail.evidence[value][row], known.get(value, {}))
-        for name, value in [("", way.inputs[0]), *last.items()]
+        for name, value in [("", given), *last.items()]
     ]
 
 
-def paths_to(place: Tensor, way: Plan, trail: Trail, row: int) -> list[tuple[Node, ...]]:
+def paths_to(place: Tensor, walk: Walk) -> list[tuple[Node, ...]]:
     """The strongest path from the class to each of some pixels [n, axes] of the input, as its nodes.
 
-    >>> paths_to(torch.tensor([[80, 120]]), *explanation.walk_again[0]())
+    >>> paths_to(torch.tensor([[80, 120]]), explanation.walk_again[0]())
     """
-    picture = way.inputs[0]
-    evidence = trail.evidence[picture][row]
+    _, trail, row, given = walk
+    evidence = trail.evidence[given][row]
     if evidence.dim() < 2:  # no channels: each element is a place
         evidence = evidence.reshape(1, -1)
     place = place.to(evidence.device)
@@ -111,7 +128,7 @@ def paths_to(place: Tensor, way: Plan, trail: Trail, row: int) -> list[tuple[Nod
         pixel = pixel * size + place[:, axis]
     plane = evidence[0].numel()
     channel = evidence.reshape(len(evidence), -1)[:, pixel].argmax(0)
-    found = trail.paths(picture, row * evidence.numel() + channel * plane + pixel)
+    found = trail.paths(given, row * evidence.numel() + channel * plane + pixel)
     totals: dict[Value, float] = {}
     return [tuple(_node(hop, trail, row, totals) for hop in hops) for hops in found]
 

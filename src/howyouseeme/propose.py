@@ -132,7 +132,7 @@ class Proposer:
 
     Args:
         model: what `Explainer` takes.
-        classes: how many of the likeliest classes are walked back from.
+        top: how many of the likeliest classes are walked back from.
         preprocess: how a photo becomes the model's input; that of the `Network` by default.
 
     Raises:
@@ -144,15 +144,15 @@ class Proposer:
     def __init__(
         self,
         model: Model = "efficientnet-lite0",
-        classes: int = 3,
+        top: int = 3,
         *,
         preprocess: Prepare | None = None,
     ) -> None:
-        if classes < 1:
-            raise InputError(f"{classes} classes are none to walk back from: give 1 or more.")
+        if top < 1:
+            raise InputError(f"{top} classes are none to walk back from: give 1 or more.")
         self.network = as_network(model, preprocess)
         self._prepare = self.network.photo_input
-        self.classes = classes
+        self.top = top
 
     @torch.no_grad()
     def __call__(self, image: Source, count: int = 100) -> Proposals:
@@ -219,7 +219,7 @@ class Proposer:
                 f"There is no class {target}: {self.network.name} has {len(chances)} classes, 0 to "
                 f"{len(chances) - 1}."
             )
-        likely = order[: self.classes]
+        likely = order[: self.top]
         asked = dict(zip(likely.tolist(), chances[likely].tolist(), strict=True))
         last, middle = self._stages(way)
         alike = likeness(way, way.inputs[0])[0]

@@ -77,7 +77,7 @@ def detect(
     if len(classes) < len(wanted):
         raise click.UsageError("--target takes a class; for the N likeliest ones give --top N.")
     from .. import localize  # noqa: PLC0415
-    from ..detectors import SURE, found_in  # noqa: PLC0415
+    from ..detectors import SURE  # noqa: PLC0415
     from ..draw import boxes_picture, encoded, percent  # noqa: PLC0415
     from ..explainer import Explainer  # noqa: PLC0415
     from ..images import load_image  # noqa: PLC0415
@@ -92,7 +92,7 @@ def detect(
         image = load_image(file)
         picture = out / f"{name}.boxes.png"
         if own:
-            boxes = enumerate(found_in(network, image))
+            boxes = enumerate(localize.found_in(network, image))
             numbered = [(f"{number} ", one) for number, one in boxes if one.score >= SURE]
         else:
             found_here = localize.detect(explainer, image, classes, top or 1, level)

@@ -1,6 +1,6 @@
 """The strongest paths through a network, exactly: slow, and the measure of what a walk loses.
 
->>> way, trail, row = explanation.walk_again[0]()
+>>> way, trail, row, given = explanation.walk_again[0]()
 >>> for path in top_paths(way, start_node, k=20): ...
 >>> compare(explanation, k=20)
 
@@ -188,16 +188,15 @@ def compare(
         IndexError: there is no such image.
         InputError: nothing speaks for the target in that image.
     """
-    way, trail, row = explanation.walk_again[image]()
-    picture = way.inputs[0]
-    evidence = trail.evidence[picture][row]
+    way, trail, row, given = explanation.walk_again[image]()
+    evidence = trail.evidence[given][row]
     strongest = evidence.sum(0).reshape(-1).sort(descending=True, stable=True)
     pixels = strongest.indices[:k][strongest.values[:k] > 0]
     if not len(pixels):
         raise InputError("The walk reached no pixel: there are no paths to compare.")
     plane = evidence[0].numel()
     channel = evidence.reshape(len(evidence), -1)[:, pixels].argmax(0)
-    hops = trail.paths(picture, row * evidence.numel() + channel * plane + pixels)
+    hops = trail.paths(given, row * evidence.numel() + channel * plane + pixels)
     walked = [weigh(way, [(hop.value, hop.index) for hop in path], by) for path in hops]
     start = hops[0][0].index
     best = top_paths(way, start, len(hops), by, apart=True)

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from .. import localize, targets
-from ..detectors import found_in
 from ..errors import HowYouSeeMeError, ImageError, InputError
 from ..explainer import Explainer
 from ..explanation import Explanation
@@ -216,13 +215,13 @@ class Service:
         own: bool = False,
     ) -> T:
         """What `render` makes of the objects in a photo, and the photo; see `localize.detect`, and for the
-        boxes that are a detector's own `detectors.found_in`."""
+        boxes that are a detector's own `localize.found_in`."""
         name = self.check(model)
 
         def work() -> T:
             ready, image = self.ready(name), read_photo(photo, self.limits)
             if own:
-                return render(found_in(ready.network, image), image)
+                return render(localize.found_in(ready.network, image), image)
             known = [ready.network.class_index(target) for target in targets]
             found = localize.detect(ready.explainer("evidence"), image, known, top, threshold)
             return render(found, image)
