@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import howyouseeme as hysm
 from howyouseeme import Explainer, Explanation, InputError, Network, Preprocess, record, shown
 from howyouseeme import __version__ as version
-from howyouseeme import explainer as explainer_module
+from howyouseeme import forward as forward_module
 from howyouseeme import views as views_module
 from howyouseeme.backtrack import plan
 from howyouseeme.explanation import Layer, Node
@@ -886,9 +886,9 @@ def test_what_was_made_once_is_there_for_each_image(
     assert not made
 
     recorded: list[int] = []
-    record = explainer_module.record
+    record = forward_module.record
     monkeypatch.setattr(
-        explainer_module, "record", lambda *a, **k: recorded.append(1) or record(*a, **k)
+        forward_module, "record", lambda *a, **k: recorded.append(1) or record(*a, **k)
     )
     explanation[1].layers()
     explanation[1].path(0, 0)
