@@ -200,6 +200,21 @@ def test_levels_keep_the_order_and_hold_what_they_say() -> None:
         assert held <= 1 - level + float(evidence.max() / evidence.sum())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("apart", [0.0, 1e-16, 1e-9, 1.0])
+def test_levels_tell_apart_what_differs_by_a_rounding(apart: float, dtype: torch.dtype) -> None:
+    """Values that share all bits but the lowest ones, zeros of both signs, and numbers close to them."""
+    generator = torch.Generator().manual_seed(2)
+    steps = torch.randint(0, 4, (200, 90), generator=generator).double()
+    near = (1 + torch.rand(200, 90, generator=generator).double() * apart * 8) * steps
+    evidence = torch.cat([near, near * 1e-308, near * -0.0]).to(dtype)
+    found, flat = levels(evidence).flatten().numpy(), evidence.clamp(min=0).flatten().numpy()
+    rising = np.sort(flat)
+    total = rising.cumsum()
+    expected = total[np.searchsorted(rising, flat, side="right") - 1] / total[-1]
+    assert np.array_equal(found, expected)
+
+
 def test_levels_of_nothing_are_zero() -> None:
     assert not levels(-torch.ones(3, 4)).any()
 

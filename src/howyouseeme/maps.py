@@ -191,7 +191,7 @@ def levels(evidence: Tensor) -> Tensor:
     if not at_hand(evidence):
         return _levels_there(evidence.clamp(min=0).reshape(-1)).reshape(evidence.shape)
     flat = evidence.clamp(min=0).reshape(-1).numpy()
-    order = np.argsort(flat)
+    order = _order(flat)
     rising = flat[order]
     total = rising.cumsum()
     whole = max(total[-1:].sum(), np.finfo(flat.dtype).tiny)
@@ -202,6 +202,25 @@ def levels(evidence: Tensor) -> Tensor:
     level = np.empty_like(flat)
     level[order] = total / whole
     return torch.from_numpy(level).reshape(evidence.shape)
+
+
+def _order(flat: np.ndarray) -> np.ndarray:
+    """`np.argsort` of numbers from 0 on, by sorting whole numbers, which NumPy does several times as fast.
+
+    Floats that are not negative have the order of their bits. The lowest ones, less than rounding in the sums that
+    evidence is, make room for the place; what was told apart by them alone is put right after that.
+    """
+    if flat.dtype not in (np.float32, np.float64):
+        return np.argsort(flat)
+    bits = (flat.astype(np.float64) + 0.0).view(np.uint64)  # -0 becomes 0
+    low = np.uint64((1 << len(flat).bit_length()) - 1)
+    keys = bits & ~low | np.arange(len(flat), dtype=np.uint64)
+    keys.sort()
+    order: np.ndarray = (keys & low).astype(np.intp)
+    rising = flat[order]
+    if not (rising[1:] >= rising[:-1]).all():
+        order = order[np.argsort(rising, kind="stable")]  # quick on what is nearly sorted
+    return order
 
 
 def _levels_there(flat: Tensor) -> Tensor:
