@@ -746,3 +746,46 @@ def test_command_names_what_is_wrong(
     assert "There is no method 'magic'" in found.stderr
     found = run("--images", tmp_path / "nowhere")
     assert found.exit_code == 2
+
+
+class Flat(nn.Module):
+    """Scores of a picture that has contrast, of a softmax that is not the last call; else no numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.made = nn.Sequential(
+            nn.Conv2d(3, 8, 5, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        )
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        contrast = x.flatten(1).std(1, keepdim=True)
+        contrast = contrast * (contrast > 0.12)
+        return (self.head(self.made(x)) * (contrast / contrast)).softmax(1)[:, :3]
+
+
+def test_no_numbers_for_a_changed_image_are_told_and_the_others_go_on() -> None:
+    network = hysm.Network("mine", Flat().eval(), hysm.Preprocess((48, 48)))
+    photos = [Path(hysm.sample_photo(name)) for name in ("cat", "coffee")]
+    found = evaluate(network, photos, methods=["evidence"], grids=0)
+    assert len(found.items) == 2
+    assert found.problems
+    assert all("NaN or infinity, first made by aten.div" in problem for problem in found.problems)
+
+
+def test_scores_without_a_batch_axis_are_those_of_the_image() -> None:
+    class Squeezed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.whole = Flat()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.whole.head(self.whole.made(x)).squeeze()
+
+    network = hysm.Network("mine", Squeezed().eval(), hysm.Preprocess((48, 48)))
+    photo = Path(hysm.sample_photo("coffee"))
+    (item,) = evaluate(network, [photo], methods=["evidence"], grids=0, settings=FAST).items
+    explained = hysm.explain(network, photo)
+    assert item.target == explained.target[0]
+    assert item.probability == pytest.approx(explained.probability[0])

@@ -761,8 +761,16 @@ def test_every_weight_of_torchvision_is_measured_as_it_says() -> None:
 
 def test_settings_are_plain_numbers_whatever_they_were_given_as() -> None:
     mean = tuple(np.array([0.5, 0.25, 0.125], np.float32))
-    given = Preprocess((np.int64(32), 24), mean=mean, std=[2], fill=np.uint8(7))  # type: ignore[arg-type]
-    plain = Preprocess((32, 24), mean=(0.5, 0.25, 0.125), std=(2.0, 2.0, 2.0), fill=7)
+    given = Preprocess(
+        (np.int64(32), 24),
+        "crop",
+        35 / 0.875,
+        mean,
+        [2],
+        torch.tensor(0.5),
+        fill=np.uint8(7),  # type: ignore[arg-type]
+    )
+    plain = Preprocess((32, 24), "crop", 40, (0.5, 0.25, 0.125), (2.0, 2.0, 2.0), 0.5, fill=7)
     assert given == plain
     assert json.dumps(given.describe()) == json.dumps(plain.describe())
 
@@ -770,7 +778,9 @@ def test_settings_are_plain_numbers_whatever_they_were_given_as() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"size": (32.0, 32)}, "size is in whole pixels, and 32.0"),
+        ({"size": (32.5, 32)}, "size is in whole pixels, and 32.5"),
+        ({"size": ("32", 32)}, "size is in whole pixels, and '32'"),
+        ({"size": (32, 32), "scale": None}, "scale is a number, not None"),
         ({"size": (32, True)}, "size is in whole pixels, and True"),
         ({"size": (32, 32), "crop_from": 40.5}, "crop_from is in whole pixels, and 40.5"),
         ({"size": (32, 32), "mean": ("a",)}, "mean has one number for all channels"),

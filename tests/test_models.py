@@ -20,7 +20,7 @@ from torch import nn
 import howyouseeme.models.torchvision as hub
 from howyouseeme.errors import InputError, MissingExtraError, ModelError
 from howyouseeme.images import Preprocess, load_image, sample_photo
-from howyouseeme.models import Network, available, load_model
+from howyouseeme.models import Network, as_network, available, load_model
 from howyouseeme.models.classes import imagenet_classes
 from howyouseeme.models.weights import fill, read_weights
 
@@ -553,10 +553,19 @@ def test_weights_that_are_not_finite(tmp_path: Path, value: float) -> None:
         load_model(f"{__name__}:tiny", saved(tmp_path / "nan.pth", state))
 
 
-@pytest.mark.parametrize("classes", [[0, 1, 2], "abc", {0: "cat", 1: "dog", 2: "owl"}, []], ids=str)
+@pytest.mark.parametrize(
+    "classes", [[0, 1, 2], "abc", {0: "cat", 1: "dog", 2: "owl"}, [], {"cat", "dog"}, 1000]
+)
 def test_classes_that_are_no_names(classes: Any) -> None:
     with pytest.raises(InputError, match="classes are the names of the model's classes in order"):
         Network("mine", nn.Linear(4, 3), classes=classes)
+
+
+def test_a_preprocess_is_refused_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("howyouseeme.models.load_embedded", lambda *_: pytest.fail("was loaded"))
+    for load in (load_model, as_network):
+        with pytest.raises(InputError, match=r"preprocess is a howyouseeme\.Preprocess"):
+            load("efficientnet-lite0", preprocess=5)  # type: ignore[arg-type]
 
 
 def test_a_function_may_be_the_preprocess_of_a_network_however_it_is_given() -> None:

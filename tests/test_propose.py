@@ -308,3 +308,14 @@ def test_a_network_that_proposes_nothing_says_why(
     network = Network("mine", module.eval(), Preprocess((24, 24)))
     with pytest.raises(error, match=message):
         Proposer(network)(sample_photo("cat"))
+
+
+def test_classes_that_are_masked_are_not_proposed() -> None:
+    class Masked(Scores):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            scores = super().forward(x)
+            return scores.masked_fill(torch.tensor([False, True, False]), -torch.inf)
+
+    found = Proposer(Network("mine", Masked().eval(), Preprocess((48, 48))))(sample_photo("cat"))
+    assert found.regions
+    assert np.isfinite(found.saliency).all()

@@ -426,6 +426,19 @@ def test_boxes_that_are_not_decoded_are_refused() -> None:
         boxes_in(table, hysm.Network("net", nn.Identity(), classes=tuple("abc")))
 
 
+@pytest.mark.parametrize("other", ["smaller", "no places"])
+def test_a_region_is_read_where_the_scores_have_places(images: Tensor, other: str) -> None:
+    class Both(Small):
+        def forward(self, x: Tensor) -> Any:
+            scores = super().forward(x)["out"]
+            coarse = scores[:, :, ::4, ::4] if other == "smaller" else scores.mean((2, 3))
+            return {"logits": coarse, "out": scores}
+
+    target = targets.region(np.arange(256).reshape(16, 16) < 128, 1)
+    both, plain = (hysm.explain(net(dense=True).eval(), images, target) for net in (Both, Small))
+    same(both, plain)
+
+
 def test_a_region_of_scores_in_a_list_by_a_mask_that_runs_backwards(images: Tensor) -> None:
     class Listed(Small):
         def forward(self, x: Tensor) -> Any:
@@ -437,6 +450,27 @@ def test_a_region_of_scores_in_a_list_by_a_mask_that_runs_backwards(images: Tens
         Small(dense=True).eval(), images, targets.region(torch.tensor(mask).flip(0), 1)
     )
     same(listed, plain)
+
+
+def test_boxes_are_listed_whatever_else_the_answer_holds() -> None:
+    class Queries(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv = nn.Conv2d(3, 8, 8, 8)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            found = self.conv(x).flatten(2).transpose(1, 2)
+            scores, boxes = found[..., :3], found[..., 4:]
+            none = boxes.masked_fill(boxes > 0, torch.inf)
+            return {
+                "logits": scores,
+                "pred_boxes": boxes.sigmoid(),
+                "enc_outputs_coord_logits": none,
+            }
+
+    network = hysm.Network("net", Queries().eval(), hysm.Preprocess((32, 32)), ("a", "b", "c"))
+    assert len(found_in(network, hysm.sample_photo("cat"), 2)) == 2
 
 
 def test_the_boxes_of_one_photo_are_listed() -> None:

@@ -16,7 +16,7 @@ from .asking import Asked, Asker, Rank, Target, check_read, one_each, plain
 from .backtrack import plan
 from .errors import InputError, first_line
 from .explanation import Explanation
-from .forward import CannotRunError, forward
+from .forward import CannotRunError, check_finite, forward
 from .inputs import Batch, Images, prepare
 from .layers import Walk
 from .methods import Method, get_method
@@ -208,6 +208,7 @@ class Explainer:
     def _record(self, batch: Batch, targets: Sequence[Target | Rank]) -> Tape:
         readers = [self._asker.reader(target) for target in targets if callable(target)]
         tape = forward(self.network, batch.tensors, readers, batch.given)
+        check_finite(tape, self.network, tape.output)
         for read, reader in zip(tape.reads, readers, strict=True):
             if read is None and reader.module is not None:
                 raise InputError(

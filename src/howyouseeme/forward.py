@@ -1,18 +1,20 @@
-"""One recorded forward pass of a network, or one sentence about why there is none."""
+"""One recorded forward pass of a network and what it answers, or one sentence about why there is none."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from .errors import HowYouSeeMeError, InputError, ModelError, first_line
 from .models import Network
+from .scores import Found, certainties, logits_of, ranked, recorded_scores
 from .tape import Reader, Tape, Value, record
 
-__all__ = ["CannotRunError", "forward"]
+__all__ = ["Answer", "CannotRunError", "answered", "check_finite", "forward"]
 
 
 class CannotRunError(InputError):
@@ -38,7 +40,7 @@ def forward(
 
     Raises:
         CannotRunError: the network does not take such inputs.
-        ModelError: its answer has NaN or infinity; or what `record` says.
+        ModelError: what `record` says.
     """
     first = tensors[0]
     try:
@@ -55,14 +57,56 @@ def forward(
             f"The model {network.name} can't run on an input of the shape "
             f"{shapes} and type {first.dtype}: {first_line(error)}.{hint}"
         ) from error
-    _check_finite(tape, network.module)
     return tape
 
 
-def _check_finite(tape: Tape, module: nn.Module) -> None:
-    """Say where NaN or infinity comes from, if the answer has any."""
-    last = [value for value in pytree.tree_leaves(tape.output) if isinstance(value, Value)]
-    if all(bool(torch.isfinite(value.data).all()) for value in last):
+class Answer(NamedTuple):
+    """What a classifier answers to one image.
+
+    - `tape`: the pass, and `found`: where on it the scores were logits;
+    - `order` [classes]: the classes in the order of their scores, the best first;
+    - `chances` [classes]: the probability of each class, 0..1.
+    """
+
+    tape: Tape
+    found: Found
+    order: Tensor
+    chances: Tensor
+
+
+def answered(network: Network, image: Tensor) -> Answer:
+    """What a network answers to one image [channel, height, width].
+
+    >>> answered(network, image).order[:5]                   # the five likeliest classes
+
+    Raises:
+        InputError, ModelError: it can't be run, or is no classifier; or its probabilities are no numbers.
+    """
+    tape = forward(network, [image[None]])
+    scores = recorded_scores(tape)
+    alone = len(scores.shape) == 1  # some squeeze away the batch of a single picture
+    if not alone and (scores.shape[:1] != (1,) or scores.shape[2:].numel() != 1):
+        raise ModelError(
+            f"{network.name} answers one image with scores of the shape {tuple(scores.shape)}, and not with "
+            "[1, classes]: it is no classifier."
+        )
+    found = logits_of(tape, scores)
+    table = scores.data.reshape(1, -1)
+    chances = certainties(table, found)
+    if not bool(torch.isfinite(chances).all()):
+        check_finite(tape, network, scores)
+    order = ranked(table, found.start.data.reshape(1, -1))
+    return Answer(tape, found, order[0], chances[0])
+
+
+def check_finite(tape: Tape, network: Network, answer: Any) -> None:
+    """Say where NaN or infinity comes from, if an answer has any.
+
+    Raises:
+        ModelError, InputError: it has.
+    """
+    module = network.module
+    if _finite(value for value in pytree.tree_leaves(answer) if isinstance(value, Value)):
         return
     for name, parameter in module.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
@@ -71,10 +115,18 @@ def _check_finite(tape: Tape, module: nn.Module) -> None:
         if buffer.is_floating_point() and not bool(torch.isfinite(buffer).all()):
             raise ModelError(f"The model's buffer {name} contains NaN or infinity: load it again.")
     for value in tape.values:
-        if not value.data.is_floating_point() or bool(torch.isfinite(value.data).all()):
+        if not value.data.is_floating_point() or _finite([value]):
             continue
-        assert value.call is not None
+        if value.call is None:
+            raise InputError(
+                f"The input overflows where it is made {value.dtype}, as {network.name} takes it: give "
+                "smaller numbers, or the model in float32, model.float()."
+            )
         raise ModelError(
             f"The model's answer contains NaN or infinity, first made by {value.call.describe()}: "
             "is the input normalised as the model expects?"
         )
+
+
+def _finite(values: Iterable[Value]) -> bool:
+    return all(bool(torch.isfinite(value.data).all()) for value in values)

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from .backtrack import Plan, plan
 from .draw import outline, paint_map, percent
 from .errors import InputError, ModelError
-from .forward import forward
+from .forward import answered
 from .images import Geometry, Source, load_image
 from .likeness import likeness
 from .localize import object_map
@@ -35,7 +35,6 @@ from .methods.evidence import Evidence
 from .models import Model, Prepare, as_network
 from .places import spatial
 from .regions import Box, components, edges, held, merged, overlaps, suppress
-from .scores import answered, recorded_scores
 from .tape import Value
 
 __all__ = ["Proposals", "Proposer", "Region"]
@@ -207,12 +206,11 @@ class Proposer:
         """What the network sees in a picture, or of a class in it, all from one recorded pass."""
         tensor, geometry = self._prepare(load_image(image))
         like = self.network.like
-        tape = forward(self.network, [tensor[None].to(like)])
-        if recorded_scores(tape).numel == 1:
+        tape, found, order, chances = answered(self.network, tensor.to(like))
+        if len(chances) == 1:
             raise ModelError(
                 f"{self.network.name} has a single score, and proposals compare classes."
             )
-        found, (order,), (chances,) = answered(tape)
         way = plan(tape, found.start, found.exclusive)
         if target is not None and target >= len(chances):
             raise InputError(

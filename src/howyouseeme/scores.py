@@ -14,9 +14,7 @@ from .tape import Tape, Value
 from .tape.appended import pick
 
 __all__ = [
-    "Answer",
     "Found",
-    "answered",
     "certainties",
     "detection_scores",
     "logits_of",
@@ -218,36 +216,6 @@ def ranked(scores: Tensor, logits: Tensor) -> Tensor:
     first = logits.sort(dim=1, descending=True, stable=True).indices
     order = scores.gather(1, first).sort(dim=1, descending=True, stable=True).indices
     return first.gather(1, order)
-
-
-class Answer(NamedTuple):
-    """What a classifier answers: where its scores were logits, and for each image [batch, classes] ...
-
-    ... the classes in the order of their scores, and the probability of each class.
-    """
-
-    found: Found
-    order: Tensor
-    chances: Tensor
-
-
-def answered(tape: Tape, batch: int = 1) -> Answer:
-    """What a tape's scores say of a batch of images.
-
-    >>> answered(forward(network, [images]), len(images)).order[0, :5]     # the five likeliest classes
-
-    Raises:
-        InputError, ModelError: there are no scores, or they aren't [batch, classes].
-    """
-    scores = recorded_scores(tape)
-    if tuple(scores.shape[:1]) != (batch,) or scores.shape[2:].numel() != 1 or not scores.numel:
-        raise ModelError(
-            f"The model's output has the shape {tuple(scores.shape)} for {batch} image(s), not [batch, classes]."
-        )
-    found = logits_of(tape, scores, batch)
-    told = scores.data.reshape(batch, -1)
-    order = ranked(told, found.start.data.reshape(told.shape))
-    return Answer(found, order, certainties(told, found))
 
 
 def detection_scores(tape: Tape, scores: Value, nodes: Tensor) -> tuple[Value, Tensor, bool]:

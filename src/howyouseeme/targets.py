@@ -9,7 +9,7 @@ Anything else is a function of the model's output.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -201,7 +201,7 @@ def region(mask: Tensor | np.ndarray, category: int | str) -> Target:
         InputError: the mask is no mask, or empty; when it is explained: it does not fit the scores, or
             there is no such class.
     """
-    inside = torch.as_tensor(np.ascontiguousarray(mask) if isinstance(mask, np.ndarray) else mask)
+    inside = torch.as_tensor(np.array(mask, order="C") if isinstance(mask, np.ndarray) else mask)
     if inside.dim() != 2 or inside.dtype not in {torch.bool, torch.uint8}:
         raise InputError(
             f"The mask is a {inside.dtype} tensor of the shape {tuple(inside.shape)}: give a boolean one "
@@ -215,6 +215,9 @@ def region(mask: Tensor | np.ndarray, category: int | str) -> Target:
 
 
 def _over_region(inside: Tensor, category: int | str, output: Any, network: Network) -> Tensor:
+    if isinstance(output, Mapping):  # of several kinds of scores those that have places
+        named = [output[name] for name in ("out", "logits") if name in output]
+        output = next((one for one in named if isinstance(one, Tensor) and one.dim() == 4), output)
     output = scores_in(output)
     if not isinstance(output, Tensor) or output.dim() != 4:
         raise InputError(

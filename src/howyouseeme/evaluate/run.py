@@ -21,11 +21,11 @@ from .. import __version__
 from ..errors import ImageError, InputError, ModelError
 from ..explainer import Explainer
 from ..files import write
-from ..forward import forward
+from ..forward import Answer, answered, forward
 from ..images import Geometry, load_image
 from ..methods import Method
 from ..models import Model, Network, Prepare
-from ..scores import answered, certainties, logits_of, recorded_scores, scores_in
+from ..scores import certainties, logits_of, recorded_scores, scores_in
 from .boxes import Box, Boxes, read_boxes
 from .measures import Array, Interval, Predict, bootstrap
 from .randomise import randomised
@@ -410,11 +410,8 @@ def _item(
     found: _Found,
 ) -> Item | None:
     """The image as the network gets it; None where no box of its answer can be used."""
-    try:
-        answer = answered(forward(network, [x[None]]))
-    except ModelError as error:  # of this image alone: the first one could be explained
-        raise InputError(str(error)) from error
-    order = answer.order[0].tolist()
+    answer = _answer(network, x)
+    order = answer.order.tolist()
     corners: Array | None = None
     if boxes is not None:
         mine = [box for box in boxes if box.target == order[0]]
@@ -424,7 +421,7 @@ def _item(
             return None
         corners = np.array(rows)
     second = order[1] if len(order) > 1 else None
-    return Item(name, x, order[0], second, float(answer.chances[0, order[0]]), corners)
+    return Item(name, x, order[0], second, float(answer.chances[order[0]]), corners)
 
 
 #: A box may end so far outside of its image, as a share of its side: annotations are not exact.
@@ -488,6 +485,14 @@ def _predict(network: Network, x: Tensor) -> Predict:
             given: Tensor = scores_in(network.module(batch)).reshape(len(batch), -1)
             return certainties(given, found._replace(told=given if at_the_end else None))
         # One by one, as a whole recorded pass is kept meanwhile.
-        return torch.cat([answered(forward(network, [one[None]])).chances for one in batch])
+        return torch.stack([_answer(network, one).chances for one in batch])
 
     return torch.no_grad()(predict)
+
+
+def _answer(network: Network, x: Tensor) -> Answer:
+    """What a network answers to an image; that it is no numbers is this image's fault, as others were explained."""
+    try:
+        return answered(network, x)
+    except ModelError as error:
+        raise InputError(str(error)) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -69,16 +69,19 @@ class Preprocess:
         self._set("size", tuple(_whole("size", side) for side in self.size))
         if self.crop_from is not None:
             self._set("crop_from", _whole("crop_from", self.crop_from))
-        self._set("scale", float(self.scale))
+        scale = _number(self.scale)
+        if scale is None:
+            raise InputError(f"scale is a number, not {self.scale!r}.")
+        self._set("scale", scale)
         for name in ("mean", "std"):
             values, count = getattr(self, name), _CHANNELS[self.channels]
-            numbers = isinstance(values, Sequence) and all(isinstance(x, Real) for x in values)
-            if not numbers or len(values) not in {1, count}:
+            numbers = list(map(_number, values)) if isinstance(values, Sequence) else [None]
+            if None in numbers or len(numbers) not in {1, count}:
                 raise InputError(
                     f"{name} has one number for all channels, as in (0.5,), or one for each: "
                     f"{count} for {self.channels}, not {values!r}."
                 )
-            self._set(name, tuple(map(float, values)) * (count // len(values)))
+            self._set(name, tuple(numbers) * (count // len(numbers)))
         if min(self.size) < 1 or (self.crop_from is not None and self.crop_from < 1):
             crop = "" if self.crop_from is None else f" cut from {self.crop_from}"
             raise InputError(
@@ -258,10 +261,19 @@ class Preprocess:
 
 
 def _whole(name: str, number: Any) -> int:
-    """A number of pixels, of any kind of whole numbers, as Python's."""
-    if isinstance(number, bool) or not isinstance(number, Integral):
+    """A number of pixels, of whatever kind, as Python's."""
+    known = None if isinstance(number, bool) else _number(number)
+    if known is None or not known.is_integer():
         raise InputError(f"{name} is in whole pixels, and {number!r} is no number of them.")
-    return int(number)
+    return int(known)
+
+
+def _number(number: Any) -> float | None:
+    """A number of whatever kind as Python's; None for anything else."""
+    try:
+        return None if isinstance(number, str) else float(number)
+    except (TypeError, ValueError):
+        return None
 
 
 # Height and width neither the same nor multiples of anything, so that no two resizings agree.

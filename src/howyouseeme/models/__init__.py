@@ -21,7 +21,7 @@ from ..files import PHOTOS
 from ..images import Preprocess
 from .embedded import NAME, load_embedded
 from .keras import from_keras, is_keras, load_keras
-from .network import Network
+from .network import Network, measured
 from .onnx import load_onnx
 from .programs import from_export, load_program
 from .timm import PREFIX as TIMM
@@ -91,6 +91,7 @@ def load_model(
             had, don't fit, could run code, or hold NaN or infinity.
         MissingExtraError: an optional package is missing.
     """
+    known = None if preprocess is None else measured(preprocess)  # before anything is loaded
     file = None if weights is None else Path(weights)
     prefix, _, place = name.partition(":")
     static = True
@@ -112,11 +113,7 @@ def load_model(
     else:
         raise _unknown(name)
     check_finite(network.module, network.name)
-    return replace(
-        network,
-        preprocess=network.preprocess if preprocess is None else preprocess,  # type: ignore[arg-type]
-        static=static,
-    )
+    return replace(network, preprocess=known or network.preprocess, static=static)
 
 
 def check_name(name: str) -> None:
@@ -193,6 +190,7 @@ def as_network(
         InputError: the model or the preprocessing is none.
         ModelError, MissingExtraError: as `load_model`.
     """
+    preprocess = None if preprocess is None else measured(preprocess)  # before anything is loaded
     if isinstance(model, str):
         model = load_model(model)
     if "torch.export" in sys.modules and isinstance(model, torch.export.ExportedProgram):
@@ -213,7 +211,7 @@ def as_network(
     return Network(
         model.name,
         _unwrapped(model.module),
-        model.preprocess if preprocess is None else preprocess,  # type: ignore[arg-type]
+        preprocess or model.preprocess,
         model.classes if classes is None else classes,  # type: ignore[arg-type]
         model.static,
     )

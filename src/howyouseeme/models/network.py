@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import chain
@@ -43,7 +43,7 @@ class Network:
 
     def __post_init__(self) -> None:
         if self.preprocess is not None and not isinstance(self.preprocess, Preprocess):
-            object.__setattr__(self, "preprocess", _measured(self.preprocess))
+            object.__setattr__(self, "preprocess", measured(self.preprocess))
         if self.classes is not None:
             object.__setattr__(self, "classes", _names(self.classes))
 
@@ -151,8 +151,16 @@ class Network:
         return ", ".join(f"{self.label(index)} ({index})" for index in indices)
 
 
-def _measured(prepare: Any) -> Preprocess:
-    """The `Preprocess` of a function."""
+def measured(prepare: Any) -> Preprocess:
+    """The `Preprocess` of a function, or itself.
+
+    >>> measured(torchvision.transforms.ToTensor())
+
+    Raises:
+        InputError: it is neither, or does what `Preprocess.like` can't tell.
+    """
+    if isinstance(prepare, Preprocess):
+        return prepare
     if not callable(prepare):
         raise InputError(
             "preprocess is a howyouseeme.Preprocess, or a function from a PIL image to a tensor "
@@ -163,7 +171,10 @@ def _measured(prepare: Any) -> Preprocess:
 
 def _names(classes: Any) -> tuple[str, ...]:
     """Names of classes as a tuple."""
-    names = () if isinstance(classes, (str, Mapping)) else tuple(classes)
+    ordered = isinstance(classes, Iterable) and not isinstance(
+        classes, (str, Mapping, set, frozenset)
+    )
+    names = tuple(classes) if ordered else ()
     if names and all(isinstance(name, str) for name in names):
         return names
     raise InputError(
