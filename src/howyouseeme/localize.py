@@ -161,6 +161,41 @@ def object_map(seen: Tensor, alike: Likeness | None) -> Tensor:
     return (seen * alike.reach(seen) ** 2) ** (1 / 3)
 
 
+def found_in(network: Network, image: Source, count: int = 100) -> tuple[Detection, ...]:
+    """The boxes that a detector finds in a photo, in the order of the numbers that `targets.box` takes.
+
+    >>> for number, one in enumerate(found_in(howyouseeme.load_model("yolov8n.onnx"), "photo.jpg")):
+    ...     print(number, one.label, one.score, one.box)
+
+    Each with its class (0 where the detector tells none; 'box 3' where it has no name), its score and its place
+    in the photo; no more than `count`.
+
+    Raises:
+        InputError, ImageError, ModelError: the photo or the model can't be used, or the model is no detector
+            that is known, or doesn't tell where its boxes lie.
+    """
+    batch = prepare(network, image)
+    if len(batch) > 1:
+        raise InputError(
+            f"Boxes are listed of one photo, and here are {len(batch)}: give each alone."
+        )
+    tape = forward(network, batch.tensors)
+    answer = pytree.tree_map(lambda x: x.data if isinstance(x, Value) else x, tape.output)
+    (found,) = boxes_in(answer, network, count)
+    geometry = batch.samples[0][0].geometry
+    size = batch.tensors[0].shape[2:]
+    if found.boxes is None or geometry is None:
+        raise InputError(f"{network.name} doesn't tell where its boxes lie.")
+    told = []
+    for i in range(min(len(found), count)):
+        place = found.place(i, size) or (0.0, 0.0, 0.0, 0.0)  # its corners are crossed
+        category = 0 if found.classes is None else int(found.classes[i])
+        label = found.name(i, network) or f"box {i}"
+        box = geometry.box_to_image(place)
+        told.append(Detection(category, label, float(found.scores[i]), box))
+    return tuple(told)
+
+
 def regions(heat: Tensor, threshold: float = THRESHOLD) -> list[tuple[float, Box]]:
     """The connected parts of a map [height, width] that reach a share of its maximum, strongest first.
 
@@ -216,41 +251,6 @@ def to_supervision(found: Sequence[Detection]) -> Any:
         class_id=np.array([-1 if one.target is None else one.target for one in found], dtype=int),
         data={"class_name": np.array([one.label for one in found], dtype=str)},
     )
-
-
-def found_in(network: Network, image: Source, count: int = 100) -> tuple[Detection, ...]:
-    """The boxes that a detector finds in a photo, in the order of the numbers that `targets.box` takes.
-
-    >>> for number, one in enumerate(found_in(howyouseeme.load_model("yolov8n.onnx"), "photo.jpg")):
-    ...     print(number, one.label, one.score, one.box)
-
-    Each with its class (0 where the detector tells none; 'box 3' where it has no name), its score and its place
-    in the photo; no more than `count`.
-
-    Raises:
-        InputError, ImageError, ModelError: the photo or the model can't be used, or the model is no detector
-            that is known, or doesn't tell where its boxes lie.
-    """
-    batch = prepare(network, image)
-    if len(batch) > 1:
-        raise InputError(
-            f"Boxes are listed of one photo, and here are {len(batch)}: give each alone."
-        )
-    tape = forward(network, batch.tensors)
-    answer = pytree.tree_map(lambda x: x.data if isinstance(x, Value) else x, tape.output)
-    (found,) = boxes_in(answer, network, count)
-    geometry = batch.samples[0][0].geometry
-    size = batch.tensors[0].shape[2:]
-    if found.boxes is None or geometry is None:
-        raise InputError(f"{network.name} doesn't tell where its boxes lie.")
-    told = []
-    for i in range(min(len(found), count)):
-        place = found.place(i, size) or (0.0, 0.0, 0.0, 0.0)  # its corners are crossed
-        category = 0 if found.classes is None else int(found.classes[i])
-        label = found.name(i, network) or f"box {i}"
-        box = geometry.box_to_image(place)
-        told.append(Detection(category, label, float(found.scores[i]), box))
-    return tuple(told)
 
 
 def to_coco(
