@@ -181,27 +181,36 @@ def meet(  # type: ignore[no-untyped-def]
 
 @_compiled
 def look(  # type: ignore[no-untyped-def]
-    activation, strides, in_shape, window, row, first, y, x, where, patch
+    activation, strides, in_shape, window, row, first, y, x, where, offset, patch
 ) -> None:
     """What a convolution's output at row, y, x sees of the channels from `first` on, and where.
 
     `where` [taps] becomes the input's place at each tap, -1 beyond its edges; `patch` [channels · taps]
-    the activations there, 0 beyond.
+    the activations there, 0 beyond. `offset` [taps] is room to work in.
     """
     height, width = in_shape[2], in_shape[3]
     kernel_y, kernel_x, stride_y, stride_x, pad_y, pad_x, step_y, step_x = window
-    taps, zero = kernel_y * kernel_x, patch.dtype.type(0)
-    offset = np.zeros(taps, np.int64)
-    for t in range(taps):
-        in_y = y * stride_y - pad_y + t // kernel_x * step_y
-        in_x = x * stride_x - pad_x + t % kernel_x * step_x
-        inside = 0 <= in_y < height and 0 <= in_x < width
-        where[t] = in_y * width + in_x if inside else -1
-        offset[t] = in_y * strides[2] + in_x * strides[3]
+    zero = patch.dtype.type(0)
+    taps, beyond = 0, 0
+    for i in range(kernel_y):
+        in_y = y * stride_y - pad_y + i * step_y
+        for j in range(kernel_x):
+            in_x = x * stride_x - pad_x + j * step_x
+            inside = 0 <= in_y < height and 0 <= in_x < width
+            where[taps] = in_y * width + in_x if inside else -1
+            offset[taps] = in_y * strides[2] + in_x * strides[3]
+            beyond += not inside
+            taps += 1
     corner = row * strides[0] + first * strides[1]
-    for c in range(len(patch) // taps):
+    if taps == 1 and not beyond:  # a loop of one turn takes longer than what it does
+        corner += offset[0]
+        for c in range(len(patch)):
+            patch[c] = activation[corner]
+            corner += strides[1]
+        return
+    for k in range(0, len(patch), taps):
         for t in range(taps):
-            patch[c * taps + t] = activation[corner + offset[t]] if where[t] >= 0 else zero
+            patch[k + t] = activation[corner + offset[t]] if where[t] >= 0 else zero
         corner += strides[1]
 
 
@@ -236,7 +245,7 @@ def strongest(  # type: ignore[no-untyped-def]
     taps = window[0] * window[1]
     size = group_in * taps
     zero = sign.dtype.type(0)
-    where = np.zeros(taps, np.int64)
+    where, offset = np.zeros(taps, np.int64), np.zeros(taps, np.int64)
     patch, terms = np.zeros(size, sign.dtype), np.zeros(size, sign.dtype)
     here = -1
     for n in range(len(index)):
@@ -247,7 +256,7 @@ def strongest(  # type: ignore[no-untyped-def]
         if key != here:
             here = key
             y, x = divmod(s, out_width)
-            look(activation, strides, in_shape, window, row, first, y, x, where, patch)
+            look(activation, strides, in_shape, window, row, first, y, x, where, offset, patch)
         filter_ = weight[out * size : (out + 1) * size]
         speaks, asked_for = zero, sign[n]
         for k in range(size):  # one loop for vector units, which windows are too small for
@@ -364,17 +373,16 @@ def convolve(  # type: ignore[no-untyped-def] # noqa: PLR0912, PLR0915 - a call 
     taps = window[0] * window[1]
     size = group_in * taps
     zero, one, unit = evidence.dtype.type(0), evidence.dtype.type(1), evidence.dtype.type(2.0**-24)
-    patch, speaks, flow = (
-        np.zeros(size, evidence.dtype), np.zeros(size, evidence.dtype), np.zeros(size, evidence.dtype),
-    )  # fmt: skip
-    where = np.zeros(taps, np.int64)
+    patch, speaks = np.zeros(size, evidence.dtype), np.zeros(size, evidence.dtype)
+    flow = np.zeros(-(-size // 16) * 16, evidence.dtype)  # blocks of one size are for vector units
+    where, offset = np.zeros(taps, np.int64), np.zeros(taps, np.int64)
     here = -1
     row, group, s, m = 0, 0, 0, 0
     for n in range(len(index) + 1):
         key = -2
         if n < len(index):
-            next_row, rest = divmod(index[n], channels_out * per_plane)
-            out, next_s = divmod(rest, per_plane)
+            plane, next_s = divmod(index[n], per_plane)
+            next_row, out = divmod(plane, channels_out)
             key = (next_row * groups + out // group_out) * per_plane + next_s
         if key != here:
             if here >= 0:  # what the dots of one place have collected is dealt on
@@ -383,17 +391,16 @@ def convolve(  # type: ignore[no-untyped-def] # noqa: PLR0912, PLR0915 - a call 
                 place = np.uint32((row % each) * per_plane + s)
                 pattern = np.uint32(place * dither[1] + dither[2] + np.uint32(group) * dither[0])
                 filled = np.int32(pattern >> np.uint32(8)) * unit
-                for block in range(0, size, 16):
-                    end = min(block + 16, size)
+                for block in range(0, len(flow), 16):
                     length = zero
-                    for k in range(block, end):
-                        length += abs(flow[k])
+                    for k in range(16):
+                        length += abs(flow[block + k])
                     # What is no number goes on as it is, for it is to be seen.
                     comb = step > 0 and length < np.inf
                     if comb and filled + length * teeth < 1:  # no tooth meets it
                         filled += length * teeth
                         continue
-                    for k in range(block, end):
+                    for k in range(block, block + 16):
                         given = flow[k]
                         if comb:
                             filled += abs(given) * teeth
@@ -415,7 +422,7 @@ def convolve(  # type: ignore[no-untyped-def] # noqa: PLR0912, PLR0915 - a call 
             flow[:] = zero
             y, x = divmod(s, out_width)
             first = group * group_in
-            look(activation, strides, in_shape, window, row, first, y, x, where, patch)
+            look(activation, strides, in_shape, window, row, first, y, x, where, offset, patch)
         filter_ = weight[out * size : (out + 1) * size]
         asked = sign[n]
         z = zero
