@@ -165,8 +165,7 @@ def check(source: Value, link: Link) -> None:
     expected, gone = by_edges(source, link, dots)
     found = arrivals.dense(source)
     torch.testing.assert_close(found.flatten(), expected, rtol=1e-10, atol=1e-12)
-    lost = ended(child, dots.pick(rates == 0), 2)
-    torch.testing.assert_close(lost.sum(), gone, rtol=1e-10, atol=1e-12)
+    assert ended(child, dots, 2, rates).sum() == pytest.approx(float(gone), rel=1e-10, abs=1e-12)
     assert rates.shape == dots.evidence.shape
     for row in range(0, len(dots), 7):  # each dot has its own rate, in the order of the dots
         one = dots.pick(slice(row, row + 1))
@@ -294,8 +293,8 @@ def test_threads_change_nothing(options: tuple, monkeypatch: pytest.MonkeyPatch)
     alone = arrived(source, link, dots, 25)
     monkeypatch.setattr(crew, "_WORTH", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
-    ordered = dots.index.numpy()
-    assert len(halftone._shared_out(ordered, link)) == 5
+    index = dots.index.numpy()
+    assert len(halftone._shared_out(index, np.arange(len(index)), link)) == 5
     shared = arrived(source, link, dots, 25)
     for one, other in zip(
         (alone.index, alone.evidence, alone.sign),
@@ -363,7 +362,11 @@ def test_what_ends_is_netted_first() -> None:
     index = torch.tensor([3, 3, 12, 15])
     evidence = torch.tensor([2.0, -1.5, 1.0, -4.0], dtype=torch.float64)
     held = value((2, 10))
-    assert ended(held, Dots(index, evidence, torch.ones(4)), 2).tolist() == [0.5, 1.0]
+    dots = Dots(index, evidence, torch.ones(4))
+    assert ended(held, dots, 2).tolist() == [0.5, 1.0]
+    stay, go = torch.tensor([0.0, 2.0, 0.0, 0.0]), torch.ones(4)
+    assert ended(held, dots, 2, stay).tolist() == [2.0, 1.0]
+    assert ended(held, dots, 2, go).tolist() == [0.0, 0.0]
 
 
 def test_nothing_is_handed_on_where_nothing_arrived() -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import prod
+from math import isfinite, prod
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,11 @@ __all__ = [
 
 #: So many edges at a time are looked at of calls for which there is no kernel.
 _CHUNK = 1 << 22
+
+#: A dot takes a kernel as much time as so many edges, beside its own.
+_DOT = 300
+
+_TINY = np.finfo(np.float64).tiny
 
 
 @dataclass(eq=False, slots=True)
@@ -194,10 +199,16 @@ class Arrivals:
         """All that arrived, in the shape of the value."""
         return self._merged(value, self._dots.pop(value, [])).dense()
 
+    @property
+    def overflow(self) -> bool:
+        """Whether the evidence has become infinite, or no number."""
+        return not isfinite(self._total.sum())
+
     def steps(self) -> np.ndarray:
         """The step of each sample [batch], now; 0 where all go on."""
-        steps: np.ndarray = self._total.clip(min=0) / (self.most or np.inf)
-        return np.where(steps < np.finfo(steps.dtype).tiny, 0, steps)  # what has no reciprocal
+        steps: np.ndarray = self._total / (self.most or np.inf)
+        steps[steps < _TINY] = 0  # what has no reciprocal
+        return steps
 
     def _note(self, value: Value, index: Tensor, evidence: Tensor) -> np.ndarray:
         size, each = np.zeros(self.batch), max(value.numel // self.batch, 1)
@@ -266,12 +277,15 @@ def _as_dots(
     return Dots(found, share, asked)
 
 
-def ended(value: Value, dots: Dots, batch: int) -> Tensor:
-    """The positive evidence of each sample [batch] that ends at these nodes."""
-    node, of = np.unique(dots.index.cpu().numpy(), return_inverse=True)
-    net = np.bincount(of, dots.evidence.cpu().numpy(), len(node))  # before it counts
-    total = np.bincount(node // (value.numel // batch), net.clip(min=0), batch)
-    return torch.from_numpy(total).to(dots.evidence)
+def ended(value: Value, dots: Dots, batch: int, rates: Tensor | None = None) -> np.ndarray:
+    """The positive evidence of each sample [batch] that ends at these nodes; given their rates, where that is 0."""
+    from . import kernels  # noqa: PLC0415
+
+    total, each = np.zeros(batch), max(value.numel // batch, 1)
+    rates = torch.zeros_like(dots.evidence) if rates is None else rates
+    made = [item.cpu().numpy() for item in (dots.index, dots.evidence, rates)]
+    kernels.ended(*made, each, total)
+    return total
 
 
 def move(link: Link, dots: Dots) -> tuple[Dots, Dots | None]:
@@ -471,48 +485,41 @@ def _convolve(
 ) -> Tensor:
     from . import kernels  # noqa: PLC0415
 
-    index, evidence, sign = dots.index.numpy(), dots.evidence.numpy(), dots.sign.numpy()
-    order = None
-    if link.groups == 1:  # dots of one place are to follow each other
-        order = by_place(link, index)
-        index, evidence, sign = index[order], evidence[order], sign[order]
+    parts = index, evidence, _ = dots.index.numpy(), dots.evidence.numpy(), dots.sign.numpy()
+    # Dots of one place are to follow each other, unless no two have the same inputs.
+    order = by_place(link, index) if link.groups == 1 else np.arange(len(index))
     work = (
         *(*seen_by(link, source, dots.evidence.dtype), np.array(limits(dots.evidence.dtype))),
         *(steps, link.out_shape[0] // arrivals.batch, _dither(seed)),
     )
-    rates = np.empty(len(index), evidence.dtype)
+    rates = np.empty_like(evidence)
 
     def some(first: int, last: int) -> tuple[np.ndarray, ...]:
-        mine = slice(first, last)
-        expected = every = (last - first) * link.fan_in()
+        mine = order[first:last]
+        expected = every = len(mine) * link.fan_in()
         if steps.any():  # a sample whose step is 0 has no dots then
-            teeth = float(np.abs(evidence[mine]).sum()) / steps[steps > 0].min()
-            expected = min(every, last - first + int(2 * teeth) + 64)
+            size = np.abs(evidence if len(mine) == len(order) else evidence[mine]).sum()
+            expected = min(every, len(mine) + int(2 * float(size) / steps[steps > 0].min()) + 64)
         for room in (expected, every):
             made = _room(room, dots.evidence.dtype)
-            part = index[mine], evidence[mine], sign[mine], rates[mine]
-            found = kernels.convolve(*work, *part, *made)
+            found = kernels.convolve(*work, mine, *parts, rates, *made)
             if found >= 0:
                 break
         return tuple(item[:found] for item in made)
 
-    parts = crew.run(some, _shared_out(index, link))
-    made = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
+    found = crew.run(some, _shared_out(index, order, link))
+    made = found[0] if len(found) == 1 else map(np.concatenate, zip(*found, strict=True))
     arrivals.bring(source, _as_dots(*made))
-    if order is not None:
-        found = np.empty_like(rates)
-        found[order] = rates
-        rates = found
     return torch.from_numpy(rates)
 
 
-def _shared_out(index: np.ndarray, link: Convolution) -> list[tuple[int, int]]:
-    """First and last of the dots [n] that each thread takes; those of one place and group stay together."""
-    threads = crew.threads(len(index) * link.fan_in())
+def _shared_out(index: np.ndarray, order: np.ndarray, link: Convolution) -> list[tuple[int, int]]:
+    """First and last in the order [n] that each thread takes; those of one place and group stay together."""
+    threads = crew.threads(len(index) * (link.fan_in() + _DOT))
     plane, group = prod(link.out_shape[2:]), link.out_shape[1] // link.groups
 
     def key(n: int) -> tuple[int, int, int]:
-        channel, place = divmod(int(index[n]), plane)
+        channel, place = divmod(int(index[order[n]]), plane)
         row, out = divmod(channel, link.out_shape[1])
         return row, out // group, place
 

@@ -18,6 +18,7 @@ __all__ = [
     "convolve",
     "crop",
     "draw",
+    "ended",
     "look",
     "meet",
     "most_exciting",
@@ -66,6 +67,23 @@ def totals(index, evidence, each, total) -> None:  # type: ignore[no-untyped-def
         return
     for n in range(len(index)):
         total[index[n] // each] += abs(evidence[n])
+
+
+@_compiled
+def ended(index, evidence, rates, each, total) -> None:  # type: ignore[no-untyped-def]
+    """Add the positive evidence of those nodes [n] whose rate is 0 to the total of each sample, of `each` nodes.
+
+    What came to a node in several ways is added up before it counts.
+    """
+    here = np.nonzero(rates == 0)[0]
+    here = here[np.argsort(index[here])]
+    net = 0.0
+    for n in range(len(here)):
+        node = index[here[n]]
+        net += evidence[here[n]]
+        if n + 1 == len(here) or index[here[n + 1]] != node:
+            total[node // each] += max(net, 0.0)
+            net = 0.0
 
 
 @_compiled
@@ -349,6 +367,7 @@ def convolve(  # type: ignore[no-untyped-def] # noqa: PLR0912, PLR0915 - a call 
     steps,
     each,
     dither,
+    order,
     index,
     evidence,
     sign,
@@ -357,9 +376,9 @@ def convolve(  # type: ignore[no-untyped-def] # noqa: PLR0912, PLR0915 - a call 
     evidence_to,
     sign_to,
 ):
-    """Hand the evidence of dots [n] at a convolution's output on to its input; return how many dots that are.
+    """Hand the evidence of dots at a convolution's output on to its input; return how many dots that are.
 
-    -1 if there is no room for them. `in_shape` and `out_shape` are [batch, channel, height, width],
+    Those dots, in `order`, that are one thread's. -1 if there is no room for them. `in_shape` and `out_shape` are [batch, channel, height, width],
     `strides` those of the input in the memory `activation`; `window` holds kernel, stride, padding and
     dilation, each for y and x. Dots of one place and group that follow each other share the work, and are
     dealt on together, by the comb of the sample's step, or all where that is 0; a sample has `each` rows.
@@ -377,10 +396,11 @@ def convolve(  # type: ignore[no-untyped-def] # noqa: PLR0912, PLR0915 - a call 
     flow = np.zeros(-(-size // 16) * 16, evidence.dtype)  # blocks of one size are for vector units
     where, offset = np.zeros(taps, np.int64), np.zeros(taps, np.int64)
     here = -1
-    row, group, s, m = 0, 0, 0, 0
-    for n in range(len(index) + 1):
+    n, row, group, s, m = 0, 0, 0, 0, 0
+    for i in range(len(order) + 1):
         key = -2
-        if n < len(index):
+        if i < len(order):
+            n = order[i]
             plane, next_s = divmod(index[n], per_plane)
             next_row, out = divmod(plane, channels_out)
             key = (next_row * groups + out // group_out) * per_plane + next_s
@@ -416,7 +436,7 @@ def convolve(  # type: ignore[no-untyped-def] # noqa: PLR0912, PLR0915 - a call 
                         evidence_to[m] = given
                         sign_to[m] = -one if patch[k] < zero else one
                         m += 1
-            if n == len(index):
+            if i == len(order):
                 break
             here, row, group, s = key, next_row, out // group_out, next_s
             flow[:] = zero

@@ -33,17 +33,19 @@ def descend(
     for value, evidence in maps.items():
         index = evidence.reshape(-1).nonzero()[:, 0]
         arrivals.add(value, index, evidence.reshape(-1)[index])
-    lost = torch.zeros(batch, dtype=precision(plan.start), device=plan.start.device)
+    lost = np.zeros(batch)
+
+    def ends() -> Tensor:
+        return torch.from_numpy(lost).to(plan.start.device, precision(plan.start))
+
     spreading = _spreading(plan)
     all_of_them = np.zeros(batch)
     for layer, (value, step) in enumerate(plan.steps):
         if value not in arrivals:
             continue
-        steps = arrivals.steps()
-        if not np.isfinite(steps).all():  # evidence has overflowed
-            return {value: torch.full_like(value.data, torch.nan) for value in plan.inputs}, lost
-        if value not in spreading:
-            steps = all_of_them
+        if arrivals.overflow:
+            return {value: torch.full_like(value.data, torch.nan) for value in plan.inputs}, ends()
+        steps = arrivals.steps() if value in spreading else all_of_them
         dots = arrivals.take(value, steps, layer)
         if trail is not None:
             trail.arrive(value, _dense(value, dots.index, dots.evidence))
@@ -60,7 +62,7 @@ def descend(
     found = {
         value: arrivals.dense(value).to(value.dtype) for value in plan.inputs if value in arrivals
     }
-    return found, lost
+    return found, ends()
 
 
 def _spreading(plan: Plan) -> set[Value]:
@@ -74,7 +76,7 @@ def _spreading(plan: Plan) -> set[Value]:
 
 def _move_on(
     value: Value, step: Step, dots: Dots, arrivals: Arrivals, trail: Trail | None
-) -> Tensor | float:
+) -> np.ndarray | float:
     """Hand evidence on where each output has one input; returned is what ended [batch], at constants."""
     if trail is not None:
         rate = _dense(value, dots.index, dots.evidence)
@@ -98,7 +100,7 @@ def _excite(
     trail: Trail | None,
     steps: np.ndarray,
     layer: int,
-) -> Tensor | float:
+) -> np.ndarray:
     """Hand evidence on to several inputs each; returned is what ended [batch], as nothing speaks for it."""
     rates = excite(step.links, dots, arrivals, steps, layer)
     if trail is not None:
@@ -107,9 +109,7 @@ def _excite(
         sign = sign.reshape(value.shape)
         for source, link in step.links:
             trail.cross(source, Crossing(value, link, rate, sign))
-    if not len(rates) or bool(rates.all()):
-        return 0.0
-    return ended(value, dots.pick(rates == 0), arrivals.batch)
+    return ended(value, dots, arrivals.batch, rates)
 
 
 def _dense(value: Value, index: Tensor, numbers: Tensor) -> Tensor:
