@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import random
 import warnings
@@ -448,7 +449,65 @@ def test_what_cannot_be_replayed_is_explained_as_usual(reason: str) -> None:
             assert_same(found[seed], usual(image(seed)))
 
 
-@pytest.mark.parametrize("parameters", [{"nodes": 50}, {"method": "seed", "k": 5}])
+class Cells(nn.Module):
+    """Calls of many kinds below the last feature map, each of which a walk by a few nodes goes through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.first, self.each = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, 1, 1, groups=8)
+        self.bn, self.norm = nn.BatchNorm2d(8), nn.LayerNorm(8)
+        self.up, self.last = nn.ConvTranspose2d(16, 8, 2, 2), nn.Conv2d(8, 8, 3, padding=1)
+        self.bn.weight.data[::2] *= -1
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu_(self.first(x))
+        x = F.hardswish(self.bn(self.each(x)))
+        x = torch.cat([F.max_pool2d(x, 2), F.avg_pool2d(x, 2)], 1)
+        x = self.up(x.flip(3))
+        x = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        rows = x.flatten(2)
+        x = x + (rows.softmax(2) @ rows.mT @ rows).reshape(x.shape)
+        return self.head(self.last(F.pad(x, (1, 0, 0, 2))).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("nodes", [20, 200])
+@pytest.mark.parametrize("model", [Net, Cells])
+def test_a_few_nodes_are_chosen_anew(model: type[nn.Module], nodes: int, batch: int) -> None:
+    if program.makes_graphs(torch.device("cpu")):
+        pytest.skip("a GPU would have to be waited for")
+    net = model().eval()
+    replaying = Explainer(net, replay=True, nodes=nodes, together=True)
+    usual = Explainer(net, replay=False, nodes=nodes, together=True)
+    for seed in range(6):
+        assert_same(replaying(image(seed, batch)), usual(image(seed, batch)))
+    assert hits(replaying) == 4
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(0.7)
+    assert_same(replaying(image(7, batch)), usual(image(7, batch)))
+    assert hits(replaying) == 5
+    several = image(8, batch)
+    pairs = [(replaying(several, [1, 2, 3][:batch]), usual(several, [1, 2, 3][:batch]))]
+    pairs += zip(replaying.many(several, [0, 1]), usual.many(several, [0, 1]), strict=True)
+    for one, other in pairs:
+        assert torch.equal(one.evidence, other.evidence)
+
+
+def test_a_replay_of_a_few_nodes_keeps_nothing_of_an_image() -> None:
+    if program.makes_graphs(torch.device("cpu")):
+        pytest.skip("a GPU would have to be waited for")
+    replaying = Explainer(Cells().eval(), replay=True, nodes=9)
+    for seed in range(3):
+        replaying(image(seed, size=40))
+    gc.collect()
+    kept = [item for item in gc.get_objects() if type(item) is Tensor and item.numel() > 300]
+    assert not [item for item in kept if item.shape[-2:] == (20, 20) and item.dtype == torch.float]
+
+
+@pytest.mark.parametrize("parameters", [{"method": "seed", "k": 5}])
 def test_methods_that_go_node_by_node_are_made_as_usual(parameters: dict[str, Any]) -> None:
     net = Net().eval()
     replaying, usual = Explainer(net, replay=True, **parameters), Explainer(net, **parameters)

@@ -6,6 +6,8 @@ where paths meet, the halftone of all (see `howyouseeme.halftone`): on average w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,7 +16,9 @@ from ..backtrack import Plan
 from ..halftone import Arrivals, Dots, ended, excite, move, precision
 from ..rules import Step
 from ..tape import Value
+from ..work import as_one, is_noted
 from .base import Crossing, Trail
+from .hollow import Hollow
 
 __all__ = ["descend"]
 
@@ -29,6 +33,24 @@ def descend(
     About `nodes` nodes of each sample go on from each value, all where it is None. Where evidence overflows,
     none of it is a number.
     """
+    if trail is not None or not is_noted():
+        return _descend(plan, maps, nodes, batch, trail)
+    values, hollow = list(maps), Hollow(plan, maps)
+
+    def work(tensors: Sequence[Tensor]) -> list[Tensor]:
+        given = dict(zip(values, tensors, strict=False))
+        with hollow.filled(tensors[len(values) :]) as way:
+            found, lost = _descend(way, given, nodes, batch)
+        return [lost, *found.values()]
+
+    lost, *found = as_one(work, [*maps.values(), *hollow.contents])
+    hollow.contents.clear()
+    return dict(zip(plan.inputs, found, strict=True)), lost
+
+
+def _descend(
+    plan: Plan, maps: dict[Value, Tensor], nodes: int | None, batch: int, trail: Trail | None = None
+) -> tuple[dict[Value, Tensor], Tensor]:
     arrivals = Arrivals(batch, nodes)
     for value, evidence in maps.items():
         index = evidence.reshape(-1).nonzero()[:, 0]
@@ -59,10 +81,7 @@ def descend(
                 value, step, dots, arrivals, trail, steps if thin else all_of_them, layer
             )
     # Half precision is kept till here.
-    found = {
-        value: arrivals.dense(value).to(value.dtype) for value in plan.inputs if value in arrivals
-    }
-    return found, ends()
+    return {value: arrivals.dense(value).to(value.dtype) for value in plan.inputs}, ends()
 
 
 def _spreading(plan: Plan) -> set[Value]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,8 +15,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..rounding import is_unrounded
-from ..tape import looks_are_harmless
+from ..tape import looks_are_harmless, without_looks
 from ..tape.facts import facts_of
+from ..work import Work, noted
 
 __all__ = ["Guard", "Instruction", "Part", "Slot", "Tracer", "Unfit"]
 
@@ -122,18 +124,21 @@ class Tracer(TorchDispatchMode):
         self._memories = 0
         self._refused: Unfit | None = None
         self._functions = _Functions(self)
+        self._entered: list[ExitStack] = []
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # which takes seconds, to import the compiler
 
     def __enter__(self) -> Any:
-        self._functions.__enter__()
+        self._entered.append(stack := ExitStack())
+        stack.enter_context(noted(self.work))
+        stack.enter_context(self._functions)
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        self._functions.__exit__(*error)
+        self._entered.pop().__exit__(*error)
 
     @property
     def part(self) -> Part:
@@ -320,6 +325,25 @@ class Tracer(TorchDispatchMode):
         self.part.instructions.append(
             Instruction(op, args, kwargs, outs, listed, reads, writes, is_unrounded())
         )
+
+    def work(self, work: Work, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Do work, and keep it as one instruction: whatever it decides by contents it decides anew."""
+        if self.device.type != "cpu":
+            raise self.refuse("a few nodes are chosen by contents, which a GPU is waited for")
+        reads = [self.slot(tensor) for tensor in tensors]
+        self.__exit__(None, None, None)
+        try:
+            with without_looks(False):
+                made = work(tensors)
+        finally:
+            self.__enter__()
+        outs = [self._made(tensor, (), False) for tensor in made]
+        self._used.update(self.memory[slot] for slot in reads)
+        self.part.reads.update(reads)
+        self.part.made.update(outs)
+        given = ([Slot(slot) for slot in reads],)
+        self.part.instructions.append(Instruction(work, given, {}, [*outs], True, reads, []))
+        return made
 
     def _follow(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call of a part that is made anew: only what it reads is of interest."""

@@ -33,10 +33,10 @@ _LOOKS = threading.local()
 
 
 @contextmanager
-def without_looks() -> Iterator[None]:
-    """Take nothing of this thread to be at hand, so that as little as can be is decided by contents."""
+def without_looks(without: bool = True) -> Iterator[None]:
+    """Take nothing of this thread to be at hand, so that as little as can be is decided by contents; or all again."""
     before = getattr(_LOOKS, "dear", False)
-    _LOOKS.dear = True
+    _LOOKS.dear = without
     try:
         yield
     finally:

@@ -1,0 +1,115 @@
+"""A plan without contents, to be filled with those of other images."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from ..backtrack import Plan
+from ..links import BatchedMatrix, Diagonal, Link
+from ..rules import Step
+from ..tape import Value
+
+__all__ = ["Hollow"]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Stands for the tensor at this place of the contents."""
+
+    index: int
+
+
+class Hollow:
+    """The part of a plan below the values `starts`: its contents, and what it is without them.
+
+    >>> hollow = Hollow(plan, maps)
+    >>> with hollow.filled(hollow.contents) as way:
+    ...     descend(way, maps, nodes=2000, batch=1)
+    """
+
+    def __init__(self, plan: Plan, starts: Iterable[Value]) -> None:
+        self._plan = plan
+        below = set(starts)
+        ways = Counter(below)
+        read = below | set(plan.inputs)
+        self._steps: list[tuple[Value, Step]] = []
+        for value, step in plan.steps:
+            if value not in below:
+                continue
+            ways.update(source for source, _ in step.links)
+            below.update(source for source, _ in step.links)
+            if not step.moves:
+                read.update(source for source, _ in step.links)
+        # Where ways meet, the sign of what is there tells what is asked.
+        read.update(value for value, count in ways.items() if count > 1)
+        self._values = sorted(read, key=lambda value: value.index)
+        self.contents = [value.data for value in self._values]
+        for value, step in plan.steps:  # all of them: their number tells their pattern
+            if value not in below:
+                self._steps.append((value, Step([])))
+                continue
+            emptied = [(source, self._emptied(link, step.moves)) for source, link in step.links]
+            self._steps.append((value, replace(step, links=emptied, bias=None)))
+
+    @contextmanager
+    def filled(self, contents: Sequence[Tensor]) -> Iterator[Plan]:
+        """The plan with other contents, in the order of `contents`."""
+        empty = [value for value in self._values if value.forgotten]
+        for value, data in zip(self._values, contents, strict=False):
+            value.refill(data)
+        steps = [
+            (
+                value,
+                replace(
+                    step, links=[(source, _filled(link, contents)) for source, link in step.links]
+                ),
+            )
+            for value, step in self._steps
+        ]
+        try:
+            yield Plan(self._plan.start, steps, self._plan.inputs, self._plan.exclusive)
+        finally:
+            for value in empty:
+                value.drop()
+
+    def _emptied(self, link: Link, moves: bool) -> Link:
+        if isinstance(link, Diagonal) and moves and link.rising:
+            return Diagonal(link.in_shape, link.out_shape)  # which leaves evidence as it is
+        if isinstance(link, Diagonal | BatchedMatrix):
+            _ = link.weight  # made now, if it was not
+        emptied: Link = _each(link, self._out)
+        return emptied
+
+    def _out(self, item: Any) -> Any:
+        if not isinstance(item, Tensor):
+            return item
+        self.contents.append(item)
+        return _Place(len(self.contents) - 1)
+
+
+def _filled(link: Link, contents: Sequence[Tensor]) -> Link:
+    filled: Link = _each(
+        link, lambda item: contents[item.index] if isinstance(item, _Place) else item
+    )
+    return filled
+
+
+def _each(item: Any, change: Callable[[Any], Any]) -> Any:
+    """A link with all that it holds changed, also what is in dicts, tuples, and other links."""
+    if isinstance(item, Link):
+        made = copy(item)
+        for name, part in vars(item).items():
+            setattr(made, name, _each(part, change))
+        return made
+    if type(item) is dict:
+        return {key: _each(part, change) for key, part in item.items()}
+    if type(item) is tuple:
+        return tuple(_each(part, change) for part in item)
+    return change(item)
