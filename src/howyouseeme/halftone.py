@@ -13,10 +13,9 @@ a batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from math import isfinite, prod
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -47,10 +46,12 @@ _CHUNK = 1 << 22
 #: A dot takes a kernel as much time as so many edges, beside its own.
 _DOT = 300
 
+#: Index, evidence and sign of dots.
+Arrays: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
+
 _TINY = np.finfo(np.float64).tiny
 
 
-@dataclass(eq=False, slots=True)
 class Dots:
     """n nodes of a value; one that was reached in several ways may be there several times.
 
@@ -58,15 +59,64 @@ class Dots:
     - `evidence` [n];
     - `sign` [n]: +1 where what made the node large is asked for, -1 where what made it small;
     - `size` [batch]: the absolute evidence of each sample, once it is known.
+
+    `arrays` are the first three as kernels take them: most are never needed as tensors.
     """
 
-    index: Tensor
-    evidence: Tensor
-    sign: Tensor
-    size: np.ndarray | None = None
+    __slots__ = ("_arrays", "_tensors", "size")
+
+    def __init__(
+        self, index: Tensor, evidence: Tensor, sign: Tensor, size: np.ndarray | None = None
+    ) -> None:
+        self._tensors: tuple[Tensor, Tensor, Tensor] | None = (index, evidence, sign)
+        self._arrays: Arrays | None = None
+        self.size = size
+
+    @classmethod
+    def of(cls, arrays: Arrays, size: np.ndarray | None = None) -> Dots:
+        """What a kernel wrote."""
+        made = cls.__new__(cls)
+        made._tensors, made._arrays, made.size = None, arrays, size
+        return made
+
+    @property
+    def arrays(self) -> Arrays:
+        if self._arrays is None:
+            self._arrays = (self.index.numpy(), self.evidence.numpy(), self.sign.numpy())
+        return self._arrays
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether kernels can take them."""
+        return self._arrays is not None or at_hand(self.index)
+
+    def _all(self) -> tuple[Tensor, Tensor, Tensor]:
+        if self._tensors is None:
+            index, evidence, sign = map(torch.from_numpy, self.arrays)
+            self._tensors = index, evidence, sign
+        return self._tensors
+
+    @property
+    def index(self) -> Tensor:
+        return self._all()[0]
+
+    @property
+    def evidence(self) -> Tensor:
+        return self._all()[1]
+
+    @property
+    def sign(self) -> Tensor:
+        return self._all()[2]
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Of the evidence."""
+        if self._arrays is None:
+            return self.evidence.dtype
+        return torch.float64 if self._arrays[1].dtype == np.float64 else torch.float32
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.index if self._arrays is None else self._arrays[0])
 
     def pick(self, which: Tensor | slice) -> Dots:
         return Dots(self.index[which], self.evidence[which], self.sign[which])
@@ -92,9 +142,9 @@ class Heap:
         self.value, self.batch = value, batch
         self.channels = shape[1] if len(shape) > 1 else 1
         self.inner = prod(shape[2:]) if len(shape) > 1 else value.numel
-        self.compiled = at_hand(value.data)
+        self.compiled, self._real = at_hand(value.data), _real(precision(value))
         if self.compiled:  # numpy's zeros take no time until they are touched
-            self.evidence = torch.from_numpy(np.zeros(value.numel, _real(precision(value))))
+            self.evidence = torch.from_numpy(np.zeros(value.numel, self._real))
             self.marks = np.zeros(value.numel, np.uint8)
             self.touched = np.empty(value.numel, np.int64)
             self.count = np.zeros(1, np.int64)
@@ -104,13 +154,22 @@ class Heap:
     def add(self, index: Tensor, evidence: Tensor) -> None:
         """Add evidence [n] to the nodes at flat indices [n]."""
         evidence = evidence.to(self.evidence.dtype)
-        if not self.compiled:
+        if self.compiled:
+            self._add(index.numpy(), evidence.numpy())
+        else:
             self.evidence.index_add_(0, index, evidence)
-            return
+
+    def gather(self, dots: Dots) -> None:
+        """Add the evidence of dots to their nodes."""
+        if self.compiled and dots.arrays[1].dtype == self._real:
+            self._add(*dots.arrays[:2])
+        else:
+            self.add(dots.index, dots.evidence)
+
+    def _add(self, index: np.ndarray, evidence: np.ndarray) -> None:
         from . import kernels  # noqa: PLC0415 - takes a while
 
-        target = self.evidence.numpy(), self.marks, self.touched, self.count
-        kernels.add(index.numpy(), evidence.numpy(), *target)
+        kernels.add(index, evidence, self.evidence.numpy(), self.marks, self.touched, self.count)
 
     def dense(self) -> Tensor:
         """The evidence in the shape of the value."""
@@ -125,13 +184,12 @@ class Heap:
 
         touched = self.touched[: self.count[0]]
         activation, strides = _memory(self.value.data, (-1, self.channels, self.inner))
-        dots = _room(len(touched), self.evidence.dtype)
-        heap = self.evidence.numpy()
+        dots, heap = _room(len(touched), self._real), self.evidence.numpy()
         count = kernels.draw(
             *(heap, touched, self.channels, self.inner, steps.astype(heap.dtype)),
             *(dither, activation, strides, *dots),
         )
-        return _as_dots(*dots, slice(count))
+        return _first(count, dots)
 
     def _drawn(self, steps: np.ndarray, dither: np.ndarray) -> Dots:
         """The same by PyTorch, for other devices."""
@@ -171,12 +229,12 @@ class Arrivals:
     def add(self, value: Value, index: Tensor, evidence: Tensor) -> None:
         """Evidence [n] of the nodes at flat indices [n]: asked is what made each as it is."""
         evidence = evidence.to(precision(value))
-        self._note(value, index, evidence)
+        self._note(value, Dots(index, evidence, evidence))
         self._heap(value).add(index, evidence)
 
     def bring(self, value: Value, dots: Dots) -> None:
         if dots.size is None:
-            dots.size = self._note(value, dots.index, dots.evidence)
+            dots.size = self._note(value, dots)
         else:
             self._count(value, dots.size)
         self._dots.setdefault(value, []).append(dots)
@@ -210,15 +268,16 @@ class Arrivals:
         steps[steps < _TINY] = 0  # what has no reciprocal
         return steps
 
-    def _note(self, value: Value, index: Tensor, evidence: Tensor) -> np.ndarray:
+    def _note(self, value: Value, dots: Dots) -> np.ndarray:
         size, each = np.zeros(self.batch), max(value.numel // self.batch, 1)
-        if at_hand(index):
+        if dots.at_hand:
             from . import kernels  # noqa: PLC0415
 
-            kernels.totals(index.numpy(), evidence.numpy(), each, size)
+            kernels.totals(*dots.arrays[:2], each, size)
         else:
-            sample = torch.div(index, each, rounding_mode="floor")
-            total = evidence.new_zeros(self.batch).index_add_(0, sample, evidence.abs())
+            sample = torch.div(dots.index, each, rounding_mode="floor")
+            total = dots.evidence.new_zeros(self.batch)
+            total.index_add_(0, sample, dots.evidence.abs())
             size += total.cpu().numpy()
         self._count(value, size)
         return size
@@ -235,7 +294,7 @@ class Arrivals:
     def _merged(self, value: Value, parts: list[Dots]) -> Heap:
         heap = self._heap(value)
         for dots in parts:
-            heap.add(dots.index, dots.evidence)
+            heap.gather(dots)
         return self._heaps.pop(value)
 
 
@@ -246,9 +305,20 @@ def _dither(seed: int) -> np.ndarray:
     return words | np.array([1, 1, 0], np.uint32)
 
 
+@lru_cache(maxsize=4096)
+def _array(numbers: tuple[int, ...]) -> np.ndarray:
+    """The same for kernels, which only read it."""
+    return np.array(numbers, np.int64)
+
+
+_AS_THEY_ARE = {torch.float32, torch.float64}
+
+
 def _memory(tensor: Tensor, shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """The memory of a CPU tensor, and the strides in it of the tensor in that shape."""
-    if tensor.dtype not in {torch.float32, torch.float64}:
+    if tensor.shape == shape and tensor.dtype in _AS_THEY_ARE and tensor.is_contiguous():
+        return tensor.numpy().reshape(-1), _array(tensor.stride())
+    if tensor.dtype not in _AS_THEY_ARE:
         tensor = tensor.float()
     view = tensor.reshape(shape)
     strides = np.array(view.stride(), np.int64)
@@ -263,18 +333,15 @@ def _real(dtype: torch.dtype) -> type:
     return np.float64 if dtype == torch.float64 else np.float32
 
 
-def _room(count: int, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _room(count: int, real: Any) -> Arrays:
     """Where kernels write so many dots to."""
-    real = _real(dtype)
     return np.empty(count, np.int64), np.empty(count, real), np.empty(count, real)
 
 
-def _as_dots(
-    index: np.ndarray, evidence: np.ndarray, sign: np.ndarray, some: slice = slice(None)
-) -> Dots:
-    """Some of what a kernel wrote."""
-    found, share, asked = (torch.from_numpy(item[some]) for item in (index, evidence, sign))
-    return Dots(found, share, asked)
+def _first(count: int, arrays: Arrays, size: np.ndarray | None = None) -> Dots:
+    """So many of what a kernel wrote."""
+    index, evidence, sign = arrays
+    return Dots.of((index[:count], evidence[:count], sign[:count]), size)
 
 
 def ended(value: Value, dots: Dots, batch: int, rates: Tensor | None = None) -> np.ndarray:
@@ -282,9 +349,12 @@ def ended(value: Value, dots: Dots, batch: int, rates: Tensor | None = None) -> 
     from . import kernels  # noqa: PLC0415
 
     total, each = np.zeros(batch), max(value.numel // batch, 1)
-    rates = torch.zeros_like(dots.evidence) if rates is None else rates
-    made = [item.cpu().numpy() for item in (dots.index, dots.evidence, rates)]
-    kernels.ended(*made, each, total)
+    if dots.at_hand:
+        index, evidence, _ = dots.arrays
+    else:
+        index, evidence = dots.index.cpu().numpy(), dots.evidence.cpu().numpy()
+    gone = np.zeros_like(evidence) if rates is None else rates.cpu().numpy()
+    kernels.ended(index, evidence, gone, each, total)
     return total
 
 
@@ -292,7 +362,7 @@ def move(link: Link, dots: Dots) -> tuple[Dots, Dots | None]:
     """Through a call with one input for each output: all the evidence goes there; and what does not."""
     if isinstance(link, Diagonal) and link.rising:
         return dots, None
-    if at_hand(dots.index):
+    if dots.at_hand:
         if isinstance(link, Pad):
             return _crop(link, dots)
         turned = _turn(link, dots) if isinstance(link, Diagonal) else None
@@ -312,14 +382,12 @@ def _crop(link: Pad, dots: Dots) -> tuple[Dots, Dots | None]:
     """Dots off their padding, or in one of several tensors; and the others."""
     from . import kernels  # noqa: PLC0415
 
-    inside, rest = (_room(len(dots), dots.evidence.dtype) for _ in range(2))
-    parts = dots.index.numpy(), dots.evidence.numpy(), dots.sign.numpy()
-    count = kernels.crop(*parts, np.array(link.axes), inside, rest)
-    there = _as_dots(*inside, slice(count))
+    index, evidence, sign = dots.arrays
+    inside, rest = (_room(len(dots), evidence.dtype) for _ in range(2))
+    count = kernels.crop(index, evidence, sign, np.array(link.axes), inside, rest)
     if count == len(dots):
-        there.size = dots.size
-        return there, None
-    return there, _as_dots(*rest, slice(len(dots) - count))
+        return _first(count, inside, dots.size), None
+    return _first(count, inside), _first(len(dots) - count, rest)
 
 
 def _turn(link: Diagonal, dots: Dots) -> Dots | None:
@@ -331,11 +399,12 @@ def _turn(link: Diagonal, dots: Dots) -> Dots | None:
         return None
     from . import kernels  # noqa: PLC0415
 
-    sign = torch.empty_like(dots.sign)
-    factors = weight.reshape(-1).to(sign.dtype).numpy()
-    inner = prod(shape[2:])
-    passed = kernels.turn(dots.index.numpy(), dots.sign.numpy(), factors, inner, sign.numpy())
-    return Dots(dots.index, dots.evidence, sign, dots.size) if passed else None
+    index, evidence, sign = dots.arrays
+    turned = np.empty_like(sign)
+    factors = weight.reshape(-1).numpy().astype(sign.dtype, copy=False)
+    if not kernels.turn(index, sign, factors, prod(shape[2:]), turned):
+        return None
+    return Dots.of((index, evidence, turned), dots.size)
 
 
 def excite(
@@ -355,7 +424,7 @@ def excite(
         for source, _ in links:
             arrivals.bring(source, dots)
         return dots.evidence
-    if at_hand(dots.index):
+    if dots.at_hand:
         convolution = as_convolution(links[0][1]) if len(links) == 1 else None
         if convolution is not None:
             return _convolve(links[0][0], convolution, dots, arrivals, steps, seed)
@@ -388,23 +457,29 @@ def _meet(
 ) -> Tensor:
     from . import kernels  # noqa: PLC0415
 
-    rates = torch.empty_like(dots.evidence)
-    shares, sign = rates.new_empty(2, len(rates)), rates.new_empty(2, len(rates))
+    index, evidence, asked = dots.arrays
+    rates = np.empty_like(evidence)
+    shares, signs_ = np.empty((2, len(rates)), rates.dtype), np.empty((2, len(rates)), rates.dtype)
+    real = dots.precision
     kernels.meet(
-        *(source.flat.to(rates.dtype).numpy() for source, _ in links),
-        np.array(factors, rates.numpy().dtype),
-        *(dots.index.numpy(), dots.evidence.numpy(), dots.sign.numpy()),
-        *(np.array(limits(rates.dtype)), rates.numpy(), shares.numpy(), sign.numpy()),
+        *(source.flat.to(real).numpy() for source, _ in links),
+        *(np.array(factors, rates.dtype), index, evidence, asked, _limits(real)),
+        *(rates, shares, signs_),
     )
-    for (source, _), share, asked in zip(links, shares, sign, strict=True):
-        arrivals.bring(source, Dots(dots.index, share, asked))
-    return rates
+    for (source, _), share, sign in zip(links, shares, signs_, strict=True):
+        arrivals.bring(source, Dots.of((index, share, sign)))
+    return torch.from_numpy(rates)
 
 
 def limits(dtype: torch.dtype) -> tuple[float, float]:
     """What speaks for a node is rounding below the first; evidence divided by it overflows above the second."""
     known = torch.finfo(dtype)
     return known.tiny / known.eps, known.max / 1024
+
+
+@lru_cache(maxsize=4)
+def _limits(dtype: torch.dtype) -> np.ndarray:
+    return np.array(limits(dtype))
 
 
 def _excite(links: Sequence[tuple[Value, Link]], dots: Dots, arrivals: Arrivals) -> Tensor:
@@ -476,8 +551,8 @@ def seen_by(link: Convolution, source: Value, dtype: torch.dtype) -> tuple[Any, 
     window = (*link.weight.shape[2:], *link.stride, *link.padding, *link.dilation)
     weight = link.weight.to(dtype).reshape(-1).numpy()
     memory = _memory(source.data, link.in_shape)
-    shapes = np.array(link.in_shape), weight, np.array(link.out_shape)
-    return (*memory, *shapes, np.array(window), link.groups)
+    shapes = _array(tuple(link.in_shape)), weight, _array(tuple(link.out_shape))
+    return (*memory, *shapes, _array(window), link.groups)
 
 
 def _convolve(
@@ -485,32 +560,34 @@ def _convolve(
 ) -> Tensor:
     from . import kernels  # noqa: PLC0415
 
-    parts = index, evidence, _ = dots.index.numpy(), dots.evidence.numpy(), dots.sign.numpy()
+    index, evidence, sign = dots.arrays
     # Dots of one place are to follow each other, unless no two have the same inputs.
     order = by_place(link, index) if link.groups == 1 else np.arange(len(index))
     work = (
-        *(*seen_by(link, source, dots.evidence.dtype), np.array(limits(dots.evidence.dtype))),
+        *(*seen_by(link, source, dots.precision), _limits(dots.precision)),
         *(steps, link.out_shape[0] // arrivals.batch, _dither(seed)),
     )
-    rates = np.empty_like(evidence)
+    rates, teeth = np.empty_like(evidence), np.inf
+    if steps.any():  # a sample whose step is 0 has no dots then
+        teeth = float(np.abs(evidence).sum()) / steps[steps > 0].min()
 
-    def some(first: int, last: int) -> tuple[np.ndarray, ...]:
-        mine = order[first:last]
-        expected = every = len(mine) * link.fan_in()
-        if steps.any():  # a sample whose step is 0 has no dots then
-            size = np.abs(evidence if len(mine) == len(order) else evidence[mine]).sum()
-            expected = min(every, len(mine) + int(2 * float(size) / steps[steps > 0].min()) + 64)
-        for room in (expected, every):
-            made = _room(room, dots.evidence.dtype)
-            found = kernels.convolve(*work, mine, *parts, rates, *made)
+    def some(first: int, last: int) -> Arrays:
+        mine, every = order[first:last], (last - first) * link.fan_in()
+        for room in (min(every, last - first + 2 * teeth + 64), every):
+            made = _room(int(room), evidence.dtype)
+            found = kernels.convolve(*work, mine, index, evidence, sign, rates, *made)
             if found >= 0:
                 break
-        return tuple(item[:found] for item in made)
+        return _first(found, made).arrays
 
     found = crew.run(some, _shared_out(index, order, link))
-    made = found[0] if len(found) == 1 else map(np.concatenate, zip(*found, strict=True))
-    arrivals.bring(source, _as_dots(*made))
+    arrivals.bring(source, Dots.of(found[0] if len(found) == 1 else _joined(found)))
     return torch.from_numpy(rates)
+
+
+def _joined(parts: Sequence[Arrays]) -> Arrays:
+    index, evidence, sign = map(np.concatenate, zip(*parts, strict=True))
+    return index, evidence, sign
 
 
 def _shared_out(index: np.ndarray, order: np.ndarray, link: Convolution) -> list[tuple[int, int]]:

@@ -226,6 +226,25 @@ def look(  # type: ignore[no-untyped-def]
             patch[c] = activation[corner]
             corner += strides[1]
         return
+    if taps == 9 and not beyond:
+        o0, o1, o2, o3, o4, o5, o6, o7, o8 = (
+            offset[0], offset[1], offset[2], offset[3], offset[4],
+            offset[5], offset[6], offset[7], offset[8],
+        )  # fmt: skip
+        for k in range(
+            0, len(patch), 9
+        ):  # places without a sign are not looked at for being below 0
+            patch[k] = activation[np.uint64(corner + o0)]
+            patch[k + 1] = activation[np.uint64(corner + o1)]
+            patch[k + 2] = activation[np.uint64(corner + o2)]
+            patch[k + 3] = activation[np.uint64(corner + o3)]
+            patch[k + 4] = activation[np.uint64(corner + o4)]
+            patch[k + 5] = activation[np.uint64(corner + o5)]
+            patch[k + 6] = activation[np.uint64(corner + o6)]
+            patch[k + 7] = activation[np.uint64(corner + o7)]
+            patch[k + 8] = activation[np.uint64(corner + o8)]
+            corner += strides[1]
+        return
     for k in range(0, len(patch), taps):
         for t in range(taps):
             patch[k + t] = activation[corner + offset[t]] if where[t] >= 0 else zero
