@@ -31,6 +31,7 @@ with it: the median over at least {pairs} pairs, its quartiles below; an explana
 
 - *as usual*: `replay=False`, one image.
 - *batch*: {batches}.
+- *{nodes:,} nodes*: replayed too, from about so many nodes at a time (`nodes={nodes}`) in place of all{few}.
 - *the first three*, together: the first explanation of a kind is made as usual, the second is traced, and the third is
   made both ways{graphs} (n = {first}).
 """
@@ -38,13 +39,23 @@ with it: the median over at least {pairs} pairs, its quartiles below; an explana
 #: On a GPU, of which there is little time, the pairs of a row take no longer than they must.
 SECONDS = 0.5
 
-#: The column, and what `howyouseeme.Explainer` is asked for.
-COLUMNS: dict[str, dict[str, Any]] = {
-    "as usual": {"replay": False},
-    "replayed": {"replay": True},
-    "classes": {"replay": True},
-    "batch": {"replay": True},
-}
+#: The columns of explanations by all nodes, and by a few, which a GPU does not replay.
+ALL = ["as usual", "replayed", "classes", "batch"]
+FEW = ["few", "few, classes", "few, batch"]
+
+
+def columns(device: str) -> list[str]:
+    return ALL + FEW if device == "cpu" else ALL
+
+
+def asked_for(column: str, scale: Scale) -> dict[str, Any]:
+    """What `speed.whole` is asked for."""
+    ask: dict[str, Any] = {"replay": column != "as usual"}
+    if column.endswith("classes"):
+        ask["classes"] = scale.ten
+    if column in FEW:
+        ask["nodes"] = scale.nodes
+    return ask
 
 
 def measure(rows: speed.Rows) -> Table:
@@ -52,10 +63,9 @@ def measure(rows: speed.Rows) -> Table:
     scale, found = rows.scale, {}
     for name in scale.networks:
         line: dict[str, Row | None] = {}
-        for column, ask in COLUMNS.items():
-            more = {"classes": scale.ten} if column == "classes" else {}
-            work = functools.partial(speed.whole, **ask, **more)
-            batch = scale.batch if column == "batch" else 1
+        for column in columns(rows.device):
+            work = functools.partial(speed.whole, **asked_for(column, scale))
+            batch = scale.batch if column.endswith("batch") else 1
             line[column] = rows.timed(f"{name}, {column}", name, work, batch)
         line["first"] = rows.get(f"{name}, first", functools.partial(first, rows, name))
         found[name] = line
@@ -93,16 +103,24 @@ def firsts(device: str) -> int:
 def target_lines(networks: Table, scale: Scale) -> list[list[str]]:
     """What was asked for of explanations, and what replayed ones take."""
     others = [name for name in networks if name != scale.flagship]
+    few = f", {scale.nodes:,} nodes"
+    one, batch = "one image, one class", f"batch of {scale.batch}"
+    classes = f"{scale.ten} classes of one image"
     asked: list[tuple[str, float, list[str], str]] = [
-        (f"{scale.flagship}, one image, one class", speed.ONE_FLAGSHIP, [scale.flagship], "replayed"),
-        ("the others, one image, one class", speed.ONE, others, "replayed"),
-        (f"all, batch of {scale.batch}", speed.BATCH, list(networks), "batch"),
-        (f"all, {scale.ten} classes of one image", speed.TEN, list(networks), "classes"),
-    ]  # fmt: skip
+        (f"{scale.flagship}, {one}", speed.ONE_FLAGSHIP, [scale.flagship], "replayed"),
+        (f"the others, {one}", speed.ONE, others, "replayed"),
+        (f"all, {batch}", speed.BATCH, list(networks), "batch"),
+        (f"all, {classes}", speed.TEN, list(networks), "classes"),
+        (f"{scale.flagship}, {one}{few}", speed.ONE_FLAGSHIP, [scale.flagship], "few"),
+        (f"the others, {one}{few}", speed.ONE, others, "few"),
+        (f"all, {batch}{few}", speed.BATCH, list(networks), "few, batch"),
+        (f"all, {classes}{few}", speed.TEN, list(networks), "few, classes"),
+    ]
     medians = {"replayed": speed.ONE_MEDIAN, "batch": speed.BATCH_MEDIAN}
+    medians |= {"few": medians["replayed"], "few, batch": medians["batch"]}
     lines = []
     for work, most, names, column in asked:
-        seen = [speed.middle(r) for n in names if speed.good(r := networks[n][column]) and r]
+        seen = [speed.middle(r) for n in names if speed.good(r := networks[n].get(column)) and r]
         if not seen:
             continue
         told = f"{max(seen):.2f}" if len(names) == 1 else f"{min(seen):.2f} to {max(seen):.2f}"
@@ -117,11 +135,14 @@ def report(networks: Table, scale: Scale, device: str) -> str:
         "batches": f"each of {scale.batch} images has a pass of its own",
         "graphs": "",
         "same": "to the bit",
+        "nodes": scale.nodes,
+        "few": "",
     }
     if device != "cpu":
         told["batches"] = f"{scale.batch} images share a pass"
         told["graphs"] = ", and its calls become CUDA graphs"
         told["same"] = "up to rounding"
+        told["few"] = ": not on a GPU, which has to be waited for to choose them"
     lines = [ABOUT.format(pairs=scale.pairs, batch=scale.batch, first=firsts(device), **told)]
     if not scale.judged:
         lines += ["**A quick run, to see that the benchmark works: its times mean nothing.**", ""]
@@ -133,8 +154,12 @@ def report(networks: Table, scale: Scale, device: str) -> str:
         "replayed": "replayed",
         "classes": f"{scale.ten} classes",
         "batch": f"batch of {scale.batch}",
+        "few": f"{scale.nodes:,} nodes",
+        "few, classes": f"the same, {scale.ten} classes",
+        "few, batch": f"the same, batch of {scale.batch}",
         "first": "the first three",
     }
+    heads = {key: head for key, head in heads.items() if key == "first" or key in columns(device)}
     table = [
         [name, *(speed.cell(line[column], firsts(device) if column == "first" else scale.pairs, notes) for column in heads)]
         for name, line in networks.items()
