@@ -473,14 +473,16 @@ class Cells(nn.Module):
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("nodes", [20, 200])
+@pytest.mark.parametrize(
+    "method", [{"nodes": 20}, {"nodes": 200}, {"method": "seed", "k": 5}], ids=str
+)
 @pytest.mark.parametrize("model", [Net, Cells])
-def test_a_few_nodes_are_chosen_anew(model: type[nn.Module], nodes: int, batch: int) -> None:
+def test_nodes_are_chosen_anew(model: type[nn.Module], method: dict[str, Any], batch: int) -> None:
     if program.makes_graphs(torch.device("cpu")):
         pytest.skip("a GPU would have to be waited for")
     net = model().eval()
-    replaying = Explainer(net, replay=True, nodes=nodes, together=True)
-    usual = Explainer(net, replay=False, nodes=nodes, together=True)
+    replaying = Explainer(net, replay=True, together=True, **method)
+    usual = Explainer(net, replay=False, together=True, **method)
     for seed in range(6):
         assert_same(replaying(image(seed, batch)), usual(image(seed, batch)))
     assert hits(replaying) == 4
@@ -496,10 +498,11 @@ def test_a_few_nodes_are_chosen_anew(model: type[nn.Module], nodes: int, batch: 
         assert torch.equal(one.evidence, other.evidence)
 
 
-def test_a_replay_of_a_few_nodes_keeps_nothing_of_an_image() -> None:
+@pytest.mark.parametrize("method", [{"nodes": 9}, {"method": "seed"}], ids=str)
+def test_a_replay_that_chooses_nodes_keeps_nothing_of_an_image(method: dict[str, Any]) -> None:
     if program.makes_graphs(torch.device("cpu")):
         pytest.skip("a GPU would have to be waited for")
-    replaying = Explainer(Cells().eval(), replay=True, nodes=9)
+    replaying = Explainer(Cells().eval(), replay=True, **method)
     for seed in range(3):
         replaying(image(seed, size=40))
     gc.collect()
@@ -507,14 +510,13 @@ def test_a_replay_of_a_few_nodes_keeps_nothing_of_an_image() -> None:
     assert not [item for item in kept if item.shape[-2:] == (20, 20) and item.dtype == torch.float]
 
 
-@pytest.mark.parametrize("parameters", [{"method": "seed", "k": 5}])
-def test_methods_that_go_node_by_node_are_made_as_usual(parameters: dict[str, Any]) -> None:
-    net = Net().eval()
-    replaying, usual = Explainer(net, replay=True, **parameters), Explainer(net, **parameters)
-    with pytest.warns(UserWarning, match="not replayed"):
-        found = [replaying(image(seed)) for seed in range(3)]
-    for seed in range(3):
-        assert torch.equal(found[seed].evidence, usual(image(seed)).evidence)
+def test_nodes_are_not_chosen_on_a_gpu() -> None:
+    """Which would have to be waited for."""
+    tracer, picture = Tracer(), image(0)
+    tracer.enter(picture)
+    tracer.device = torch.device("cuda")
+    with pytest.raises(Unfit, match="nodes are chosen by contents"), tracer:
+        tracer.work(lambda tensors: [tensors[0] + 1], [picture])
 
 
 def masked_scores(x: Tensor) -> Tensor:

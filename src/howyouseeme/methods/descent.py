@@ -16,9 +16,8 @@ from ..backtrack import Plan
 from ..halftone import Arrivals, Dots, ended, excite, move, precision
 from ..rules import Step
 from ..tape import Value
-from ..work import as_one, is_noted
+from .at_once import at_once
 from .base import Crossing, Trail
-from .hollow import Hollow
 
 __all__ = ["descend"]
 
@@ -33,23 +32,18 @@ def descend(
     About `nodes` nodes of each sample go on from each value, all where it is None. Where evidence overflows,
     none of it is a number.
     """
-    if trail is not None or not is_noted():
-        return _descend(plan, maps, nodes, batch, trail)
-    values, hollow = list(maps), Hollow(plan, maps)
+    values = list(maps)
 
-    def work(tensors: Sequence[Tensor]) -> list[Tensor]:
-        given = dict(zip(values, tensors, strict=False))
-        with hollow.filled(tensors[len(values) :]) as way:
-            found, lost = _descend(way, given, nodes, batch)
+    def walk(way: Plan, evidence: Sequence[Tensor]) -> list[Tensor]:
+        found, lost = _descend(way, dict(zip(values, evidence, strict=True)), nodes, batch, trail)
         return [lost, *found.values()]
 
-    lost, *found = as_one(work, [*maps.values(), *hollow.contents])
-    hollow.contents.clear()
+    lost, *found = at_once(walk, plan, values, list(maps.values()), moved=False)
     return dict(zip(plan.inputs, found, strict=True)), lost
 
 
 def _descend(
-    plan: Plan, maps: dict[Value, Tensor], nodes: int | None, batch: int, trail: Trail | None = None
+    plan: Plan, maps: dict[Value, Tensor], nodes: int | None, batch: int, trail: Trail | None
 ) -> tuple[dict[Value, Tensor], Tensor]:
     arrivals = Arrivals(batch, nodes)
     for value, evidence in maps.items():

@@ -5,6 +5,7 @@ R. Gandikota and D. Mishra, How You See Me, arXiv 1811.08152.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
@@ -20,6 +21,7 @@ from ..maps import inliers
 from ..nodes import Nodes
 from ..rules import Step
 from ..tape import Value, at_hand
+from .at_once import at_once
 from .base import Crossing, Method, Trail, Walked
 
 __all__ = ["Seed"]
@@ -74,6 +76,18 @@ class Seed(Method):
 
     @torch.no_grad()
     def walk(self, plan: Plan, nodes: Tensor, trail: Trail | None = None) -> Walked:
+        def walk(way: Plan, given: Sequence[Tensor]) -> list[Tensor]:
+            walked = self._walk(way, given[0], trail)
+            return [*walked.strength.values(), *walked.share.values()]
+
+        found = at_once(walk, plan, [plan.start], [nodes], moved=True)
+        strength, share = found[: len(plan.inputs)], found[len(plan.inputs) :]
+        return Walked(
+            dict(zip(plan.inputs, strength, strict=True)),
+            dict(zip(plan.inputs, share, strict=True)),
+        )
+
+    def _walk(self, plan: Plan, nodes: Tensor, trail: Trail | None) -> Walked:
         waiting = {plan.start: [Nodes.start(nodes)]}
         for value, step in plan.steps:
             if value not in waiting:

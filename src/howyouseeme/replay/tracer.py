@@ -329,7 +329,7 @@ class Tracer(TorchDispatchMode):
     def work(self, work: Work, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Do work, and keep it as one instruction: whatever it decides by contents it decides anew."""
         if self.device.type != "cpu":
-            raise self.refuse("a few nodes are chosen by contents, which a GPU is waited for")
+            raise self.refuse("nodes are chosen by contents, which a GPU would be waited for")
         reads = [self.slot(tensor) for tensor in tensors]
         self.__exit__(None, None, None)
         try:

@@ -1,4 +1,7 @@
-"""A plan without contents, to be filled with those of other images."""
+"""Walks that go where contents lead them, as one piece of work for whoever notes calls.
+
+A replay gives such a walk the contents of another image: its plan is kept without any (`_Hollow`), and filled.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,35 @@ from ..backtrack import Plan
 from ..links import BatchedMatrix, Diagonal, Link
 from ..rules import Step
 from ..tape import Value
+from ..work import as_one, is_noted
 
-__all__ = ["Hollow"]
+__all__ = ["at_once"]
+
+#: What a walk makes of the contents of a plan, and of tensors: fresh ones, as many of the same shapes each time.
+Walk = Callable[[Plan, Sequence[Tensor]], list[Tensor]]
+
+
+def at_once(
+    walk: Walk, plan: Plan, starts: Iterable[Value], given: Sequence[Tensor], *, moved: bool
+) -> list[Tensor]:
+    """What a walk from the values `starts` of a plan makes of `given`, as one call where calls are noted.
+
+    >>> lost, *found = at_once(descent, plan, maps, list(maps.values()), moved=False)
+
+    It reads the contents of inputs, of values where ways meet, and of what calls make sums of; if `moved`, also
+    those that a call selects from.
+    """
+    if not is_noted():
+        return walk(plan, given)
+    hollow = _Hollow(plan, starts, moved)
+
+    def work(tensors: Sequence[Tensor]) -> list[Tensor]:
+        with hollow.filled(tensors[len(given) :]) as way:
+            return walk(way, tensors[: len(given)])
+
+    found = as_one(work, [*given, *hollow.contents])
+    hollow.contents.clear()
+    return found
 
 
 @dataclass(frozen=True)
@@ -26,15 +56,10 @@ class _Place:
     index: int
 
 
-class Hollow:
-    """The part of a plan below the values `starts`: its contents, and what it is without them.
+class _Hollow:
+    """The part of a plan below the values `starts`: its contents, and what it is without them."""
 
-    >>> hollow = Hollow(plan, maps)
-    >>> with hollow.filled(hollow.contents) as way:
-    ...     descend(way, maps, nodes=2000, batch=1)
-    """
-
-    def __init__(self, plan: Plan, starts: Iterable[Value]) -> None:
+    def __init__(self, plan: Plan, starts: Iterable[Value], moved: bool) -> None:
         self._plan = plan
         below = set(starts)
         ways = Counter(below)
@@ -45,7 +70,7 @@ class Hollow:
                 continue
             ways.update(source for source, _ in step.links)
             below.update(source for source, _ in step.links)
-            if not step.moves:
+            if not step.moves or (moved and not _stays(step)):
                 read.update(source for source, _ in step.links)
         # Where ways meet, the sign of what is there tells what is asked.
         read.update(value for value, count in ways.items() if count > 1)
@@ -55,7 +80,8 @@ class Hollow:
             if value not in below:
                 self._steps.append((value, Step([])))
                 continue
-            emptied = [(source, self._emptied(link, step.moves)) for source, link in step.links]
+            stays = _stays(step)
+            emptied = [(source, self._emptied(link, stays)) for source, link in step.links]
             self._steps.append((value, replace(step, links=emptied, bias=None)))
 
     @contextmanager
@@ -79,9 +105,9 @@ class Hollow:
             for value in empty:
                 value.drop()
 
-    def _emptied(self, link: Link, moves: bool) -> Link:
-        if isinstance(link, Diagonal) and moves and link.rising:
-            return Diagonal(link.in_shape, link.out_shape)  # which leaves evidence as it is
+    def _emptied(self, link: Link, stays: bool) -> Link:
+        if stays:  # by which slope is not asked
+            return Diagonal(link.in_shape, link.out_shape)
         if isinstance(link, Diagonal | BatchedMatrix):
             _ = link.weight  # made now, if it was not
         emptied: Link = _each(link, self._out)
@@ -94,6 +120,12 @@ class Hollow:
         return _Place(len(self.contents) - 1)
 
 
+def _stays(step: Step) -> bool:
+    """Whether all evidence stays at its place, and asks for what it asked."""
+    link = step.links[0][1] if len(step.links) == 1 else None
+    return isinstance(link, Diagonal) and link.rising
+
+
 def _filled(link: Link, contents: Sequence[Tensor]) -> Link:
     filled: Link = _each(
         link, lambda item: contents[item.index] if isinstance(item, _Place) else item
@@ -102,7 +134,7 @@ def _filled(link: Link, contents: Sequence[Tensor]) -> Link:
 
 
 def _each(item: Any, change: Callable[[Any], Any]) -> Any:
-    """A link with all that it holds changed, also what is in dicts, tuples, and other links."""
+    """A link with all that it holds changed, also what is in dicts, lists, tuples, and other links."""
     if isinstance(item, Link):
         made = copy(item)
         for name, part in vars(item).items():
@@ -110,6 +142,6 @@ def _each(item: Any, change: Callable[[Any], Any]) -> Any:
         return made
     if type(item) is dict:
         return {key: _each(part, change) for key, part in item.items()}
-    if type(item) is tuple:
-        return tuple(_each(part, change) for part in item)
+    if type(item) in {list, tuple}:
+        return type(item)(_each(part, change) for part in item)
     return change(item)
