@@ -411,3 +411,27 @@ def test_evidence_that_would_overflow_ends() -> None:
     one = torch.ones(1)
     dots = Dots(torch.zeros(1, dtype=torch.long), one, one)
     assert excite([(source, link)], dots, Arrivals(1), ALL[:1]).tolist() == [0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.half, torch.float64], ids=str)
+def test_dots_turn_around_behind_a_falling_scale(dtype: torch.dtype) -> None:
+    weight = torch.tensor([2.0, -0.5, 1.0], dtype=dtype).reshape(1, 3, 1, 1)
+    link = Diagonal((1, 3, 2, 2), (1, 3, 2, 2), weight)
+    dots = Dots(torch.tensor([1, 5, 11]), torch.tensor([3.0, 4.0, 5.0]), torch.tensor([1.0, 1, -1]))
+    there, rest = move(link, dots)
+    assert rest is None
+    assert there.index.tolist() == [1, 5, 11]
+    assert there.sign.tolist() == [1, -1, -1]
+
+
+def test_room_for_more_evidence_than_float32_counts() -> None:
+    source = Value(torch.ones(1, 4, 8, 8), 0)
+    link = Convolution(
+        (1, 4, 8, 8), (1, 4, 8, 8), torch.full((4, 4, 1, 1), 1e3), (1,), (0,), (1,), 1
+    )
+    dots = Dots(torch.arange(200), torch.full((200,), 3e37), torch.ones(200))
+    arrivals = Arrivals(1, 20)
+    arrivals.bring(Value(torch.zeros(link.out_shape), 1), dots)
+    assert not arrivals.overflow
+    excite([(source, link)], dots, arrivals, arrivals.steps())
+    assert 5 < len(arrivals.take(source, arrivals.steps())) < 60

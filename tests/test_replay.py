@@ -9,6 +9,8 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -22,6 +24,8 @@ from torch.nn import functional as F
 
 from howyouseeme import Explainer, Explanation, InputError, ModelError, load_model
 from howyouseeme import explainer as explainer_module
+from howyouseeme.links import Diagonal, Edges, Link
+from howyouseeme.links.base import Shape
 from howyouseeme.methods import Evidence
 from howyouseeme.replay import program
 from howyouseeme.replay.graph import warned
@@ -29,7 +33,8 @@ from howyouseeme.replay.program import Program
 from howyouseeme.replay.state import State
 from howyouseeme.replay.traced import trace
 from howyouseeme.replay.tracer import Tracer, Unfit
-from howyouseeme.tape import record
+from howyouseeme.rules import Step, rules
+from howyouseeme.tape import Value, record
 
 SEEDS = range(20)
 
@@ -506,8 +511,91 @@ def test_a_replay_that_chooses_nodes_keeps_nothing_of_an_image(method: dict[str,
     for seed in range(3):
         replaying(image(seed, size=40))
     gc.collect()
-    kept = [item for item in gc.get_objects() if type(item) is Tensor and item.numel() > 300]
-    assert not [item for item in kept if item.shape[-2:] == (20, 20) and item.dtype == torch.float]
+    own = {item.untyped_storage().data_ptr() for item in replaying.network.module.parameters()}
+    assert not [
+        item.shape
+        for item in gc.get_objects()
+        if type(item) is Tensor and item.dtype == torch.float and item.dim() > 2
+        if item.untyped_storage().data_ptr() not in own
+    ]
+
+
+class Turned(Link):
+    """A user's own, which finds its weights somewhere."""
+
+    one_to_one = True
+
+    def __init__(self, in_shape: Shape, out_shape: Shape, find: Any) -> None:
+        super().__init__(in_shape, out_shape)
+        self.find = find
+
+    @property
+    def weight(self) -> Tensor:
+        found: Tensor = self.find() if callable(self.find) else self.find
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * self.weight).reshape(self.shape_of(x))
+
+    def edges(self, nodes: Tensor) -> Edges:
+        return Edges(nodes, self.weight.reshape(-1)[nodes])
+
+    def transposed(self) -> Link:
+        return Diagonal(self.out_shape, self.in_shape, self.weight)
+
+    def positive(self) -> Link:
+        return Diagonal(self.in_shape, self.out_shape, self.weight.clamp(min=0))
+
+    def negative(self) -> Link:
+        return Diagonal(self.in_shape, self.out_shape, self.weight.clamp(max=0))
+
+
+@dataclass(frozen=True, eq=False)
+class Frozen(Turned):
+    in_shape: Any
+    out_shape: Any
+    find: Any
+
+
+class Slotted(Turned):
+    __slots__ = ("find",)
+
+
+def wave(x: Value) -> Tensor:
+    return torch.sin(7 * x.data)
+
+
+#: How a user's link comes by its weights, and whether that can be replayed.
+LINKS: dict[str, tuple[Callable[[Value], Link], bool]] = {
+    "a tensor": (lambda x: Turned(x.shape, x.shape, wave(x)), True),
+    "frozen": (lambda x: Frozen(x.shape, x.shape, wave(x)), True),
+    "a tensor of its function": (
+        lambda x: Turned(x.shape, x.shape, partial(torch.clone, wave(x))),
+        False,
+    ),
+    "the value": (lambda x: Turned(x.shape, x.shape, partial(wave, x)), False),
+    "a slot": (lambda x: Slotted(x.shape, x.shape, wave(x)), False),
+}
+
+
+@pytest.mark.parametrize("kind", LINKS)
+def test_links_of_users_are_filled_or_not_replayed(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if program.makes_graphs(torch.device("cpu")):
+        pytest.skip("a GPU would have to be waited for")
+    make, fit = LINKS[kind]
+    monkeypatch.setitem(
+        rules(), "aten.sinh", lambda call, output: Step([(call.args[0], make(call.args[0]))])
+    )
+    net = Net(torch.sinh).eval()
+    replaying, usual = (Explainer(net, nodes=30, replay=way) for way in (True, False))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for seed in (0, 0, 0, 1, 2, 3):  # three alike, which tell nothing of others
+            assert_same(replaying(image(seed)), usual(image(seed)))
+    assert hits(replaying) == (4 if fit else 0)
+    assert any("not replayed" in str(item.message) for item in told) != fit
 
 
 def test_nodes_are_not_chosen_on_a_gpu() -> None:

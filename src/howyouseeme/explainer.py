@@ -81,7 +81,8 @@ class Explainer:
         replay: whether the calls that explain one image are noted, and made again for others of the same
             shape, without the Python between them: the same explanations, of small networks in two thirds
             to four fifths of the time on a CPU, and in about an eighth on an NVIDIA GPU, where they become
-            CUDA graphs (which keep the memory of what they make). The second image is traced, which takes
+            CUDA graphs (which keep the memory of what they make; not by methods that choose nodes, `nodes=2000` and
+            'seed', for whose choice a GPU would be waited for). The second image is traced, which takes
             several times as long as usual. For models whose code makes the same calls for every image,
             whatever else the program does; weights, layers and images may change. Where contents decide, an image
             that differs is explained as usual; a warning says where nothing can be replayed. None: for

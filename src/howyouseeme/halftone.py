@@ -229,7 +229,7 @@ class Arrivals:
     def add(self, value: Value, index: Tensor, evidence: Tensor) -> None:
         """Evidence [n] of the nodes at flat indices [n]: asked is what made each as it is."""
         evidence = evidence.to(precision(value))
-        self._note(value, Dots(index, evidence, evidence))
+        self._note(value, Dots(index, evidence, signs(evidence)))
         self._heap(value).add(index, evidence)
 
     def bring(self, value: Value, dots: Dots) -> None:
@@ -349,11 +349,11 @@ def ended(value: Value, dots: Dots, batch: int, rates: Tensor | None = None) -> 
     from . import kernels  # noqa: PLC0415
 
     total, each = np.zeros(batch), max(value.numel // batch, 1)
-    if dots.at_hand:
-        index, evidence, _ = dots.arrays
-    else:
-        index, evidence = dots.index.cpu().numpy(), dots.evidence.cpu().numpy()
-    gone = np.zeros_like(evidence) if rates is None else rates.cpu().numpy()
+    if not dots.at_hand:  # what ends is little
+        picked = dots if rates is None else dots.pick(rates == 0)
+        dots, rates = Dots(picked.index.cpu(), picked.evidence.cpu(), picked.sign.cpu()), None
+    index, evidence, _ = dots.arrays
+    gone = np.zeros_like(evidence) if rates is None else rates.numpy()
     kernels.ended(index, evidence, gone, each, total)
     return total
 
@@ -401,7 +401,7 @@ def _turn(link: Diagonal, dots: Dots) -> Dots | None:
 
     index, evidence, sign = dots.arrays
     turned = np.empty_like(sign)
-    factors = weight.reshape(-1).numpy().astype(sign.dtype, copy=False)
+    factors = weight.reshape(-1).to(dots.precision).numpy()
     if not kernels.turn(index, sign, factors, prod(shape[2:]), turned):
         return None
     return Dots.of((index, evidence, turned), dots.size)
@@ -568,8 +568,9 @@ def _convolve(
         *(steps, link.out_shape[0] // arrivals.batch, _dither(seed)),
     )
     rates, teeth = np.empty_like(evidence), np.inf
-    if steps.any():  # a sample whose step is 0 has no dots then
-        teeth = float(np.abs(evidence).sum()) / steps[steps > 0].min()
+    if steps.any():  # of a sample whose step is 0 all go on: for them the room may be too small
+        with np.errstate(over="ignore"):
+            teeth = np.abs(evidence).sum(dtype=np.float64) / steps[steps > 0].min()
 
     def some(first: int, last: int) -> Arrays:
         mine, every = order[first:last], (last - first) * link.fan_in()
@@ -578,7 +579,7 @@ def _convolve(
             found = kernels.convolve(*work, mine, index, evidence, sign, rates, *made)
             if found >= 0:
                 break
-        return _first(found, made).arrays
+        return made[0][:found], made[1][:found], made[2][:found]
 
     found = crew.run(some, _shared_out(index, order, link))
     arrivals.bring(source, Dots.of(found[0] if len(found) == 1 else _joined(found)))

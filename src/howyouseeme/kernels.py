@@ -231,9 +231,7 @@ def look(  # type: ignore[no-untyped-def]
             offset[0], offset[1], offset[2], offset[3], offset[4],
             offset[5], offset[6], offset[7], offset[8],
         )  # fmt: skip
-        for k in range(
-            0, len(patch), 9
-        ):  # places without a sign are not looked at for being below 0
+        for k in range(0, len(patch), 9):  # unsigned, no index is asked whether it is negative
             patch[k] = activation[np.uint64(corner + o0)]
             patch[k + 1] = activation[np.uint64(corner + o1)]
             patch[k + 2] = activation[np.uint64(corner + o2)]
@@ -397,10 +395,11 @@ def convolve(  # type: ignore[no-untyped-def] # noqa: PLR0912, PLR0915 - a call 
 ):
     """Hand the evidence of dots at a convolution's output on to its input; return how many dots that are.
 
-    Those dots, in `order`, that are one thread's. -1 if there is no room for them. `in_shape` and `out_shape` are [batch, channel, height, width],
-    `strides` those of the input in the memory `activation`; `window` holds kernel, stride, padding and
-    dilation, each for y and x. Dots of one place and group that follow each other share the work, and are
-    dealt on together, by the comb of the sample's step, or all where that is 0; a sample has `each` rows.
+    -1 if there is no room for them. `order` lists the dots of this thread. `in_shape` and `out_shape` are
+    [batch, channel, height, width], `strides` those of the input in the memory `activation`; `window` holds
+    kernel, stride, padding and dilation, each for y and x. Dots of one place and group that follow each other
+    share the work, and are dealt on together, by the comb of the sample's step, or all where that is 0; a
+    sample has `each` rows.
     Evidence ends where all that speaks for a dot is below limits[0], rounding, or evidence divided by it
     above limits[1].
     """  # fmt: skip

@@ -10,15 +10,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
+from numbers import Number
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..backtrack import Plan
 from ..links import BatchedMatrix, Diagonal, Link
 from ..rules import Step
 from ..tape import Value
-from ..work import as_one, is_noted
+from ..work import note
 
 __all__ = ["at_once"]
 
@@ -36,17 +38,25 @@ def at_once(
     It reads the contents of inputs, of values where ways meet, and of what calls make sums of; if `moved`, also
     those that a call selects from.
     """
-    if not is_noted():
+    if (do := note()) is None:
         return walk(plan, given)
-    hollow = _Hollow(plan, starts, moved)
+    try:
+        hollow = _Hollow(plan, starts, moved)
+    except _Unknown:  # whoever notes calls has to do with those that there are
+        return walk(plan, given)
+    count = len(given)
 
     def work(tensors: Sequence[Tensor]) -> list[Tensor]:
-        with hollow.filled(tensors[len(given) :]) as way:
-            return walk(way, tensors[: len(given)])
+        with hollow.filled(tensors[count:]) as way:
+            return walk(way, tensors[:count])
 
-    found = as_one(work, [*given, *hollow.contents])
+    found = do(work, [*given, *hollow.contents])
     hollow.contents.clear()
     return found
+
+
+class _Unknown(Exception):  # noqa: N818 - no error for users
+    """A link holds something that may be, or have, contents of the image."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,7 @@ class _Hollow:
     """The part of a plan below the values `starts`: its contents, and what it is without them."""
 
     def __init__(self, plan: Plan, starts: Iterable[Value], moved: bool) -> None:
-        self._plan = plan
+        self._bare = Plan(plan.start, [], plan.inputs, plan.exclusive)
         below = set(starts)
         ways = Counter(below)
         read = below | set(plan.inputs)
@@ -88,19 +98,21 @@ class _Hollow:
     def filled(self, contents: Sequence[Tensor]) -> Iterator[Plan]:
         """The plan with other contents, in the order of `contents`."""
         empty = [value for value in self._values if value.forgotten]
-        for value, data in zip(self._values, contents, strict=False):
-            value.refill(data)
-        steps = [
-            (
-                value,
-                replace(
-                    step, links=[(source, _filled(link, contents)) for source, link in step.links]
-                ),
-            )
-            for value, step in self._steps
-        ]
         try:
-            yield Plan(self._plan.start, steps, self._plan.inputs, self._plan.exclusive)
+            for value, data in zip(self._values, contents[: len(self._values)], strict=True):
+                value.refill(data)
+            yield replace(
+                self._bare,
+                steps=[
+                    (
+                        value,
+                        replace(
+                            step, links=[(of, _filled(link, contents)) for of, link in step.links]
+                        ),
+                    )
+                    for value, step in self._steps
+                ],
+            )
         finally:
             for value in empty:
                 value.drop()
@@ -133,15 +145,26 @@ def _filled(link: Link, contents: Sequence[Tensor]) -> Link:
     return filled
 
 
+#: What has no contents, and changes not.
+_PLAIN = (Number, str, type(None), torch.Size, torch.dtype, torch.device, _Place)
+
+
 def _each(item: Any, change: Callable[[Any], Any]) -> Any:
-    """A link with all that it holds changed, also what is in dicts, lists, tuples, and other links."""
+    """A link with all that it holds changed, also what is in dicts, lists, tuples, and other links.
+
+    Raises:
+        _Unknown: it holds something else, such as a function.
+    """
     if isinstance(item, Link):
+        if any(getattr(kind, "__slots__", ()) for kind in type(item).__mro__):
+            raise _Unknown
         made = copy(item)
-        for name, part in vars(item).items():
-            setattr(made, name, _each(part, change))
+        vars(made).update({name: _each(part, change) for name, part in vars(item).items()})
         return made
     if type(item) is dict:
         return {key: _each(part, change) for key, part in item.items()}
     if type(item) in {list, tuple}:
         return type(item)(_each(part, change) for part in item)
+    if not isinstance(item, (Tensor, *_PLAIN)):
+        raise _Unknown
     return change(item)

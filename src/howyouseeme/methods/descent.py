@@ -32,10 +32,12 @@ def descend(
     About `nodes` nodes of each sample go on from each value, all where it is None. Where evidence overflows,
     none of it is a number.
     """
+    if trail is not None:
+        return _descend(plan, maps, nodes, batch, trail)
     values = list(maps)
 
     def walk(way: Plan, evidence: Sequence[Tensor]) -> list[Tensor]:
-        found, lost = _descend(way, dict(zip(values, evidence, strict=True)), nodes, batch, trail)
+        found, lost = _descend(way, dict(zip(values, evidence, strict=True)), nodes, batch)
         return [lost, *found.values()]
 
     lost, *found = at_once(walk, plan, values, list(maps.values()), moved=False)
@@ -43,7 +45,7 @@ def descend(
 
 
 def _descend(
-    plan: Plan, maps: dict[Value, Tensor], nodes: int | None, batch: int, trail: Trail | None
+    plan: Plan, maps: dict[Value, Tensor], nodes: int | None, batch: int, trail: Trail | None = None
 ) -> tuple[dict[Value, Tensor], Tensor]:
     arrivals = Arrivals(batch, nodes)
     for value, evidence in maps.items():

@@ -76,8 +76,11 @@ class Seed(Method):
 
     @torch.no_grad()
     def walk(self, plan: Plan, nodes: Tensor, trail: Trail | None = None) -> Walked:
+        if trail is not None:
+            return self._walk(plan, nodes, trail)
+
         def walk(way: Plan, given: Sequence[Tensor]) -> list[Tensor]:
-            walked = self._walk(way, given[0], trail)
+            walked = self._walk(way, given[0])
             return [*walked.strength.values(), *walked.share.values()]
 
         found = at_once(walk, plan, [plan.start], [nodes], moved=True)
@@ -87,7 +90,7 @@ class Seed(Method):
             dict(zip(plan.inputs, share, strict=True)),
         )
 
-    def _walk(self, plan: Plan, nodes: Tensor, trail: Trail | None) -> Walked:
+    def _walk(self, plan: Plan, nodes: Tensor, trail: Trail | None = None) -> Walked:
         waiting = {plan.start: [Nodes.start(nodes)]}
         for value, step in plan.steps:
             if value not in waiting:

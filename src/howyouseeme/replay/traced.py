@@ -97,7 +97,12 @@ class Traced:
         if [(item.start, item.exclusive) for item in asked] != self.starts:
             return None
         steady = self.handed if self.forward.lasts else 0
-        found = self.back([*made[: self.handed], *(item.nodes for item in asked)], steady)
+        try:
+            found = self.back([*made[: self.handed], *(item.nodes for item in asked)], steady)
+        except (
+            Dropped
+        ):  # a walk that chooses nodes looked at something else than when it was traced
+            return None
         if found is None:
             return None
         filled = (

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..rounding import is_unrounded
-from ..tape import looks_are_harmless, without_looks
+from ..tape import looks_are_harmless, with_looks
 from ..tape.facts import facts_of
 from ..work import Work, noted
 
@@ -333,7 +333,7 @@ class Tracer(TorchDispatchMode):
         reads = [self.slot(tensor) for tensor in tensors]
         self.__exit__(None, None, None)
         try:
-            with without_looks(False):
+            with with_looks():
                 made = work(tensors)
         finally:
             self.__enter__()

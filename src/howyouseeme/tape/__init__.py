@@ -8,7 +8,17 @@ mode, gradients, hooks and buffers are as they were.
 from __future__ import annotations
 
 from .recorder import Reader, record
-from .values import Call, Dropped, Tape, Value, at_hand, harmless, looks_are_harmless, without_looks
+from .values import (
+    Call,
+    Dropped,
+    Tape,
+    Value,
+    at_hand,
+    harmless,
+    looks_are_harmless,
+    with_looks,
+    without_looks,
+)
 
 __all__ = [
     "Call",
@@ -20,5 +30,6 @@ __all__ = [
     "harmless",
     "looks_are_harmless",
     "record",
+    "with_looks",
     "without_looks",
 ]

@@ -20,6 +20,7 @@ __all__ = [
     "at_hand",
     "harmless",
     "looks_are_harmless",
+    "with_looks",
     "without_looks",
 ]
 
@@ -33,10 +34,23 @@ _LOOKS = threading.local()
 
 
 @contextmanager
-def without_looks(without: bool = True) -> Iterator[None]:
-    """Take nothing of this thread to be at hand, so that as little as can be is decided by contents; or all again."""
+def without_looks() -> Iterator[None]:
+    """Take nothing of this thread to be at hand, so that as little as can be is decided by contents."""
+    with _looks(dear=True):
+        yield
+
+
+@contextmanager
+def with_looks() -> Iterator[None]:
+    """Within `without_looks`: take what is on a CPU to be at hand again."""
+    with _looks(dear=False):
+        yield
+
+
+@contextmanager
+def _looks(dear: bool) -> Iterator[None]:
     before = getattr(_LOOKS, "dear", False)
-    _LOOKS.dear = without
+    _LOOKS.dear = dear
     try:
         yield
     finally:
