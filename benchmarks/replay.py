@@ -1,6 +1,7 @@
 """What does an explanation cost when it is replayed? In bare forward passes of the same network.
 
     python benchmarks/replay.py --out docs/benchmarks/replay.md
+    python benchmarks/replay.py --nodes 2000 --out docs/benchmarks/replay-few.md
     python benchmarks/replay.py --device cuda --out docs/benchmarks/replay-cuda.md
 
 Networks, images and the way of timing are those of speed.py; see docs/benchmarks/README.md.
@@ -27,11 +28,10 @@ ABOUT = """# What a replayed explanation costs
 Made by `benchmarks/replay.py`; see [how to run it](README.md). `Explainer(model, replay=True)` notes the calls that
 explain one image and makes them again for the next, the same explanation {same}. As in [the table of speed](speed.md),
 times are multiples of the same network's bare forward pass of the same images, measured turn and turn about
-with it: the median over at least {pairs} pairs, its quartiles below; an explanation is whole, by the default method.
+with it: the median over at least {pairs} pairs, its quartiles below; an explanation is whole, by the default method{few}.
 
 - *as usual*: `replay=False`, one image.
 - *batch*: {batches}.
-- *{nodes:,} nodes*: replayed too, from about so many nodes at a time (`nodes={nodes}`) in place of all{few}.
 - *the first three*, together: the first explanation of a kind is made as usual, the second is traced, and the third is
   made both ways{graphs} (n = {first}).
 """
@@ -39,47 +39,39 @@ with it: the median over at least {pairs} pairs, its quartiles below; an explana
 #: On a GPU, of which there is little time, the pairs of a row take no longer than they must.
 SECONDS = 0.5
 
-#: The columns of explanations by all nodes, and by a few, which a GPU does not replay.
-ALL = ["as usual", "replayed", "classes", "batch"]
-FEW = ["few", "few, classes", "few, batch"]
+#: The column, and what `howyouseeme.Explainer` is asked for.
+COLUMNS: dict[str, dict[str, Any]] = {
+    "as usual": {"replay": False},
+    "replayed": {"replay": True},
+    "classes": {"replay": True},
+    "batch": {"replay": True},
+}
 
 
-def columns(device: str) -> list[str]:
-    return ALL + FEW if device == "cpu" else ALL
-
-
-def asked_for(column: str, scale: Scale) -> dict[str, Any]:
-    """What `speed.whole` is asked for."""
-    ask: dict[str, Any] = {"replay": column != "as usual"}
-    if column.endswith("classes"):
-        ask["classes"] = scale.ten
-    if column in FEW:
-        ask["nodes"] = scale.nodes
-    return ask
-
-
-def measure(rows: speed.Rows) -> Table:
+def measure(rows: speed.Rows, nodes: int | None) -> Table:
     """{network: {column: row}}"""
     scale, found = rows.scale, {}
+    few = {} if nodes is None else {"nodes": nodes}
     for name in scale.networks:
         line: dict[str, Row | None] = {}
-        for column in columns(rows.device):
-            work = functools.partial(speed.whole, **asked_for(column, scale))
-            batch = scale.batch if column.endswith("batch") else 1
+        for column, ask in COLUMNS.items():
+            more = {"classes": scale.ten} if column == "classes" else {}
+            work = functools.partial(speed.whole, **ask, **few, **more)
+            batch = scale.batch if column == "batch" else 1
             line[column] = rows.timed(f"{name}, {column}", name, work, batch)
-        line["first"] = rows.get(f"{name}, first", functools.partial(first, rows, name))
+        line["first"] = rows.get(f"{name}, first", functools.partial(first, rows, name, **few))
         found[name] = line
     return found
 
 
-def first(rows: speed.Rows, name: str) -> Row:
+def first(rows: speed.Rows, name: str, **parameters: Any) -> Row:
     """The first three explanations together, beside bare passes: of a new explainer each time."""
     subject = speed.network(name, rows.scale.size, rows.device)
     x = speed.images(subject, 1, rows.device)
     times: dict[str, list[float]] = {"bare": [], "work": []}
     subject.bare(x)
     for _ in range(firsts(rows.device)):
-        explainer = hysm.Explainer(subject.module, replay=True)
+        explainer = hysm.Explainer(subject.module, replay=True, **parameters)
         start = speed.clock()
         subject.bare(x)
         middle = speed.clock()
@@ -103,24 +95,16 @@ def firsts(device: str) -> int:
 def target_lines(networks: Table, scale: Scale) -> list[list[str]]:
     """What was asked for of explanations, and what replayed ones take."""
     others = [name for name in networks if name != scale.flagship]
-    few = f", {scale.nodes:,} nodes"
-    one, batch = "one image, one class", f"batch of {scale.batch}"
-    classes = f"{scale.ten} classes of one image"
     asked: list[tuple[str, float, list[str], str]] = [
-        (f"{scale.flagship}, {one}", speed.ONE_FLAGSHIP, [scale.flagship], "replayed"),
-        (f"the others, {one}", speed.ONE, others, "replayed"),
-        (f"all, {batch}", speed.BATCH, list(networks), "batch"),
-        (f"all, {classes}", speed.TEN, list(networks), "classes"),
-        (f"{scale.flagship}, {one}{few}", speed.ONE_FLAGSHIP, [scale.flagship], "few"),
-        (f"the others, {one}{few}", speed.ONE, others, "few"),
-        (f"all, {batch}{few}", speed.BATCH, list(networks), "few, batch"),
-        (f"all, {classes}{few}", speed.TEN, list(networks), "few, classes"),
-    ]
+        (f"{scale.flagship}, one image, one class", speed.ONE_FLAGSHIP, [scale.flagship], "replayed"),
+        ("the others, one image, one class", speed.ONE, others, "replayed"),
+        (f"all, batch of {scale.batch}", speed.BATCH, list(networks), "batch"),
+        (f"all, {scale.ten} classes of one image", speed.TEN, list(networks), "classes"),
+    ]  # fmt: skip
     medians = {"replayed": speed.ONE_MEDIAN, "batch": speed.BATCH_MEDIAN}
-    medians |= {"few": medians["replayed"], "few, batch": medians["batch"]}
     lines = []
     for work, most, names, column in asked:
-        seen = [speed.middle(r) for n in names if speed.good(r := networks[n].get(column)) and r]
+        seen = [speed.middle(r) for n in names if speed.good(r := networks[n][column]) and r]
         if not seen:
             continue
         told = f"{max(seen):.2f}" if len(names) == 1 else f"{min(seen):.2f} to {max(seen):.2f}"
@@ -130,19 +114,19 @@ def target_lines(networks: Table, scale: Scale) -> list[list[str]]:
     return lines
 
 
-def report(networks: Table, scale: Scale, device: str) -> str:
+def report(networks: Table, scale: Scale, device: str, nodes: int | None) -> str:
     told = {
         "batches": f"each of {scale.batch} images has a pass of its own",
         "graphs": "",
         "same": "to the bit",
-        "nodes": scale.nodes,
-        "few": "",
+        "few": ""
+        if nodes is None
+        else f" that goes on from {nodes:,} nodes at a time (`nodes={nodes}`)",
     }
     if device != "cpu":
         told["batches"] = f"{scale.batch} images share a pass"
         told["graphs"] = ", and its calls become CUDA graphs"
         told["same"] = "up to rounding"
-        told["few"] = ": not on a GPU, which has to be waited for to choose them"
     lines = [ABOUT.format(pairs=scale.pairs, batch=scale.batch, first=firsts(device), **told)]
     if not scale.judged:
         lines += ["**A quick run, to see that the benchmark works: its times mean nothing.**", ""]
@@ -154,12 +138,11 @@ def report(networks: Table, scale: Scale, device: str) -> str:
         "replayed": "replayed",
         "classes": f"{scale.ten} classes",
         "batch": f"batch of {scale.batch}",
-        "few": f"{scale.nodes:,} nodes",
-        "few, classes": f"the same, {scale.ten} classes",
-        "few, batch": f"the same, batch of {scale.batch}",
         "first": "the first three",
     }
-    heads = {key: head for key, head in heads.items() if key == "first" or key in columns(device)}
+    heads = {
+        key: head for key, head in heads.items() if any(line[key] for line in networks.values())
+    }
     table = [
         [name, *(speed.cell(line[column], firsts(device) if column == "first" else scale.pairs, notes) for column in heads)]
         for name, line in networks.items()
@@ -179,12 +162,13 @@ def report(networks: Table, scale: Scale, device: str) -> str:
 @click.command()
 @click.option("--quick", is_flag=True, help="Few, small and not judged: does the benchmark work?")
 @click.option("--only", multiple=True, help="Measure rows whose name has this in it.")
+@click.option("--nodes", type=int, help="Go on from so many nodes at a time in place of all.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--threads", default=2, show_default=True)
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="The page: docs/benchmarks/replay.md, replay-cuda.md; of a quick run, out/benchmarks/replay/quick/replay.md.",
+    help="The page: docs/benchmarks/replay.md, replay-few.md, replay-cuda.md; of a quick run, out/benchmarks/replay/quick/replay.md.",
 )
 @click.option(
     "--rows",
@@ -194,7 +178,13 @@ def report(networks: Table, scale: Scale, device: str) -> str:
     help="Where rows are kept between runs.",
 )
 def main(
-    quick: bool, only: tuple[str, ...], device: str, threads: int, out: Path | None, folder: Path
+    quick: bool,
+    only: tuple[str, ...],
+    nodes: int | None,
+    device: str,
+    threads: int,
+    out: Path | None,
+    folder: Path,
 ) -> None:
     """Measure what replayed explanations cost."""
     torch.set_num_threads(threads)
@@ -202,11 +192,13 @@ def main(
     if device != "cpu":
         scale = dataclasses.replace(scale, seconds=SECONDS)
     folder = folder / "quick" if quick else folder
-    name = "replay.md" if device == "cpu" else f"replay-{device}.md"
+    folder = folder if nodes is None else folder / f"{nodes}-nodes"
+    kind = ("" if nodes is None else "-few") + ("" if device == "cpu" else f"-{device}")
+    name = f"replay{kind}.md"
     out = out or (folder if quick else ROOT / "docs/benchmarks") / name
-    networks = measure(speed.Rows(folder, scale, device, only))
+    networks = measure(speed.Rows(folder, scale, device, only), nodes)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(report(networks, scale, device))
+    out.write_text(report(networks, scale, device, nodes))
     click.echo(f"wrote {out}")
 
 

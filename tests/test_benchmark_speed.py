@@ -50,14 +50,18 @@ def row(*ratios: float) -> dict[str, Any]:
 # -- the whole of it, small --------------------------------------------------------------------------
 
 
-def test_a_quick_run_of_replays_writes_its_page(speed: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.parametrize("nodes", [[], ["--nodes", "50"]], ids=["all", "few"])
+def test_a_quick_run_of_replays_writes_its_page(
+    speed: ModuleType, tmp_path: Path, nodes: list[str]
+) -> None:
     out = tmp_path / "replay.md"
-    ask = ["--quick", "--threads", "1", "--rows", str(tmp_path), "--out", str(out)]
+    ask = ["--quick", "--threads", "1", "--rows", str(tmp_path), "--out", str(out), *nodes]
     done = CliRunner().invoke(load("replay").main, ask, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     text = out.read_text()
     assert "its times mean nothing" in text
     assert "failed" not in text
+    assert ("from 50 nodes at a time" in text) == bool(nodes)
     line = next(
         line for line in text.splitlines() if line.startswith("| SqueezeNet 1.1, one image")
     )

@@ -84,11 +84,13 @@ class Evidence(Method):
         return self._walk(plan, one_hot(plan, nodes), len(nodes), trail)
 
     def walk_each(self, plan: Plan, targets: Sequence[Tensor]) -> Iterator[Walked]:
-        if self.nodes is not None or not plan.stacks:
+        if not plan.stacks:
             yield from super().walk_each(plan, targets)
             return
         values = [*plan.inputs, *(value for value, _ in plan.steps)]
         size = max(_STACK // max(value.numel for value in values), 1)
+        if self.nodes is not None:  # of which only the head goes as a stack
+            size = len(targets)
         groups = [targets[i : i + size] for i in range(0, len(targets), size)]
         plan.shared = {} if len(groups) > 1 else None
         for group in groups:
@@ -104,8 +106,7 @@ class Evidence(Method):
         if self.nodes is None:
             found, lost = self._body(plan, waiting, batch, trail)
         else:
-            evidence = {value: item.evidence for value, item in waiting.items()}
-            found, lost = descend(plan, evidence, self.nodes, batch, trail)
+            found, lost = self._descend(plan, waiting, batch, trail)
         found, total = _above_rounding(found, lost, batch)
         walked = Walked.relative(found, total)
         if self.focus:
@@ -136,6 +137,22 @@ class Evidence(Method):
                 for source, link in step.links if step is not None else ():
                     trail.cross(source, Crossing(value, link, multiplier))
         return reached
+
+    def _descend(
+        self, plan: Plan, waiting: dict[Value, Arrived], batch: int, trail: Trail | None
+    ) -> tuple[dict[Value, Tensor], Tensor]:
+        """The same as `_body` by a few nodes; each of a stack by itself."""
+        evidence = {value: item.evidence for value, item in waiting.items()}
+        if not plan.stacks or batch == 1:
+            return descend(plan, evidence, self.nodes, batch, trail)
+        each = [
+            descend(
+                plan, {value: item[i : i + 1] for value, item in evidence.items()}, self.nodes, 1
+            )
+            for i in range(batch)
+        ]
+        found = {value: torch.cat([one[value] for one, _ in each]) for value in each[0][0]}
+        return found, torch.cat([lost for _, lost in each])
 
     def _body(
         self, plan: Plan, waiting: dict[Value, Arrived], batch: int, trail: Trail | None
