@@ -435,3 +435,26 @@ def test_room_for_more_evidence_than_float32_counts() -> None:
     assert not arrivals.overflow
     excite([(source, link)], dots, arrivals, arrivals.steps())
     assert 5 < len(arrivals.take(source, arrivals.steps())) < 60
+
+
+@pytest.mark.parametrize("most", [9, None])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_all_of_a_value_is_what_its_nodes_are_one_by_one(
+    shape: tuple[int, ...], most: int | None
+) -> None:
+    held = value(shape)
+    evidence = value(tuple(reversed(shape)), 3).data.permute(*reversed(range(len(shape))))
+    flat, found = evidence.reshape(-1), []
+    for whole in (True, False):
+        arrivals = Arrivals(2, most)
+        if whole:
+            arrivals.start(held, evidence)
+        else:
+            index = flat.nonzero()[:, 0]
+            arrivals.add(held, index, flat[index])
+        steps = arrivals.steps()
+        found.append((steps, arrivals.take(held, steps, 1)))
+    (steps, dots), (expected_steps, expected) = found
+    np.testing.assert_allclose(steps, expected_steps, rtol=1e-12)
+    assert torch.equal(dots.index, expected.index)
+    torch.testing.assert_close(dots.evidence, expected.evidence)

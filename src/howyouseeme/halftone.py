@@ -151,6 +151,13 @@ class Heap:
         else:
             self.evidence = torch.zeros(value.numel, dtype=precision(value), device=value.device)
 
+    def fill(self, evidence: Tensor) -> None:
+        """Put in the evidence of all nodes, in the shape of the value, where there is none yet."""
+        self.dense().copy_(evidence)
+        if self.compiled:
+            self.count[0] = self.value.numel
+            self.touched, self.marks[:] = np.arange(self.value.numel), 1
+
     def add(self, index: Tensor, evidence: Tensor) -> None:
         """Add evidence [n] to the nodes at flat indices [n]."""
         evidence = evidence.to(self.evidence.dtype)
@@ -226,10 +233,19 @@ class Arrivals:
         self._size: dict[Value, np.ndarray] = {}  # absolute evidence of each sample [batch]
         self._total = np.zeros(batch)  # of all
 
+    def start(self, value: Value, evidence: Tensor) -> None:
+        """All the evidence of a value, in its shape, before any other: asked is what made each node as it is."""
+        heap = self._heap(value)
+        heap.fill(evidence)
+        every = torch.arange(value.numel, device=value.device)
+        self._note(
+            value, Dots(every, heap.evidence, heap.evidence)
+        )  # whose signs are not looked at
+
     def add(self, value: Value, index: Tensor, evidence: Tensor) -> None:
         """Evidence [n] of the nodes at flat indices [n]: asked is what made each as it is."""
         evidence = evidence.to(precision(value))
-        self._note(value, Dots(index, evidence, signs(evidence)))
+        self._note(value, Dots(index, evidence, evidence))  # whose signs are not looked at
         self._heap(value).add(index, evidence)
 
     def bring(self, value: Value, dots: Dots) -> None:

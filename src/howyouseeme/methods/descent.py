@@ -49,8 +49,7 @@ def _descend(
 ) -> tuple[dict[Value, Tensor], Tensor]:
     arrivals = Arrivals(batch, nodes)
     for value, evidence in maps.items():
-        index = evidence.reshape(-1).nonzero()[:, 0]
-        arrivals.add(value, index, evidence.reshape(-1)[index])
+        arrivals.start(value, evidence)
     lost = np.zeros(batch)
 
     def ends() -> Tensor:
