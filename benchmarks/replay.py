@@ -31,8 +31,7 @@ times are multiples of the same network's bare forward pass of the same images, 
 with it: the median over at least {pairs} pairs, its quartiles below; an explanation is whole, by the default method{few}.
 
 - *as usual*: `replay=False`, one image.
-- *batch*: {batches}.
-- *the first three*, together: the first explanation of a kind is made as usual, the second is traced, and the third is
+{batches}- *the first three*, together: the first explanation of a kind is made as usual, the second is traced, and the third is
   made both ways{graphs} (n = {first}).
 """
 
@@ -116,17 +115,19 @@ def target_lines(networks: Table, scale: Scale) -> list[list[str]]:
 
 def report(networks: Table, scale: Scale, device: str, nodes: int | None) -> str:
     told = {
-        "batches": f"each of {scale.batch} images has a pass of its own",
+        "batches": f"- *batch*: each of {scale.batch} images has a pass of its own.\n",
         "graphs": "",
         "same": "to the bit",
         "few": ""
         if nodes is None
-        else f" that goes on from {nodes:,} nodes at a time (`nodes={nodes}`)",
+        else f", going on from {nodes:,} nodes at a time (`nodes={nodes}`)",
     }
     if device != "cpu":
-        told["batches"] = f"{scale.batch} images share a pass"
+        told["batches"] = f"- *batch*: {scale.batch} images share a pass.\n"
         told["graphs"] = ", and its calls become CUDA graphs"
         told["same"] = "up to rounding"
+    if not any(line["batch"] for line in networks.values()):
+        told["batches"] = ""
     lines = [ABOUT.format(pairs=scale.pairs, batch=scale.batch, first=firsts(device), **told)]
     if not scale.judged:
         lines += ["**A quick run, to see that the benchmark works: its times mean nothing.**", ""]
