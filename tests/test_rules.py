@@ -2039,7 +2039,8 @@ def test_a_link_of_one_sample_takes_a_stack_of_them(name: str) -> None:
 
 def test_every_kind_of_link_is_stacked() -> None:
     made = {type(link) for make in SINGLE.values() for link in (make(), make().transposed())}
-    assert made == {*Link.__subclasses__(), *Moves.__subclasses__()} - {Moves}
+    kinds = {*Link.__subclasses__(), *Moves.__subclasses__()} - {Moves}
+    assert made == {kind for kind in kinds if kind.__module__.startswith("howyouseeme.")}
 
 
 @pytest.mark.parametrize(
