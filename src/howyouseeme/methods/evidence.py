@@ -48,6 +48,9 @@ _MAXIMA = {
 #: Elements of the largest activation of a stack of walks: more take no less time each.
 _STACK = 2**23
 
+#: So many walks by a few nodes have their head as a stack: a network's last map may be large.
+_HEADS = 8
+
 
 @dataclass(frozen=True)
 class Evidence(Method):
@@ -89,8 +92,8 @@ class Evidence(Method):
             return
         values = [*plan.inputs, *(value for value, _ in plan.steps)]
         size = max(_STACK // max(value.numel for value in values), 1)
-        if self.nodes is not None:  # of which only the head goes as a stack
-            size = len(targets)
+        if self.nodes is not None:
+            size = _HEADS
         groups = [targets[i : i + size] for i in range(0, len(targets), size)]
         plan.shared = {} if len(groups) > 1 else None
         for group in groups:

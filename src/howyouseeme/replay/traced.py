@@ -99,9 +99,7 @@ class Traced:
         steady = self.handed if self.forward.lasts else 0
         try:
             found = self.back([*made[: self.handed], *(item.nodes for item in asked)], steady)
-        except (
-            Dropped
-        ):  # a walk that chooses nodes looked at something else than when it was traced
+        except Dropped:  # a walk chose nodes by what was not needed when it was traced
             return None
         if found is None:
             return None
