@@ -256,6 +256,12 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
             self._container.close()
             self._container = None
 
+    def drop_later(self) -> None:
+        """Nothing: a file that is written anew keeps no frames of the one before.
+
+        >>> out.drop_later()
+        """
+
 
 class FrameWriter(AbstractContextManager["FrameWriter"]):
     """Writes frames into a folder, made if it is missing: 00000.jpg, 00001.jpg ...

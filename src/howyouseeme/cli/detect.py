@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..files import write
-from .network import Asked, network_options, read_target
+from .network import Asked, network_options
 from .photos import (
     find_photos,
     for_each,
@@ -21,6 +21,7 @@ from .photos import (
     spare_photos,
 )
 from .program import verbose_option
+from .question import read_target
 
 if TYPE_CHECKING:
     from ..localize import Detection

@@ -8,10 +8,10 @@ from pathlib import Path
 import click
 
 from ..files import identities, spare
-from .explain import DEFAULT_METHOD, METHODS
 from .network import Asked, network_options
 from .photos import find_photos, max_pixels_option, out_option
 from .program import tell, verbose_option
+from .question import DEFAULT_METHOD, METHODS
 
 
 @click.command()

@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from ..files import identities, spare
-from .network import DEFAULT_MODEL, Asked, Wanted, network_options, read_target
+from .network import DEFAULT_MODEL, Asked, network_options
 from .photos import (
     Note,
     find_photos,
@@ -25,13 +25,11 @@ from .photos import (
     spare_photos,
 )
 from .program import verbose_option
+from .question import DEFAULT_METHOD, Question, Wanted, question_options
 
 if TYPE_CHECKING:
     from ..explainer import Explainer
     from ..explanation import Explanation
-
-DEFAULT_METHOD = "evidence"
-METHODS = ("evidence", "seed", "exact")
 
 
 @dataclass(frozen=True)
@@ -47,47 +45,8 @@ class _Job:
 
 @click.command()
 @photos_argument
-@click.option(
-    "--target",
-    help="Class to explain, by name or index (`howyouseeme classes` lists them), or top3 for the "
-    "three likeliest (topN for N). The likeliest one if not given.",
-)
-@click.option(
-    "--versus",
-    metavar="CLASS",
-    help="Explain what speaks for the target and not for this class.",
-)
-@click.option(
-    "--box",
-    type=click.IntRange(min=0),
-    metavar="N",
-    help="Of a detector: explain the box of this number in its list, from 0; most begin with the most "
-    "certain one.",
-)
+@question_options
 @network_options
-@click.option(
-    "--method",
-    type=click.Choice(METHODS),
-    default=DEFAULT_METHOD,
-    show_default=True,
-    help="How to walk back.",
-)
-@click.option(
-    "--k",
-    type=click.IntRange(min=1),
-    help="Nodes taken at each fully connected layer, 20 if not given; for --method seed.",
-)
-@click.option(
-    "--nodes",
-    type=click.IntRange(min=1),
-    help="Go on from a sample of about so many nodes, 2000 say, instead of all: faster on some "
-    "networks, and coarser; for --method evidence.",
-)
-@click.option(
-    "--multilabel",
-    is_flag=True,
-    help="Classes don't exclude each other: set none against the others.",
-)
 @out_option()
 @click.option("--layers", is_flag=True, help="Add where each stage of the network looks.")
 @click.option("--maps", is_flag=True, help="Write saliency and attention as numbers too (NPZ).")
@@ -101,14 +60,8 @@ class _Job:
 def explain(
     *,
     photos: tuple[Path, ...],
-    target: str | None,
-    versus: str | None,
-    box: int | None,
+    question: Question,
     asked: Asked,
-    method: str,
-    k: int | None,
-    nodes: int | None,
-    multilabel: bool,
     out: Path,
     layers: bool,
     maps: bool,
@@ -123,32 +76,14 @@ def explain(
             "Name at least one photo or folder. To see what comes out without a photo of your "
             "own: howyouseeme demo"
         )
-    if k is not None and method != "seed":
-        raise click.UsageError(f"--k belongs to --method seed, not to {method}.")
-    if nodes is not None and method != "evidence":
-        raise click.UsageError(f"--nodes belongs to --method evidence, not to {method}.")
-    parameters: dict[str, Any] = {
-        name: n for name, n in (("k", k), ("nodes", nodes)) if n is not None
-    }
-    if box is not None and (target is not None or versus is not None or check):
-        raise click.UsageError(
-            "--box goes without --target, --versus and --check: it is asked for alone."
-        )
+    if question.box is not None and check:
+        raise click.UsageError("--box goes without --check.")
     files = find_photos(photos)
     network = asked.load()
-    wanted = read_target(target, network) if box is None else Wanted(box=box)
-    if versus is not None:
-        rival = read_target(versus, network)
-        if wanted.top is not None or rival.index is None:
-            raise click.UsageError("--versus stands one class against one: name them.")
-        if rival.index == wanted.index:
-            raise click.UsageError("--target and --versus name the same class: give two.")
-        wanted = replace(wanted, rival=rival.index)
-    from ..explainer import Explainer  # noqa: PLC0415
-
-    explainer = Explainer(network, method, multilabel=multilabel, **parameters)
+    wanted = question.wanted(network)
+    explainer = question.explainer(network)
     if wanted == Wanted():  # else the answer is in the name, which only it tells
-        spare_photos(files, out, f"{_method_part(method)}.png")
+        spare_photos(files, out, f"{_method_part(question.method)}.png")
     make_folder(out)  # only now: a mistyped class should leave no empty folder behind
     job = _Job(explainer, out, wanted, layers, maps, check, identities(files))
     for_each(files, partial(_explain_one, job))
@@ -175,18 +110,9 @@ def demo(*, out: Path) -> None:
 
 def _explain_one(job: _Job, file: Path, name: str) -> Iterator[str]:
     """Write what explains one file; yield what there is to say of it."""
-    from .. import targets  # noqa: PLC0415
     from ..detectors import SURE  # noqa: PLC0415
 
-    if job.wanted.rival is not None:
-        target = targets.versus(job.wanted.index, job.wanted.rival, job.explainer.network)
-        explanations = [job.explainer(file, target)]
-    elif job.wanted.box is not None:
-        explanations = [job.explainer(file, targets.box(job.wanted.box))]
-    elif job.wanted.top is None:
-        explanations = [job.explainer(file, job.wanted.index)]
-    else:
-        explanations = job.explainer.top(file, k=job.wanted.top)
+    explanations = job.wanted.explained(job.explainer, file)
     for i, explanation in enumerate(explanations, start=1):
         # What was asked for is in the name, so that asking for something else replaces nothing.
         parts = [name]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import InputError, ModelError
+from ..errors import ModelError
 from .program import tell
 
 if TYPE_CHECKING:
@@ -283,32 +283,3 @@ def _load(model: str, weights: Path | None, device: str, allow_code: bool) -> Ne
         reason = str(error).strip().split("\n")[0]
         raise click.UsageError(f"The device {device} can't be used: {reason}") from error
     return network
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What --target and --versus ask for."""
-
-    index: int | None = None  # None: the class that the network answers
-    top: int | None = None  # this many of the likeliest classes instead
-    rival: int | None = None  # against this class
-    box: int | None = None  # the detection of this number instead of a class
-
-
-def read_target(target: str | None, network: Network) -> Wanted:
-    """What --target asks for, checked before the first photo."""
-    if target is None:
-        return Wanted()
-    top = re.fullmatch(r"top(\d+)", target.strip(), re.IGNORECASE | re.ASCII)
-    if top is None:
-        index = re.fullmatch(r"\d+", target.strip(), re.ASCII)
-        try:
-            return Wanted(index=network.class_index(int(target) if index else target))
-        except InputError as error:
-            more = " `howyouseeme classes` lists them." if network.classes else ""
-            raise InputError(f"{error}{more}") from error
-    count, most = int(top[1]), len(network.classes or ())
-    if count < 1 or (most and count > most):  # without names, the number of classes isn't known yet
-        end = f" to {most} for this network" if most else ""
-        raise click.UsageError(f"--target {target}: N goes from 1{end}.")
-    return Wanted(top=count)

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from ..errors import HowYouSeeMeError, InputError
-from ..files import PHOTOS, identities, spare
-from .network import Asked, network_options, read_target
-from .photos import make_folder, out_option
-from .program import complain, verbose_option
-
-if TYPE_CHECKING:
-    from ..video import FrameWriter, VideoWriter
+from ..errors import InputError
+from .network import Asked, network_options
+from .photos import out_option
+from .program import verbose_option
+from .question import read_target
+from .videos import go_through, refuse_photo, table_in, video_argument, writer_in
 
 
 @click.command()
-@click.argument("source", metavar="VIDEO|FOLDER|webcam")
+@video_argument
 @click.option(
     "--box",
     metavar="X0,Y0,X1,Y1",
@@ -41,11 +37,10 @@ def track(*, source: str, box: str | None, target: str | None, asked: Asked, out
     if (box is None) == (target is None):
         more = "" if box is None else ", not both"
         raise click.UsageError(f"Say what to follow: --box X0,Y0,X1,Y1 or --target CLASS{more}.")
-    if Path(source).suffix.lower() in PHOTOS and Path(source).is_file():
-        raise click.UsageError(f"{source} is a picture: give a video, or a folder of frames.")
+    refuse_photo(source)
     given = None if box is None else _read_box(box)
-    from ..track import Tracker, follow  # noqa: PLC0415
-    from ..video import FrameWriter, VideoWriter, open_video  # noqa: PLC0415
+    from ..track import COLUMNS, Sighting, Tracker, follow  # noqa: PLC0415
+    from ..video import open_video  # noqa: PLC0415
 
     with open_video(source) as video:
         network = asked.load()
@@ -68,52 +63,21 @@ def track(*, source: str, box: str | None, target: str | None, asked: Asked, out
                 click.echo(f"{clear}{source}: {doubt.message}", err=True)
             return found
 
-        table = out / f"{_name(source)}.csv"
-        picture: FrameWriter | VideoWriter = (
-            FrameWriter(out / f"{_name(source)}.track")
-            if Path(source).is_dir()
-            else VideoWriter(out / f"{_name(source)}.track.mp4", video.rate or 25)
-        )
-        spare(identities([source]), [picture.path])
-        if not _ours(table):
-            raise click.UsageError(
-                f"{table} is there already and was not made by track; name another folder (--out)."
+        table = table_in(out, source)
+        picture = writer_in(out, source, ".track", video.rate, table, COLUMNS)
+        found: list[bool] = []
+
+        def finish() -> None:
+            picture.drop_later()
+            click.echo(
+                f"{source} → found in {sum(found)} of {len(found)} frames → {table}, {picture.path}"
             )
-        make_folder(out)
-        seen = frames = 0
-        problem: HowYouSeeMeError | None = None
-        following = follow(video, tracker, choose, table, picture)
-        bar = (
-            click.progressbar(following, length=video.count, label="Tracking", file=sys.stderr)
-            if sys.stderr.isatty()
-            else nullcontext(following)
-        )
-        try:
-            with bar as sightings:
-                for sighting in sightings:
-                    seen, frames = seen + sighting.found, frames + 1
-        except HowYouSeeMeError as error:  # what came before it is written
-            if not frames:
-                raise
-            problem = error
-        finally:
-            if frames:
-                if isinstance(picture, FrameWriter):  # in a folder of our own
-                    picture.drop_later()
-                click.echo(
-                    f"{source} → found in {seen} of {frames} frames → {table}, {picture.path}"
-                )
-    if problem is not None:
-        complain(None, problem)
-        sys.exit(1)
 
+        def note(sighting: Sighting) -> None:
+            found.append(sighting.found)
 
-def _name(source: str) -> str:
-    """That of the files which are made of a source."""
-    if source.startswith("webcam"):
-        return source.replace(":", "-")
-    path = Path(os.path.abspath(source))  # `.` has a name too
-    return path.name if path.is_dir() else path.stem
+        steps = follow(video, tracker, choose, table, picture)
+        go_through(steps, video, "Tracking", note, finish)
 
 
 def _read_box(text: str) -> tuple[float, ...]:
@@ -123,15 +87,3 @@ def _read_box(text: str) -> tuple[float, ...]:
         return read_box(text)
     except InputError as error:
         raise click.UsageError(f"--box: {error}") from None
-
-
-def _ours(table: Path) -> bool:
-    """Whether a table is missing, was made by this command, or is empty, as it may have been ended there."""
-    if not table.exists():
-        return True
-    from ..track import COLUMNS  # noqa: PLC0415
-
-    header = ",".join(COLUMNS).encode()
-    with table.open("rb") as file:
-        found = file.read(len(header))
-    return found in {header, b""}
