@@ -19,7 +19,7 @@ test: $(VENV)/test  ## run the tests
 LOWEST := build/lowest
 LOWEST_EXTRAS := torchvision timm transformers onnx keras video notebook apps
 LOWEST_TESTS := $(addprefix tests/test_,explainer.py tape.py rules.py evidence.py replay.py images.py \
-  models.py models_*.py cli.py track.py video.py)
+  models.py models_*.py cli.py track.py video.py watch.py)
 
 test-lowest:  ## the main tests, on the lowest versions that are claimed; PYTHON=python3.11 or 3.10, some GB
 	$(PYTHON) -m venv $(LOWEST)

@@ -14,6 +14,7 @@ from nbclient import NotebookClient
 from PIL import Image, ImageFilter
 
 import howyouseeme as hysm
+from howyouseeme import watch
 from howyouseeme.decompositions import decompositions
 from howyouseeme.draw import boxes_picture, percent
 from howyouseeme.explanation import Explanation
@@ -54,16 +55,31 @@ def applications() -> None:
     save(boxes_picture(photo, told), "detect", 700)
     save(Proposer("efficientnet-lite0")(photo).picture(photo), "propose", 700)
     save(followed(), "track")
+    save(watched(), "watch")
 
 
-def followed() -> Image.Image:
-    """A cup, found in a clip made of its photo: the camera pans across it, and comes closer."""
+def clip() -> list[np.ndarray]:
+    """A clip made of the photo of a cup: the camera pans across it, and comes closer."""
     photo = hysm.load_image(hysm.sample_photo("coffee"))
     frames = []
     for step in np.linspace(0, 1, 25):
         x, y, width = 5 + 175 * np.sin(2.2 * step), 10 + 60 * step**2, 440 - 130 * step
         view = (x, y, x + width, y + width * 3 / 4)
         frames.append(np.asarray(photo.resize((360, 270), Image.Resampling.BICUBIC, view)))
+    return frames
+
+
+def watched() -> Image.Image:
+    """What answers for each frame of the clip."""
+    explainer = hysm.Explainer("efficientnet-lite0")
+    frames = [clip()[i] for i in (0, 6, 12, 18, 24)]
+    shown = [watch.annotate(frame, watch.Moment(0, None, explainer(frame))) for frame in frames]
+    return Image.fromarray(np.concatenate(shown, 1))
+
+
+def followed() -> Image.Image:
+    """The cup, found in each frame of the clip."""
+    frames = clip()
     tracker = Tracker("efficientnet-lite0")
     sightings = [tracker.start(frames[0], CUP), *(tracker(frame) for frame in frames[1:])]
     shown = [annotate(frames[i], sightings[i]) for i in (0, 6, 12, 18, 24)]

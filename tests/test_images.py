@@ -211,6 +211,9 @@ def test_files_that_are_no_pictures(tmp_path: Path) -> None:
         load_image(path)
     with path.open() as text, pytest.raises(ImageError, match=r"notes\.jpg is open in text mode"):
         load_image(text)
+    path = path.replace(tmp_path / "walk.MP4")
+    with pytest.raises(ImageError, match=r"explained by `howyouseeme watch`"):
+        load_image(path)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"])

@@ -217,6 +217,31 @@ def boxes_picture(
     return picture
 
 
+def frame_picture(
+    photo: Image.Image,
+    saliency: np.ndarray,
+    text: str,
+    box: tuple[float, float, float, float] | None = None,
+) -> Image.Image:
+    """A photo under its saliency [height, width], 0..1, as large as it is, with a text in its corner.
+
+    >>> frame_picture(frame, saliency, "tabby  93.0%")
+
+    `box`, x0, y0, x1, y1 in its pixels, is what was asked about.
+    """
+    picture = paint_map(photo.convert("RGB"), saliency)
+    if box is not None:
+        picture = _boxed(picture, box, picture.size)
+    font = _font(max(12, round(min(picture.size) / 20)))
+    edge = round(font.size / 2)
+    written = _fit(text, font, picture.width - 3 * edge)
+    pen = ImageDraw.Draw(picture)
+    high, wide = round(1.4 * font.size), math.ceil(font.getlength(written))
+    pen.rectangle((0, 0, wide + 2 * edge, high), fill=_INK)
+    pen.text((edge, high / 2), written, font=font, fill=_WHITE, anchor="lm")
+    return picture
+
+
 def outline(
     pen: ImageDraw.ImageDraw,
     box: Sequence[float],

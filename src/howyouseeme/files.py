@@ -9,10 +9,13 @@ from pathlib import Path
 
 from .errors import InputError
 
-__all__ = ["PHOTOS", "identities", "spare", "write"]
+__all__ = ["PHOTOS", "VIDEOS", "identities", "spare", "write"]
 
 #: How the names of files end that are taken as photos.
 PHOTOS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+#: How the names of videos end, for those who give one where a photo is wanted.
+VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
 
 
 def write(path: Path, content: bytes) -> None:

@@ -6,7 +6,7 @@ Only click is imported at first: torch, numpy, pillow and matplotlib take second
 
 from __future__ import annotations
 
-from . import detect, evaluate, explain, lists, propose, serve, track
+from . import detect, evaluate, explain, lists, propose, serve, track, watch
 from .program import main
 
 __all__ = ["main"]
@@ -15,6 +15,7 @@ for _command in (
     explain.explain,
     detect.detect,
     track.track,
+    watch.watch,
     propose.propose,
     serve.serve,
     evaluate.evaluate,

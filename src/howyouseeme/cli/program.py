@@ -22,7 +22,7 @@ _VERBOSE = "howyouseeme.verbose"
 
 
 #: The commands that make pictures.
-_DRAWING = frozenset({"demo", "detect", "explain", "propose", "track"})
+_DRAWING = frozenset({"demo", "detect", "explain", "propose", "track", "watch"})
 
 
 class _Terminated(KeyboardInterrupt):

@@ -15,6 +15,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import ImageError, InputError
+from ..files import VIDEOS
 
 __all__ = ["Source", "load_image", "sample_photo"]
 
@@ -113,8 +114,11 @@ def _decode(stream: BinaryIO, what: str, max_pixels: int | None) -> Image.Image:
         try:
             image = Image.open(stream)
         except UnidentifiedImageError as error:
+            advice = "convert it to JPEG or PNG"
+            if Path(what).suffix.lower() in VIDEOS:
+                advice = "a video's frames are explained by `howyouseeme watch`"
             raise ImageError(
-                f"{_sentence(what)} is not a picture that can be read; convert it to JPEG or PNG."
+                f"{_sentence(what)} is not a picture that can be read; {advice}."
             ) from error
         except Exception as error:  # a decoder may raise anything on a damaged file
             raise _damaged(what, error) from error
