@@ -486,16 +486,18 @@ def paint_map(
     scaled.paste(Image.fromarray(field).resize(size, how), (left, top))
     # A map of one cell says nothing about where, so it only tints.
     strongest = 0.25 if field.size == 1 else 0.7
+    step = np.arange(256) / 255
+    opacity = np.rint(255 * strongest * step**0.7).astype(int).tolist()
     painted = Image.new("RGB", photo.size)
     rows = max(1, _STRIP // photo.width)
     for row in range(0, photo.height, rows):
         strip = (0, row, photo.width, min(row + rows, photo.height))
-        level = np.clip(np.asarray(scaled.crop(strip)), 0, 1)
-        base = np.asarray(_mute(photo.crop(strip), colour=0.35, light=0.8), dtype=np.float32)
-        colour = _shade(level)[..., :3] * 255
-        alpha = (strongest * level**0.7)[..., None]
-        mixed = base * (1 - alpha) + colour * alpha
-        painted.paste(Image.fromarray(np.clip(np.rint(mixed), 0, 255).astype(np.uint8)), strip[:2])
+        level = np.rint(255 * np.clip(np.asarray(scaled.crop(strip)), 0, 1)).astype(np.uint8)
+        colour = Image.fromarray(level)
+        mask = colour.point(opacity)
+        colour.putpalette(shades(step).tobytes())
+        base = _mute(photo.crop(strip), colour=0.35, light=0.8)
+        painted.paste(Image.composite(colour.convert("RGB"), base, mask), strip[:2])
     return painted
 
 
