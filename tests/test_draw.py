@@ -78,7 +78,9 @@ def test_any_shape_gives_a_picture_of_reasonable_size(size: tuple[int, int]) -> 
     assert 600 <= picture.width <= 2600
     assert picture.height <= 2600
     box = (0, 0, *size)
-    strip = layers_strip(photo, [LayerView("stem", np.ones((7, 7)), y, x, y + 1, box, (7, 7))] * 3)
+    strip = layers_strip(
+        photo, [LayerView("stem", np.ones((7, 7)), y, x, y + 1, box, (7, 7), np.arange(len(y)))] * 3
+    )
     assert strip.width == picture.width
     assert strip.height <= picture.height
 
@@ -296,7 +298,7 @@ def test_percent(share: float, text: str) -> None:
 
 def view(number: int, **changes: Any) -> LayerView:
     box = (0.0, 0.0, 300.0, 200.0)  # all of a photo, as it is made here
-    layer = LayerView(f"stage {number}", np.zeros((4, 6)), NONE, NONE, NONE, box, (4, 6))
+    layer = LayerView(f"stage {number}", np.zeros((4, 6)), NONE, NONE, NONE, box, (4, 6), NONE)
     return replace(layer, **changes)
 
 

@@ -25,6 +25,7 @@ from howyouseeme import __version__ as version
 from howyouseeme import forward as forward_module
 from howyouseeme import views as views_module
 from howyouseeme.backtrack import plan
+from howyouseeme.draw import percent
 from howyouseeme.explanation import Layer, Node
 from howyouseeme.files import write
 from howyouseeme.maps import gaussian_blur
@@ -350,7 +351,7 @@ def test_what_can_not_be_joined(images: Tensor) -> None:
 def test_repr_says_what_was_answered(images: Tensor) -> None:
     explainer = Explainer(network())
     explanation = explainer(images, [0, 3])
-    first, second = (f"{p:.0%}" for p in explanation.probability if p is not None)
+    first, second = (percent(p) for p in explanation.probability if p is not None)
     assert repr(explanation) == f"Explanation(residual, evidence: a {first}, d {second})"
     by_function = explainer(images[:1], lambda output: output[:, 0])
     assert repr(by_function) == "Explanation(residual, evidence: the target)"

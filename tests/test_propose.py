@@ -184,7 +184,7 @@ def test_things_are_what_the_network_describes_alike() -> None:
     features[0, 4:12, 4:10] = 1.0
     features[1, 15:25, 12:22] = 1.2
     heat[15:25, 12:22] = 1.0
-    things = _things(features, heat).tolist()
+    things = _things(features, heat, (0.0, 0.0, 28.0, 28.0)).tolist()
     assert things[:2] == [[0, 0, 28, 28], [12, 15, 22, 25]]  # all of it holds more than nothing
     assert [4, 4, 10, 12] in things[2:]
 

@@ -255,11 +255,14 @@ def test_a_module_and_its_preprocessing_do(network: Network) -> None:
 
 def test_networks_that_cannot_track_are_named() -> None:
     plain = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(ModelError, match="in training mode"):
+        Tracker(Network("plain", plain, Preprocess((32, 32)), None))
+    plain.eval()
     with pytest.raises(ModelError, match="How a photo becomes the input of plain"):
         Tracker(Network("plain", plain))
     with pytest.raises(ModelError, match="plain has no stage whose maps are about 56 cells wide"):
         Tracker(Network("plain", plain, Preprocess((32, 32)), None))
-    fixed = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    fixed = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).eval()
     with pytest.raises(ModelError, match="fixed can't run on an input of 224 x 224"):
         Tracker(Network("fixed", fixed, Preprocess((2, 2)), None))
 

@@ -14,13 +14,14 @@ from torch.utils import _pytree as pytree
 from .detectors import boxes_in
 from .errors import HowYouSeeMeError, InputError, first_line
 from .models import Network
+from .numbers import plain
 from .regions import Box
 from .scores import certainties, detection_scores, logits_of, outline, ranked, recorded_scores
 from .tape import Reader, Tape, Value
 from .tape.appended import flip
 from .targets import Target as NamedTarget
 
-__all__ = ["Asked", "Asker", "Rank", "Target", "check_read", "one_each", "plain"]
+__all__ = ["Asked", "Asker", "Rank", "Target", "check_read", "one_each"]
 
 #: What can be asked for: nothing (the top class), a class, a box, region, neuron or channel
 #: (`howyouseeme.targets`), a function of the output, or one of these for each sample.
@@ -247,11 +248,6 @@ def _is_whole(item: Any) -> bool:
     if isinstance(item, Tensor):
         return not (item.is_floating_point() or item.is_complex() or item.dtype == torch.bool)
     return isinstance(item, int) and not isinstance(item, bool)
-
-
-def plain(item: Any) -> Any:
-    """Python's numbers and lists instead of a tensor's or numpy's."""
-    return item.tolist() if isinstance(item, (Tensor, np.ndarray, np.generic)) else item
 
 
 def check_read(read: Any, batch: int) -> None:

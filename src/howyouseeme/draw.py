@@ -69,6 +69,7 @@ class LayerView:
     # its input does not see all of it.
     box: tuple[float, float, float, float]
     places: tuple[int, ...]  # rows and columns of the stage; the map may be drawn finer than that
+    which: np.ndarray  # of the layer's nodes: those in padding have no place in the image
 
 
 def explanation_picture(subject: Subject) -> Image.Image:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .asking import Asked, Asker, Rank, Target, check_read, one_each, plain
+from .asking import Asked, Asker, Rank, Target, check_read, one_each
 from .backtrack import plan
 from .errors import InputError, first_line
 from .explanation import Explanation
@@ -22,6 +22,7 @@ from .layers import Walk
 from .methods import Method, get_method
 from .methods.base import Trail
 from .models import Model, Prepare, as_network
+from .numbers import plain
 from .replay import Replays, Way, makes_graphs
 from .tape import Tape, Value
 from .targets import Target as NamedTarget
@@ -184,6 +185,8 @@ class Explainer:
         Each image gets a pass of its own unless they go together (see `Explainer`), and also then where
         the network mixes the samples of a batch. A function of the output always gets that of the batch.
         """
+        if isinstance(targets, str):
+            raise InputError(f"Several targets are a list of them: give [{targets!r}].")
         batch = prepare(self.network, images)
         targets = [one_each(target, len(batch)) for target in targets]
         listed = any(isinstance(target, list) and any(map(callable, target)) for target in targets)

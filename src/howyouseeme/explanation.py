@@ -38,7 +38,7 @@ _ONCE = ("model", "method", "inputs")
 #: What an explanation keeps once it was asked for, one item an image.
 _BY_IMAGE = (
     *("points", "coverage", "attention", "saliency", "counted", "levels", "paths"),
-    *("_views", "_inside"),
+    *("_views", "inside"),
 )
 
 
@@ -139,7 +139,7 @@ class Explanation:
             raise InputError("There are no explanations to join.")
         first = parts[0]
         for part in parts[1:]:
-            if part.model is not first.model or part.method != first.method:
+            if part.model.module is not first.model.module or part.method != first.method:
                 raise InputError(
                     "Only explanations by one model and method can be joined, not "
                     f"{first.model.name} by {first.method} with {part.model.name} by {part.method}."
@@ -162,7 +162,7 @@ class Explanation:
 
     def __repr__(self) -> str:
         answers = [
-            f"{label or 'the target'}{'' if p is None else f' {p:.0%}'}"
+            f"{label or 'the target'}{'' if p is None else f' {draw.percent(p)}'}"
             for label, p in zip(self.label, self.probability, strict=True)
         ]
         return f"Explanation({self.model.name}, {self.method.name}: {', '.join(answers)})"
@@ -172,11 +172,14 @@ class Explanation:
     @cached_property
     def _views(self) -> Views:
         """What is shown of the evidence, over the model's input."""
-        return Views(self._inside, self.alike, self.method)
+        return Views(self.inside, self.alike, self.method)
 
     @cached_property
-    def _inside(self) -> Tensor:
-        """The evidence [batch, height, width], without what lies in padding that shows nothing of the picture."""
+    def inside(self) -> Tensor:
+        """The evidence [batch, height, width] over the model's input, 0 in padding that shows nothing of the picture.
+
+        >>> explanation.inside[0]
+        """
         cut = [one.geometry is not None and one.geometry.pads for one in self.samples]
         if not any(cut):
             return self.evidence
@@ -189,7 +192,7 @@ class Explanation:
 
     def _showing(self, views: Views | None) -> Explanation:
         """This one, with views that were made ahead, if they are those of the whole evidence."""
-        if views is not None and self._inside is self.evidence:
+        if views is not None and self.inside is self.evidence:
             vars(self)["_views"] = views
         return self
 

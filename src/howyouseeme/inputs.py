@@ -40,6 +40,10 @@ class Sample:
     image: PIL.Image.Image | None = None
     name: str | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: the input without the rest of a batch that it is a part of."""
+        return vars(self) | {"input": self.input.clone()}
+
     @property
     def size(self) -> tuple[int, ...]:
         """Height and width of the image that was given, or whatever axes the input has."""
@@ -52,7 +56,7 @@ class Batch:
 
     tensors: tuple[Tensor, ...]
     samples: tuple[tuple[Sample, ...], ...]  # by input, then by image
-    whole: Batch | None = None  # the batch that this one is a part of
+    whole: str | None = None  # the shapes of the batch that this one is a part of
 
     def __len__(self) -> int:
         return len(self.samples[0])
@@ -63,13 +67,13 @@ class Batch:
         return Batch(
             tuple(tensor[here].clone() for tensor in self.tensors),
             tuple(samples[here] for samples in self.samples),
-            self.whole or self,
+            self.given,
         )
 
     @property
     def given(self) -> str:
         """The shapes that were given."""
-        return ", ".join(str(tuple(item.shape)) for item in (self.whole or self).tensors)
+        return self.whole or ", ".join(str(tuple(item.shape)) for item in self.tensors)
 
     @property
     def floats(self) -> list[int]:

@@ -88,6 +88,8 @@ def detect(
     the best stays. A class whose strongest box goes is not there, and its others go too. `threshold` is
     that of `Explanation.boxes`. Errors are those of the explainer.
     """
+    if isinstance(targets, str):
+        raise InputError(f"The classes to look for are a list of them: give [{targets!r}].")
     if targets:  # what was asked for by name is told, also where two share a place
         asked = explainer.many(image, list(targets))
         named = (one for explanation in asked for one in explanation.boxes(threshold)[0])

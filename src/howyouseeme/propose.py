@@ -109,7 +109,8 @@ class _Seen:
     - `features` [channel, cells, cells]: how each place is described at the stage of stride 8;
     - `chances` [classes]: the probability of each;
     - `order`: the classes, the likeliest first;
-    - `geometry`: where the network's input lies in the picture.
+    - `geometry`: where the network's input lies in the picture;
+    - `shown`: the box of cells that show the picture, and not padding around it.
     """
 
     where: Tensor
@@ -119,6 +120,7 @@ class _Seen:
     chances: Tensor
     order: list[int]
     geometry: Geometry
+    shown: Box
 
 
 class Proposer:
@@ -235,14 +237,16 @@ class Proposer:
             heat = _over((place * detail).sqrt(), geometry)
             reach = object_map(levels(heat.double()), alike)
             objects += chance * F.adaptive_avg_pool2d(reach[None], _CELLS)[0].float()
+        inside = _cut(geometry)
         return _Seen(
-            where=scale_to_one(where),
-            fine=scale_to_one(fine),
-            objects=scale_to_one(objects),
+            where=scale_to_one(where * inside),
+            fine=scale_to_one(fine * inside),
+            objects=scale_to_one(objects * inside),
             features=_resized(middle.data[0]),
             chances=chances,
             order=order.tolist(),
             geometry=geometry,
+            shown=_shown(geometry),
         )
 
     def _stages(self, way: Plan) -> tuple[Value, Value]:
@@ -270,6 +274,24 @@ def _over(heat: Tensor, geometry: Geometry) -> Tensor:
     return F.interpolate(heat[None, None], size=geometry.input_size, mode="bilinear")[0, 0]
 
 
+def _cut(geometry: Geometry) -> Tensor:
+    """How much of each cell shows the picture, and not padding around it [cells, cells]."""
+    inside = geometry.cut(torch.ones(geometry.input_size))
+    return F.adaptive_avg_pool2d(inside[None], _CELLS)[0]
+
+
+def _shown(geometry: Geometry) -> Box:
+    """The box of the picture, in cells: all of them where nothing is padded."""
+    top, left, bottom, right = (
+        min(max((edge - offset) / scale / side * _CELLS, 0.0), float(_CELLS))
+        for edges in ((0, 0), geometry.image_size)
+        for edge, offset, scale, side in zip(
+            edges, geometry.offset, geometry.scale, geometry.input_size, strict=True
+        )
+    )
+    return left, top, right, bottom
+
+
 def _on_picture(box: Sequence[float], geometry: Geometry) -> Box:
     """A box in cells, in pixels of the picture."""
     height, width = geometry.input_size
@@ -282,15 +304,18 @@ def _on_picture(box: Sequence[float], geometry: Geometry) -> Box:
 
 def _ranked(seen: _Seen, heat: Tensor, count: int) -> Tensor:
     """The most promising boxes [at most count, 4], best first."""
-    windows = _windows()
+    windows = _within(_windows(), seen.shown)
+    left, top, right, bottom = seen.shown
+    size = torch.tensor([right - left, bottom - top] * 2)
+    framed = torch.tensor(_FRAMED) * size + torch.tensor([left, top] * 2)
     maps = ((seen.where, _LEVELS), (heat, _LEVELS), (seen.objects, _OBJECTS))
-    fit = overlaps(windows, torch.tensor(_FRAMED) * _CELLS) / 4
+    fit = overlaps(windows, framed) / 4
     for map, at in maps:
         fits = [_agreement(map > level * map.max(), windows) for level in at]
         fit += torch.stack(fits).mean(0) / len(maps)
     whole = windows[suppress(windows, fit, 0.5, _FIRST)]
 
-    salience, share = _salience(heat, windows), _areas(windows) / _CELLS**2
+    salience, share = _salience(heat, windows), _areas(windows) / size[:2].prod()
     turns = []  # (when, window)
     low = 0.0
     for high, often in _SIZES:
@@ -301,19 +326,28 @@ def _ranked(seen: _Seen, heat: Tensor, count: int) -> Tensor:
         low = high
     turns.sort(key=lambda turn: turn[0])
     standing_out = torch.stack([window for _, window in turns])
-    return _apart(torch.cat([whole, _in_turn(_things(seen.features, heat), standing_out)]), count)
+    return _apart(
+        torch.cat([whole, _in_turn(_things(seen.features, heat, seen.shown), standing_out)]), count
+    )
 
 
-def _things(features: Tensor, heat: Tensor) -> Tensor:
+def _things(features: Tensor, heat: Tensor, shown: Box) -> Tensor:
     """The boxes of what is described alike, what was merged last first: [n, 4]
 
     Those that hold more of the map than their surroundings do go before the others.
     """
-    boxes = merged(features)
+    boxes = _within(merged(features), shown)
     boxes = boxes[(boxes[:, 2:] - boxes[:, :2]).amin(1) >= _THIN]
     stands_out = _salience(heat, boxes) > 0
     stands_out[_PARTS:] = False
     return _apart(torch.cat([boxes[stands_out], boxes[~stands_out]]), 2 * _PARTS)
+
+
+def _within(boxes: Tensor, shown: Box) -> Tensor:
+    """Boxes [n, 4] as far as they lie in another, without those of which hardly anything is left there."""
+    low, high = torch.tensor(shown[:2]), torch.tensor(shown[2:])
+    cut = torch.cat([boxes[:, :2].clamp(low, high), boxes[:, 2:].clamp(low, high)], 1)
+    return cut[(cut[:, 2:] - cut[:, :2]).amin(1) >= min(1.0, float((high - low).min()))]
 
 
 def _in_turn(first: Tensor, second: Tensor) -> Tensor:

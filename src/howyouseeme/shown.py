@@ -92,12 +92,13 @@ def layer_views(one: Explanation, layers: Sequence[Layer]) -> list[LayerView]:
         strength = np.array([node.share for node in layer.nodes], dtype=np.float32)
         for axis, (of, line) in layer.layout.items():
             place[:, of - 2] = [line[node.position[axis - 2]] for node in layer.nodes]
-        place, strength = place[shows := geometry.shows(place)], strength[shows]
+        which = geometry.shows(place).nonzero()[0]
+        place, strength = place[which], strength[which]
         y, x = geometry.points_to_image(place[:, 0], place[:, 1])
         call = "pixels" if layer.call == "input" else layer.call.removeprefix("aten.")
         name = layer.module or call
         seen = scale_to_one(heat[0]).numpy()
-        views.append(LayerView(name, seen, y, x, strength, box, layer.shape[1:]))
+        views.append(LayerView(name, seen, y, x, strength, box, layer.shape[1:], which))
     return views
 
 

@@ -34,6 +34,7 @@ from .folding import folded
 from .images import Source, load_image
 from .models import Model, Network, Prepare, as_network
 from .regions import Box, components, edges, held
+from .tape import refuse_training
 from .video import FrameWriter, Table, Video, VideoWriter
 
 __all__ = [
@@ -65,6 +66,9 @@ class TrackerSettings:
     - `parts`: parts of the target hold at least this share of what the largest one holds;
     - `agility`: how far a box moves to where the target is seen, 1 being all the way;
     - `doubt`: the confidence below which the target is lost.
+
+    Raises:
+        InputError: one of them is of no use.
     """
 
     side: int = 224
@@ -79,6 +83,16 @@ class TrackerSettings:
     parts: float = 0.2
     agility: float = 0.85
     doubt: float = 0.72
+
+    def __post_init__(self) -> None:
+        for name in ("side", "around", "likeness", "steps", "near", "first", "level", "agility"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name}={getattr(self, name)!r}: a tracker needs more than 0.")
+        if len(self.strides) != 3 or min(self.strides) < 1 or self.memory < 0:
+            raise InputError(
+                f"strides={self.strides!r}, memory={self.memory!r}: three strides of 1 or more, and no "
+                "fewer frames than 0."
+            )
 
 
 @dataclass(frozen=True)
@@ -187,7 +201,7 @@ class Tracker:
     Raises:
         InputError: the box is empty or outside of the frame, or a frame has another size.
         ImageError: a frame can't be read.
-        ModelError: the network has no such stages, or its preprocessing isn't known.
+        ModelError: the network has no such stages, its preprocessing isn't known, or it is in training mode.
     """
 
     def __init__(
@@ -445,6 +459,7 @@ class _Stages:
     """The stages of a network that are asked, run no further than the last of them."""
 
     def __init__(self, network: Network, side: int, strides: Sequence[int]) -> None:
+        refuse_training(network.module)
         self.module, self.layout = network.module, torch.contiguous_format
         blank = torch.zeros(1, _channels(network), side, side).to(network.like)
         sizes: list[tuple[str, int]] = []  # of square feature maps, in the order of the pass
@@ -524,6 +539,7 @@ class _Stages:
         self._run(batch, {name: keep(name) for name in self.names})
         return [found[name] for name in self.names]
 
+    @torch.no_grad()
     def _run(self, batch: Tensor, hooks: dict[str, Any]) -> None:
         handles = [
             self.module.get_submodule(name).register_forward_hook(hook)

@@ -23,7 +23,7 @@ from .errors import InputError, MissingExtraError
 from .files import PHOTOS, write
 from .images import load_image
 
-__all__ = ["FrameWriter", "Table", "Video", "VideoWriter", "open_video"]
+__all__ = ["FrameWriter", "Table", "Video", "VideoWriter", "is_webcam", "open_video"]
 
 #: Files in a folder that are taken as frames.
 SUFFIXES = PHOTOS - {".gif"}  # which is a video itself
@@ -102,11 +102,20 @@ def open_video(
     given, path = str(source), Path(source)
     if path.is_dir():
         return _open_folder(path, name or given)
-    if given == WEBCAM or given.startswith(f"{WEBCAM}:"):
+    if is_webcam(given):
         return _open_webcam(given)
     if not path.is_file():
         raise InputError(f"There is no video {name or given}; check its name and folder.")
     return _open_stream(name or given, given, kind, max_pixels=max_pixels)
+
+
+def is_webcam(source: str | Path) -> bool:
+    """Whether `open_video` takes it for a webcam.
+
+    >>> is_webcam("webcam"), is_webcam("webcam:1"), is_webcam("webcam.mp4")
+    (True, True, False)
+    """
+    return str(source) == WEBCAM or str(source).startswith(f"{WEBCAM}:")
 
 
 def _open_folder(folder: Path, name: str) -> Video:

@@ -19,7 +19,7 @@ from .files import identities, spare, write
 if TYPE_CHECKING:
     from .explanation import Explanation
 
-__all__ = ["SCHEMA_VERSION", "facts", "provenance", "save"]
+__all__ = ["SCHEMA_VERSION", "as_json", "facts", "provenance", "save"]
 
 SCHEMA_VERSION = 1
 
@@ -81,7 +81,7 @@ def save(
     spare(photos, [folder / f"{stem}.png" for stem in stems])
     for i, stem in enumerate(stems):
         one = explanation._alone(i)  # which keeps what is made
-        made = {".png": encoded(one.picture(layers=layers)), ".json": _json(one.to_dict()).encode()}
+        made = {".png": encoded(one.picture(layers=layers)), ".json": as_json(one)}
         if maps:
             made[".npz"] = _npz(one)
         for suffix, content in made.items():
@@ -97,9 +97,14 @@ def _npz(one: Explanation) -> bytes:
     return file.getvalue()
 
 
-def _json(data: dict[str, Any]) -> str:
-    """One field a line, and one point a line."""
+def as_json(one: Explanation) -> bytes:
+    """All about one image as the file that `save` writes: one field a line, and one point a line.
+
+    >>> Path("photo.json").write_bytes(as_json(explanation[0]))
+    """
+    data = one.to_dict()
     fields = {name: json.dumps(item, allow_nan=False) for name, item in data.items()}
     points = ",\n".join(f"  {json.dumps(point, allow_nan=False)}" for point in data["points"])
     fields["points"] = f"[\n{points}\n ]"
-    return "{\n" + ",\n".join(f' "{name}": {item}' for name, item in fields.items()) + "\n}\n"
+    lines = ",\n".join(f' "{name}": {item}' for name, item in fields.items())
+    return f"{{\n{lines}\n}}\n".encode()

@@ -153,9 +153,8 @@ def read_target(target: str | None, network: Network) -> Wanted:
         return Wanted()
     top = re.fullmatch(r"top(\d+)", target.strip(), re.IGNORECASE | re.ASCII)
     if top is None:
-        index = re.fullmatch(r"\d+", target.strip(), re.ASCII)
         try:
-            return Wanted(index=network.class_index(int(target) if index else target))
+            return Wanted(index=network.class_index(target))
         except InputError as error:
             more = " `howyouseeme classes` lists them." if network.classes else ""
             raise InputError(f"{error}{more}") from error

@@ -98,7 +98,9 @@ def go_through(
 
 def _name(source: str) -> str:
     """That of the files which are made of a source."""
-    if source.startswith("webcam"):
+    from ..video import is_webcam  # noqa: PLC0415
+
+    if is_webcam(source) and not Path(source).is_dir():
         return source.replace(":", "-")
     path = Path(os.path.abspath(source))  # `.` has a name too
     return path.name if path.is_dir() else path.stem

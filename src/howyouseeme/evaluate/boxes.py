@@ -6,7 +6,7 @@ import csv
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,8 +14,12 @@ from xml.etree import ElementTree
 
 from ..errors import InputError
 from ..models import Network
+from ..numbers import plain
 
 __all__ = ["Box", "Boxes", "read_boxes"]
+
+#: By the name of an image's file, rows of class, x0, y0, x1, y1.
+Rows = Mapping[str, Sequence[Sequence[Any]]]
 
 _CSV = ("file", "class", "x0", "y0", "x1", "y1")
 _VOC = ("xmin", "ymin", "xmax", "ymax")
@@ -45,15 +49,15 @@ class Boxes:
     problems: list[str] = field(default_factory=list)
 
 
-def read_boxes(path: str | Path, network: Network) -> Boxes:
-    """The boxes in a file or folder, their classes being those of the network.
+def read_boxes(given: str | Path | Rows, network: Network) -> Boxes:
+    """The boxes in a file or folder, or in rows, their classes being those of the network.
 
     >>> boxes = read_boxes("boxes.csv", load_model())
     >>> boxes.of["cat.jpg"][0].corners
     (30.0, 23.0, 165.0, 182.0)
 
     Args:
-        path: one of
+        given: rows of class, x0, y0, x1, y1 by the name of the image's file; or the path of one of
             a `.csv` file with the columns file, class, x0, y0, x1, y1, others being ignored;
             a `.json` file of COCO (images, annotations with a bbox x, y, width, height, categories),
             without those of crowds (iscrowd: 1), whose boxes are around many objects;
@@ -67,7 +71,9 @@ def read_boxes(path: str | Path, network: Network) -> Boxes:
     Raises:
         InputError: there is no such file, or it is none of these as a whole.
     """
-    path = Path(path)
+    if isinstance(given, Mapping):
+        return _usable(_rows(given), network, "the boxes")
+    path = Path(given)
     if path.is_dir():
         lines = _voc(path)
     elif not path.is_file():
@@ -80,6 +86,14 @@ def read_boxes(path: str | Path, network: Network) -> Boxes:
         raise InputError(
             f"{path} is no file with boxes: give a .csv file, COCO's .json, or a folder of Pascal VOC's .xml."
         )
+    found = _usable(lines, network, str(path))
+    if not found.of and not found.problems:
+        raise InputError(f"There is no box in {path}.")
+    return found
+
+
+def _usable(lines: _Lines, network: Network, source: str) -> Boxes:
+    """The boxes of lines that can be used, and what is wrong with the others."""
     found = Boxes()
     unknown: Counter[str] = Counter()  # how often a class can't be used, by the reason
     for line in lines:
@@ -98,10 +112,8 @@ def read_boxes(path: str | Path, network: Network) -> Boxes:
             continue
         found.of.setdefault(file, []).append(Box(target, line.corners, line.where, line.size))
     found.problems += [
-        f"{path}: {count} box(es) left out: {reason}" for reason, count in unknown.items()
+        f"{source}: {count} box(es) left out: {reason}" for reason, count in unknown.items()
     ]
-    if not found.of and not found.problems:
-        raise InputError(f"There is no box in {path}.")
     return found
 
 
@@ -119,6 +131,17 @@ class _Line:
 
 
 _Lines = Iterator[_Line | str]
+
+
+def _rows(given: Rows) -> _Lines:
+    for file, rows in given.items():
+        where = f"the boxes of {file}"
+        for row in rows:
+            try:
+                target, *corners = row
+                yield _Line(where, file, str(plain(target)), _four(corners))
+            except (ValueError, TypeError):
+                yield f"{where}: {row!r} is no class with x0, y0, x1 and y1."
 
 
 def _csv(path: Path) -> _Lines:
@@ -209,12 +232,9 @@ def _class(line: _Line, network: Network) -> int:
         if line.name.isdecimal():
             return network.class_index(int(line.name))
         raise InputError(f"{network.name} has no class names, so {line.name!r} must be an index.")
-    exact = [i for i, name in enumerate(network.classes) if name == line.name]
-    folded = [
-        i for i, name in enumerate(network.classes) if name.casefold() == line.name.casefold()
-    ]
-    if exact or folded:
-        return (exact or folded)[0]
+    named = network.class_named(line.name)
+    if named is not None:
+        return named
     if line.name.isdecimal() and line.id is None:
         return network.class_index(int(line.name))
     shown = repr(line.name) if line.name else f"with the id {line.id}"

@@ -292,7 +292,12 @@ def insertion(
         blur: the standard deviation of the Gaussian, in pixels, mirrored at the border.
 
     The area under the curve, 0..1, by the trapezoid rule. RISE, Petsiuk et al. 2018 (arXiv 1806.07421).
+
+    Raises:
+        InputError: there are no steps, or no blur.
     """
+    if not blur > 0:
+        raise InputError(f"A blur of {blur:g} pixels leaves the image as it is: give more than 0.")
     return _area(predict, image, target, saliency, steps, _blurred(image, blur), True)
 
 
@@ -316,6 +321,8 @@ def _area(
     without: Tensor,
     inserting: bool,
 ) -> float:
+    if steps < 1:
+        raise InputError(f"Pixels can't go in {steps} steps: give 1 or more.")
     rank = _ranks(saliency, image)
     batch = []
     for step in range(steps + 1):

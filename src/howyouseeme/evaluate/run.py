@@ -26,7 +26,7 @@ from ..images import Geometry, load_image
 from ..methods import Method
 from ..models import Model, Network, Prepare
 from ..scores import certainties, logits_of, recorded_scores, scores_in
-from .boxes import Box, Boxes, read_boxes
+from .boxes import Box, Boxes, Rows, read_boxes
 from .measures import Array, Interval, Predict, bootstrap
 from .randomise import randomised
 from .scoring import MEASURES, Explain, Item, Settings, make_grids, score_grid, score_image, values
@@ -149,7 +149,7 @@ class Evaluation:
 def evaluate(
     model: Model,
     images: Sequence[str | Path],
-    boxes: str | Path | Mapping[str, Sequence[Sequence[float]]] | None = None,
+    boxes: str | Path | Rows | None = None,
     *,
     preprocess: Prepare | None = None,
     classes: Sequence[str] | None = None,
@@ -192,6 +192,8 @@ def evaluate(
     explainer = Explainer(model, preprocess=preprocess, classes=classes)
     network = explainer.network
     _ = network.photo_input  # or an error, before anything is loaded
+    if isinstance(methods, str):
+        raise InputError(f"methods are a list of them: give [{methods!r}].")
     made_by = dict.fromkeys(methods)  # each once
     makers = dict(map(_maker, made_by))
     if len(makers) < len(made_by):
@@ -202,7 +204,7 @@ def evaluate(
         raise InputError("There is no method to measure: give at least one, such as evidence.")
     explains = {name: make(network) for name, make in makers.items()}
     files = _by_name(images)
-    known = _boxes(boxes, network)
+    known = None if boxes is None else read_boxes(boxes, network)
     found = _Found([], [], list(known.problems) if known else [], [], {})
     if known is not None:
         _compare_names(files, known, found)
@@ -315,22 +317,6 @@ def _by_name(images: Sequence[str | Path]) -> dict[str, Path]:
     if not files:
         raise InputError("There are no images to measure.")
     return files
-
-
-def _boxes(
-    boxes: str | Path | Mapping[str, Sequence[Sequence[float]]] | None, network: Network
-) -> Boxes | None:
-    if boxes is None or isinstance(boxes, (str, Path)):
-        return None if boxes is None else read_boxes(boxes, network)
-    return Boxes(
-        {
-            name: [
-                Box(int(target), (x0, y0, x1, y1), f"the boxes of {name}")
-                for target, x0, y0, x1, y1 in rows
-            ]
-            for name, rows in boxes.items()
-        }
-    )
 
 
 def _compare_names(files: Mapping[str, Path], boxes: Boxes, found: _Found) -> None:

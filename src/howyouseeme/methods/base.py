@@ -13,6 +13,7 @@ from torch import Tensor
 from ..backtrack import Plan
 from ..errors import InputError
 from ..links import Link
+from ..numbers import plain
 from ..tape import Value
 
 __all__ = ["Crossing", "Hop", "Method", "Trail", "Walked"]
@@ -135,11 +136,13 @@ class Method(ABC):
 
     def __post_init__(self) -> None:
         """Refuse parameters of the wrong kind."""
-        for name, value in self.parameters.items():
-            default = getattr(type(self), name)
+        for name, given in self.parameters.items():
+            value = plain(given)
+            object.__setattr__(self, name, value)
+            default = getattr(type(self), name, None)  # of a method of a user's there may be none
             if isinstance(default, bool) and not isinstance(value, bool):
                 raise InputError(f"{name}={value!r} is neither True nor False.")
-            if not isinstance(default, bool) and isinstance(value, bool):
+            if default is not None and not isinstance(default, bool) and isinstance(value, bool):
                 raise InputError(
                     f"{name}={value!r} is no value for it: the default is {default!r}."
                 )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, ModelError
 from ..images import Preprocess
+from ..numbers import plain
 
 _SHOWN = 8
 
@@ -91,14 +92,15 @@ class Network:
         Raises:
             InputError: there is no such class, or more than one.
         """
-        if isinstance(name_or_index, int):
-            return self._checked(name_or_index)
-        wanted = name_or_index.strip()
-        names = self.classes or ()
-        same = [index for index, name in enumerate(names) if name == wanted]
-        folded = [index for index, name in enumerate(names) if name.casefold() == wanted.casefold()]
-        if same or folded:
-            return self._only(same or folded, wanted)
+        wanted = plain(name_or_index)
+        if isinstance(wanted, int) and not isinstance(wanted, bool):
+            return self._checked(wanted)
+        if not isinstance(wanted, str):
+            raise InputError(f"A class goes by its index or its name, and {wanted!r} is neither.")
+        wanted = wanted.strip()
+        named = self.class_named(wanted)
+        if named is not None:
+            return named
         if wanted.isdecimal():
             return self._checked(int(wanted))
         if self.classes is None:
@@ -107,12 +109,27 @@ class Network:
             )
         inside = [
             index
-            for index, name in enumerate(names)
+            for index, name in enumerate(self.classes)
             if wanted and wanted.casefold() in name.casefold()
         ]
         if not inside:
             raise InputError(f"{self.name} has no class {wanted!r}{self._close(wanted)}")
         return self._only(inside, wanted)
+
+    def class_named(self, name: str) -> int | None:
+        """The index of the class of that whole name; None where there is none.
+
+        >>> network.class_named("tabby"), network.class_named("tab")
+        (281, None)
+
+        Case matters only between names that differ in nothing else.
+        Raises:
+            InputError: there is more than one.
+        """
+        names = self.classes or ()
+        same = [index for index, one in enumerate(names) if one == name]
+        folded = [index for index, one in enumerate(names) if one.casefold() == name.casefold()]
+        return self._only(same or folded, name) if same or folded else None
 
     def label(self, index: int) -> str:
         """The name of the class at `index`; "class 7" where the network has no names.

@@ -7,7 +7,7 @@ mode, gradients, hooks and buffers are as they were.
 
 from __future__ import annotations
 
-from .recorder import Reader, record
+from .recorder import Reader, record, refuse_training
 from .values import (
     Call,
     Dropped,
@@ -30,6 +30,7 @@ __all__ = [
     "harmless",
     "looks_are_harmless",
     "record",
+    "refuse_training",
     "with_looks",
     "without_looks",
 ]

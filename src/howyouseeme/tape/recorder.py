@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..errors import ModelError
+from ..errors import InputError, ModelError
 from .facts import Facts, facts_of, functional_of
 from .values import Call, Tape, Value
 
-__all__ = ["Reader", "record"]
+__all__ = ["Reader", "record", "refuse_training"]
 
 
 @dataclass(frozen=True)
@@ -445,6 +445,34 @@ def _same_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
                 buffers.update(kept)
 
 
+def refuse_training(model: nn.Module) -> None:
+    """See that batch norm and dropout answer as they are meant to, and keep no statistics of what they are given.
+
+    >>> refuse_training(model.eval())
+
+    Raises:
+        ModelError: the model, or a part of it, is in training mode.
+    """
+    training = [
+        name or type(model).__name__
+        for name, module in model.named_modules()
+        # Frozen TorchScript has no mode, and torch.fx's empty containers one that means nothing.
+        if getattr(module, "training", False) and type(module) is not nn.Module
+    ]
+    if training:
+        # Which refuses: the mode was fixed by the export, and can't be told.
+        if "eval" in vars(model):
+            raise ModelError(
+                "The model is the module() of a program of torch.export, which can't say whether it was "
+                "exported in eval mode: give the program itself."
+            )
+        raise ModelError(
+            f"The model is in training mode ({', '.join(training[:3])}"
+            f"{', ...' if len(training) > 3 else ''}), where batch norm and dropout answer "
+            "differently each time: call model.eval() first."
+        )
+
+
 def record(
     model: nn.Module,
     args: Sequence[Any],
@@ -467,27 +495,12 @@ def record(
 
     Raises:
         ModelError: the model, or a part of it, is in training mode.
+        InputError: `args` are no list of arguments, but a tensor.
     """
+    refuse_training(model)
+    if isinstance(args, Tensor):
+        raise InputError("The arguments of a model are a list or tuple of them: give [images].")
     names = {module: name for name, module in model.named_modules()}
-    training = [
-        name or type(model).__name__
-        for module, name in names.items()
-        # Frozen TorchScript has no mode, and torch.fx's empty containers one that means nothing.
-        if getattr(module, "training", False) and type(module) is not nn.Module
-    ]
-    if training:
-        if "eval" in vars(
-            model
-        ):  # which refuses: the mode was fixed by the export, and can't be told
-            raise ModelError(
-                "The model is the module() of a program of torch.export, which can't say whether it was "
-                "exported in eval mode: give the program itself."
-            )
-        raise ModelError(
-            f"The model is in training mode ({', '.join(training[:3])}"
-            f"{', ...' if len(training) > 3 else ''}), where batch norm and dropout answer "
-            "differently each time: call model.eval() first."
-        )
     kwargs = kwargs or {}
     asked = [item if isinstance(item, Reader) else Reader(item) for item in readers]
     kind = _shielded() if "torch._dynamo" in sys.modules else _Recorder

@@ -8,7 +8,7 @@ import math
 import re
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, MissingExtraError
@@ -33,6 +33,9 @@ class Limits:
     - `seconds`: from a request to its answer; `batch`: requests that are explained together: more than
       four take more memory, and on a CPU hardly any less time;
     - `connections`: at once, the page's among them.
+
+    Raises:
+        InputError: one of them is 0 or less.
     """
 
     body: int = 20 * 2**20
@@ -43,6 +46,13 @@ class Limits:
     seconds: float = 60.0
     batch: int = 4
     connections: int = 500
+
+    def __post_init__(self) -> None:
+        for limit in fields(self):
+            if not getattr(self, limit.name) > 0:
+                raise InputError(
+                    f"{limit.name}={getattr(self, limit.name)!r} lets nothing through: give more than 0."
+                )
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from ..draw import data_uri, encoded, shades
 from ..explanation import Explanation, Layer
 from ..localize import Detection
 from ..rules import family_of
+from ..written import as_json
 
 __all__ = ["Scene", "make_scene", "palette", "stages"]
 
@@ -91,8 +92,8 @@ class Scene:
 
     @property
     def total(self) -> float:
-        """All the evidence for the answer."""
-        return float(self.explanation.evidence[0].double().clamp(min=0).sum()) or 1.0
+        """All the evidence for the answer, in the photo."""
+        return float(self.explanation.inside[0].double().clamp(min=0).sum()) or 1.0
 
     @property
     def size(self) -> int:
@@ -118,7 +119,7 @@ class Scene:
 
     def numbers(self) -> bytes:
         """The JSON of the command line."""
-        return (json.dumps(self.explanation.to_dict(), indent=1, allow_nan=False) + "\n").encode()
+        return as_json(self.explanation[0])
 
     def archive(self) -> bytes:
         """A ZIP with the pictures, the maps, and the numbers."""
@@ -203,7 +204,12 @@ def make_scene(explanation: Explanation, likeliest: Sequence[Explanation]) -> Sc
                 "map": _map(view.map, _STAGE),
                 "nodes": [
                     [round(float(x), 1), round(float(y), 1), node.channel, round(node.share, 5)]
-                    for y, x, node in zip(view.points_y, view.points_x, layer.nodes, strict=True)
+                    for y, x, node in zip(
+                        view.points_y,
+                        view.points_x,
+                        (layer.nodes[i] for i in view.which),
+                        strict=True,
+                    )
                 ],
             }
             for (name, layer), view in zip(walked.items(), views, strict=True)
@@ -298,7 +304,7 @@ def _counted(explanation: Explanation) -> list[int]:
     """The share of the evidence in each cell of a grid over the photo, in millionths."""
     geometry = explanation.samples[0].geometry
     assert geometry is not None
-    evidence = explanation.evidence[0].double().clamp(min=0).cpu().numpy()
+    evidence = explanation.inside[0].double().clamp(min=0).cpu().numpy()
     row, column = np.indices(evidence.shape)
     y, x = geometry.points_to_image(row.ravel(), column.ravel())
     height, width = geometry.image_size

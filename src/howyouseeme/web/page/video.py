@@ -192,14 +192,16 @@ class Videos:
             yield tracked
 
         number = found = 0
+        count: int | None = None
         most, run = self.service.limits.frames, steps()
         while isinstance(made := await self.service.do(partial(next, run)), _Step):
-            number, found = number + 1, found + made.found
+            number, found, count = number + 1, found + made.found, made.count
             if number % 10 == 1:
                 of = f" of {made.count}" if made.count else ""
                 yield hint(f"Following: frame {number}{of}."), _live(made.picture)
         key = self.shelf.put(secrets.token_hex(16), made, len(made.video) + len(made.table))
-        cut = f" (the first {most}; the rest was left out)" if number == most else ""
+        more = number == most and (count is None or count > most)
+        cut = f" (the first {most}; the rest was left out)" if more else ""
         yield hint(f"Found in {found} of {number} frames{cut}."), _player(key)
 
 
