@@ -789,3 +789,33 @@ def test_scores_without_a_batch_axis_are_those_of_the_image() -> None:
     explained = hysm.explain(network, photo)
     assert item.target == explained.target[0]
     assert item.probability == pytest.approx(explained.probability[0])
+
+
+def test_boxes_given_as_rows_are_read_as_those_of_a_file(photos: Path, tmp_path: Path) -> None:
+    rows = {f"{i}.png": [(COLOURS[i % 3], *box_of(i))] for i in range(6)}
+    mine = evaluate(colours(), files(photos), rows, settings=FAST, grids=0)
+    theirs = evaluate(colours(), files(photos), csv_file(tmp_path), settings=FAST, grids=0)
+    assert mine.values["evidence"]["energy"] == theirs.values["evidence"]["energy"]
+    by_index = {f"{i}.png": [(np.int64(i % 3), *map(float, box_of(i)))] for i in range(6)}
+    again = evaluate(colours(), files(photos), by_index, settings=FAST, grids=0)
+    assert again.values["evidence"]["energy"] == theirs.values["evidence"]["energy"]
+
+
+def test_rows_that_cannot_be_used_are_told(photos: Path) -> None:
+    rows = {f"{i}.png": [(COLOURS[i % 3], *box_of(i))] for i in range(3)}
+    rows |= {
+        "3.png": [(0, 1, 2)],
+        "4.png": [("lamp", 0, 0, 4, 4)],
+        "5.png": [(1, 0, 0, float("nan"), 4)],
+    }
+    found = evaluate(colours(), files(photos), rows, settings=FAST, grids=0)
+    told = " ".join(found.problems)
+    assert "the boxes of 3.png: (0, 1, 2) is no class with" in told
+    assert "no class 'lamp'" in told
+    assert "the boxes of 5.png: a corner is not a finite number" in told
+    assert [item.name for item in found.items] == ["0.png", "1.png", "2.png"]
+
+
+def test_one_method_is_a_list_of_one(photos: Path) -> None:
+    with pytest.raises(InputError, match=r"give \['evidence'\]"):
+        evaluate(colours(), files(photos), methods="evidence")

@@ -18,6 +18,7 @@ from torchvision import transforms
 
 import howyouseeme as hysm
 from howyouseeme import Explainer, InputError, ModelError, Network, Preprocess
+from howyouseeme.localize import detect
 from howyouseeme.methods import Evidence
 from howyouseeme.tape import record
 
@@ -1308,3 +1309,18 @@ def test_a_bug_in_the_model_stays_its_own(images: Tensor) -> None:
 
     with pytest.raises(AttributeError, match="absent"):
         Explainer(Broken().eval())(images)
+
+
+def test_a_string_is_no_list_of_targets(images: Tensor) -> None:
+    net = make_net()
+    with pytest.raises(InputError, match=r"give \['12'\]"):
+        Explainer(net).many(images, "12")
+    with pytest.raises(InputError, match=r"give \['12'\]"):
+        detect(Explainer(net), images, "12")
+    with pytest.raises(InputError, match=r"give \[images\]"):
+        record(net, images)  # type: ignore[arg-type]
+
+
+def test_parameters_may_be_numbers_of_numpy() -> None:
+    assert hysm.methods.Seed(k=np.int64(5)) == hysm.methods.Seed(k=5)
+    assert hysm.methods.Evidence(nodes=np.int64(50)).nodes == 50

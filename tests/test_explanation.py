@@ -337,6 +337,8 @@ def test_joining_undoes_indexing(images: Tensor) -> None:
 
 def test_what_can_not_be_joined(images: Tensor) -> None:
     one = Explainer(network())(images)
+    joined = Explanation.join([one, Explainer(one.model.module)(images)])  # a network of its own
+    assert len(joined) == 2 * len(one)
     with pytest.raises(InputError, match="no explanations to join"):
         Explanation.join([])
     with pytest.raises(InputError, match=r"one model and method.*residual.*residual"):
@@ -455,6 +457,19 @@ def test_an_explanation_can_be_pickled_whatever_was_asked_of_it(images: Tensor) 
     again = pickle.loads(pickle.dumps(explanation))
     assert torch.equal(again.evidence, explanation.evidence)
     assert [path.nodes for path in again.paths[1]] == [path.nodes for path in paths[1]]
+
+
+def test_a_pickle_grows_no_faster_than_the_batch() -> None:
+    net, alone = network(), []
+    for count in (2, 8):
+        batch = torch.rand(count, 3, 16, 16)
+        explanation = Explainer(net)(batch)
+        again = pickle.loads(pickle.dumps(explanation))
+        assert torch.equal(again.samples[1].input, batch[1])
+        alone.append(len(pickle.dumps(explanation[0])))
+        whole = len(pickle.dumps(explanation))
+        assert whole < alone[-1] + 20 * batch.numel() * batch.element_size()
+    assert alone[1] < 1.1 * alone[0]
 
 
 def test_a_path_from_a_function_of_the_output(images: Tensor) -> None:

@@ -508,3 +508,15 @@ def test_bootstrap_draws_images_not_measures() -> None:
     assert bootstrap(values) != bootstrap(values, seed=1)
     with pytest.raises(InputError, match="no values"):
         bootstrap([])
+
+
+def test_removing_takes_steps_and_a_blur() -> None:
+    image, saliency = torch.rand(3, 8, 8), torch.rand(8, 8)
+
+    def predict(x: torch.Tensor) -> torch.Tensor:
+        return x.mean((1, 2, 3))[:, None].expand(-1, 2)
+
+    with pytest.raises(InputError, match="0 steps"):
+        deletion(predict, image, 0, saliency, steps=0)
+    with pytest.raises(InputError, match="blur of 0"):
+        insertion(predict, image, 0, saliency, blur=0)

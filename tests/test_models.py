@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -154,6 +155,23 @@ def test_an_exact_name_wins_over_longer_names_and_indices() -> None:
     assert network.class_index("1") == 1
     with pytest.raises(InputError, match=r"'CAT' may be cat \(0\), Cat \(3\); give"):
         network.class_index("CAT")
+
+
+def test_an_index_of_numpy_or_torch_does() -> None:
+    network = named("cat", "dog")
+    assert network.class_index(np.int64(1)) == network.class_index(torch.tensor(1)) == 1
+    for wrong in (1.5, None, True, np.float32(1), ["cat"]):
+        with pytest.raises(InputError, match="index or its name"):
+            network.class_index(wrong)
+
+
+def test_a_class_is_named_by_its_whole_name() -> None:
+    network = named("cat", "tiger cat", "Cat")
+    assert network.class_named("cat") == 0
+    assert network.class_named("TIGER CAT") == 1
+    assert network.class_named("tiger") is None
+    with pytest.raises(InputError, match="may be"):
+        network.class_named("CAT")
 
 
 def test_ambiguous_names_list_the_candidates(embedded: Network) -> None:

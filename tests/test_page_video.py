@@ -121,6 +121,13 @@ def test_a_video_is_followed_to_its_end(
     assert not list((tmp_path / "held").iterdir())
 
 
+def test_a_video_of_just_so_many_frames_is_not_cut(
+    tab: Callable[..., Videos], tmp_path: Path
+) -> None:
+    said, _ = followed(tab(frames=5), clip(tmp_path / "a.mp4", 5), None, "10, 10, 100, 100")
+    assert "of 5 frames." in said[-1]
+
+
 def test_a_long_video_is_cut_and_a_large_one_made_smaller(
     tab: Callable[..., Videos], tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 from PIL import Image
 from torch import nn
 
+import howyouseeme as hysm
 from howyouseeme import Network, Preprocess, cli, load_image, sample_photo
 from howyouseeme.errors import InputError, ModelError
 from howyouseeme.propose import (
@@ -74,6 +76,29 @@ def test_regions_lie_in_the_picture_and_do_not_repeat_each_other(proposer: Propo
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1) / (600 * 400)
     assert areas.min() < 0.03  # small ones have their turn
     assert areas.max() > 0.4
+
+
+def test_padding_is_not_proposed() -> None:
+    network = hysm.load_model("efficientnet-lite0")
+    fitting = replace(network.photo_input, resize="fit", crop_from=None)
+    proposer = Proposer(network, preprocess=fitting)
+    wide = load_image(sample_photo("cat")).crop((0, 60, 450, 180))
+    found = proposer(wide)
+    boxes = torch.tensor([region.box for region in found.regions])
+    size = torch.tensor([wide.width, wide.height])
+    assert len(boxes) > 50
+    assert (boxes[:, :2] >= 0).all()
+    assert (boxes[:, 2:] <= size).all()
+    assert ((boxes[:, 2:] - boxes[:, :2]) > size / 60).all()  # of 28 cells
+    for i in range(1, len(boxes)):
+        assert overlaps(boxes[:i], boxes[i]).max() <= 0.5001
+    whole = overlaps(boxes, torch.tensor([0.0, 0.0, *size])).argmax()
+    covered = (boxes[whole, 2:] - boxes[whole, :2]).prod() / size.prod()
+    assert found.regions[whole].share >= 0.98 * min(float(covered), 1)
+    for category in ("tabby", "Egyptian cat", "tiger cat"):
+        x0, y0, x1, y1 = proposer.find(wide, category)
+        assert x1 - x0 > 1
+        assert y1 - y0 > 1
 
 
 def test_fewer_regions_are_the_first_ones(proposer: Proposer) -> None:

@@ -16,6 +16,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from howyouseeme.web.scene import make_scene
 from howyouseeme.web.service import Question, Service
 from howyouseeme.web.shelf import Shelf
 from howyouseeme.web.worker import BusyError, Worker
+from howyouseeme.written import as_json
 
 jsonschema = pytest.importorskip("jsonschema")
 
@@ -1104,3 +1106,26 @@ def held(thing: Any) -> int:
         ):  # the walk that can be done again is a partial
             waiting += gc.get_referents(one)
     return total
+
+
+def test_a_scene_leaves_padding_out() -> None:
+    """Of a wide photo in a square input, most of whose rows are padding."""
+    network = hysm.load_model("efficientnet-lite0")
+    prepare = replace(network.photo_input, resize="fit", crop_from=None)
+    photo = hysm.load_image(hysm.sample_photo("rocket"))
+    wide = photo.crop((0, 0, photo.width, photo.height // 3))
+    explanation = hysm.explain(network, wide, preprocess=prepare)
+    assert not torch.equal(explanation.inside, explanation.evidence)
+    scene = make_scene(explanation, [explanation])
+    assert scene.total == pytest.approx(float(explanation.inside.clamp(min=0).sum()), rel=1e-5)
+    for stage, layer in zip(scene.drawn["stages"], scene.stages.values(), strict=True):
+        assert len(stage["nodes"]) <= len(layer.nodes)
+        shares = {(node.channel, round(node.share, 5)) for node in layer.nodes}
+        assert all((channel, share) in shares for _, _, channel, share in stage["nodes"])
+    assert scene.numbers() == as_json(explanation)
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Limits)])
+def test_a_limit_lets_something_through(name: str) -> None:
+    with pytest.raises(hysm.InputError, match=f"{name}=0 lets nothing through"):
+        Limits(**{name: 0})

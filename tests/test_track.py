@@ -492,3 +492,21 @@ def test_the_command_takes_no_picture(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli.main, words)
     assert result.exit_code == 2
     assert "cat.jpg is a picture: give a video, or a folder of frames" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "setting", [{"likeness": 0}, {"side": -1}, {"strides": (4, 8)}, {"memory": -1}, {"near": 0.0}]
+)
+def test_settings_that_are_of_no_use_are_refused(setting: dict[str, object]) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(setting))}="):
+        TrackerSettings(**setting)  # type: ignore[arg-type]
+
+
+def test_a_network_in_training_mode_keeps_its_statistics() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=4), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, 2)
+    ).train()
+    before = net[1].running_mean.clone()
+    with pytest.raises(ModelError, match="training mode"):
+        Tracker(Network("net", net, Preprocess((32, 32)), None))
+    assert torch.equal(net[1].running_mean, before)

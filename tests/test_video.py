@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from howyouseeme import video as videos
+from howyouseeme.cli.videos import table_in
 from howyouseeme.errors import InputError, MissingExtraError
-from howyouseeme.video import FrameWriter, Table, VideoWriter, open_video
+from howyouseeme.video import FrameWriter, Table, VideoWriter, is_webcam, open_video
 
 
 def frames(count: int, height: int = 48, width: int = 64) -> list[np.ndarray]:
@@ -302,3 +303,14 @@ def test_a_row_is_in_the_file_as_soon_as_it_is_written(tmp_path: Path) -> None:
         table.write([0, "found"])
         with (tmp_path / "a.csv").open() as file:
             assert list(csv.reader(file)) == [["frame", "state"], ["0", "found"]]
+
+
+def test_a_file_that_begins_like_a_webcam_is_none(tmp_path: Path) -> None:
+    assert is_webcam("webcam")
+    assert is_webcam("webcam:Integrated Camera")
+    for name in ("webcam-videos/walk.mp4", "webcam_walk.mp4", "webcams"):
+        assert not is_webcam(name)
+    out = tmp_path / "out"
+    assert table_in(out, "webcam-videos/walk.mp4") == out / "walk.csv"
+    assert table_in(out, "webcam_walk.mp4") == out / "webcam_walk.csv"
+    assert table_in(out, "webcam:1") == out / "webcam-1.csv"
