@@ -472,6 +472,43 @@ def test_a_pickle_grows_no_faster_than_the_batch() -> None:
     assert alone[1] < 1.1 * alone[0]
 
 
+@pytest.mark.parametrize("each", [False, True])
+def test_what_can_be_pickled_is_where_a_target_cannot(images: Tensor, each: bool) -> None:
+    def target(output: Tensor) -> Tensor:  # of a function, which no pickle can find
+        return output[:, 1]
+
+    explanation = Explainer(network())(images, [target] * len(images) if each else target)
+    again = pickle.loads(pickle.dumps(explanation))
+    assert torch.equal(again.evidence, explanation.evidence)
+    assert torch.equal(again.saliency, explanation.saliency)
+    assert explanation.layers()
+    with pytest.raises(InputError, match="couldn't be pickled"):
+        again.layers()
+
+
+@pytest.mark.parametrize("replay", [False, True])
+def test_layers_of_a_model_that_changed_are_refused(images: Tensor, replay: bool) -> None:
+    model = network().module
+    explainer = Explainer(model, replay=replay)
+    explanation = [explainer(images) for _ in range(4)][-1]
+    assert explanation.layers()
+    explanation.forget()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.neg_()
+    for ask in (explanation.layers, lambda: explanation.paths):
+        with pytest.raises(InputError, match=r"to what it answered .* weights have changed"):
+            ask()
+
+
+def test_layers_for_a_target_that_reads_something_else_by_now_are_refused(images: Tensor) -> None:
+    explainer = Explainer(network(), "exact")
+    made = [explainer(images, lambda output: output[:, c]) for c in range(3)]  # noqa: B023
+    assert made[2].layers()
+    with pytest.raises(InputError, match="what the target function reads"):
+        made[0].layers()
+
+
 def test_a_path_from_a_function_of_the_output(images: Tensor) -> None:
     explanation = Explainer(network(), contrast=False)(images, lambda output: output[:, 3])
     by_class = Explainer(network(), contrast=False)(images, 3)

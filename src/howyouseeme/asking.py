@@ -63,6 +63,7 @@ class Asked(NamedTuple):
     exclusive: bool = True  # softmax, not sigmoids
     labels: tuple[str, ...] | None = None  # where there is no class that has one
     boxes: tuple[Box | None, ...] | None = None  # asked about, in pixels of the input
+    scores: tuple[float, ...] = ()  # what the network says to it, by sample
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,12 @@ class Asker:
 
     def find(self, tape: Tape, target: Any, reads: Iterator[Any], batch: int) -> Asked:
         """Where the walk sets out for a target; what a function made of the output is in `reads`."""
+        found = self._found(tape, target, reads, batch)
+        told = found.start.data.reshape(-1)
+        scores = told.expand(batch) if len(told) == 1 else told[found.nodes]  # one for all of them
+        return found._replace(scores=tuple(scores.tolist()))
+
+    def _found(self, tape: Tape, target: Any, reads: Iterator[Any], batch: int) -> Asked:
         if callable(target):
             read = next(reads)
             if not _is_whole(read):

@@ -33,6 +33,9 @@ __all__ = ["Explainer", "explain"]
 #: After so many images of a kind a replay is prepared unasked: so many take about the time of that.
 _WORTHWHILE = 8
 
+#: What a score may differ by when it is asked for again, of the largest: kernels round by the batch.
+_SAME = 1e-2
+
 
 def explain(
     model: Model,
@@ -328,8 +331,8 @@ class Explainer:
             model=self.network,
             method=self.method,
             walk_again=tuple(
-                partial(self._walk_again, batch, i, again, c, j)
-                for i, c in enumerate(asked.classes)
+                partial(self._walk_again, batch, i, again, c, j, score)
+                for i, (c, score) in enumerate(zip(asked.classes, asked.scores, strict=True))
             ),
             alike=seen.alike,
             box=tuple(
@@ -343,8 +346,10 @@ class Explainer:
         )
         return made._showing(seen.views)
 
-    def _walk_again(self, batch: Batch, i: int, target: Any, index: int | None, j: int) -> Walk:
-        """The walk of sample i to input j; the tape is not kept meanwhile.
+    def _walk_again(
+        self, batch: Batch, i: int, target: Any, index: int | None, j: int, score: float
+    ) -> Walk:
+        """The walk of sample i to input j; the tape is not kept meanwhile. It had this `score`.
 
         Alone, if its class `index` is known (a function may give each sample of the batch its own element),
         and if the model takes it alone.
@@ -361,6 +366,13 @@ class Explainer:
         if tape is None:
             tape = self._record(batch, [target])
         asked = self._asker.find(tape, target, iter(tape.reads), len(batch))
+        now, scale = asked.scores[i], float(asked.start.data.abs().max())
+        if not abs(now - score) <= _SAME * max(scale, abs(score)):
+            raise InputError(
+                f"{self.network.name} answers {now:.4g} to what it answered {score:.4g} when this was "
+                "explained: its weights have changed since, or what the target function reads, or it makes "
+                "random numbers. Explain it again, and ask for layers and paths before anything changes."
+            )
         trail = Trail(len(batch))
         with torch.no_grad():
             way = plan(tape, asked.start, asked.exclusive)

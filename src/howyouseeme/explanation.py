@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -157,8 +158,15 @@ class Explanation:
         return replace(first, **own, inputs=tuple(Explanation.join(same) for same in inputs))
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is pickled: the model is, but no recorded pass, nor maps that are made of the evidence again."""
-        return {name: item for name, item in vars(self).items() if name not in {"_walks", "_views"}}
+        """What is pickled: the model is, but no recorded pass, nor maps that are made of the evidence again.
+
+        Nor target functions of kinds that can't be: what is left has no more layers and paths.
+        """
+        kept = {name: item for name, item in vars(self).items() if name not in {"_walks", "_views"}}
+        for name in ("evidence", "share"):  # of one image: not the batch that it is a part of
+            kept[name] = kept[name].clone()
+        kept["walk_again"] = tuple(map(_picklable, self.walk_again))
+        return kept
 
     def __repr__(self) -> str:
         answers = [
@@ -381,6 +389,7 @@ class Explanation:
 
         Raises:
             IndexError: there is no such image or point.
+            InputError: the model or the target function gives another answer by now.
         """
         points = [points] if isinstance(points, (int, np.integer)) else points
         if not len(points):
@@ -403,6 +412,7 @@ class Explanation:
 
         Raises:
             IndexError: there is no such image.
+            InputError: the model or the target function gives another answer by now.
         """
         return layers_of(self._walk(image))
 
@@ -519,3 +529,21 @@ class Explanation:
         if no_picture or not hasattr(get_ipython(), "kernel"):  # a terminal has none
             raise NotImplementedError  # IPython goes on to repr
         notebook.display(self)
+
+
+def _picklable(again: Callable[[], Walk]) -> Callable[[], Walk]:
+    """What walks again, or what says that it can't be, if a function is asked that can't be pickled."""
+    try:
+        pickle.dumps(
+            [one for one in getattr(again, "args", ()) if callable(one) or isinstance(one, list)]
+        )
+    except Exception:  # each kind of function has its own
+        return _forgotten
+    return again
+
+
+def _forgotten() -> Walk:
+    raise InputError(
+        "The target function of this explanation couldn't be pickled, so that its layers and paths can't be "
+        "asked for any more: take a function of a module, def target(output), or ask before."
+    )
