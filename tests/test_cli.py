@@ -212,7 +212,7 @@ def test_a_closed_pipe_is_silent(word: str) -> None:
     os.close(reading)
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "howyouseeme.cli", word],
+            [sys.executable, "-m", "howyouseeme", word],
             stdout=writing,
             stderr=subprocess.PIPE,
             text=True,
@@ -763,3 +763,14 @@ def test_progress_bar(
             clear()
             step()
     assert made == ([count] if bar else [])
+
+
+def test_the_package_is_a_program() -> None:
+    for words in (["--version"], ["explain", "--help"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "howyouseeme", *words],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "howyouseeme" in done.stdout

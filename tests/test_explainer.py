@@ -1030,7 +1030,7 @@ def test_a_model_without_parameters(images: Tensor) -> None:
         ([0, 1, "badger"], "no class 'badger'"),
         (1.5, "A target is None, a class .* not 1.5"),
         (True, "A target is .* not True"),
-        ([0, None, 1], "A target is .* not None"),
+        ([0, 1.5, 1], "A target is .* not 1.5"),
         (np.array([[0], [1], [2]]), r"A target is .* not \[0\]"),
     ],
 )
@@ -1324,3 +1324,30 @@ def test_a_string_is_no_list_of_targets(images: Tensor) -> None:
 def test_parameters_may_be_numbers_of_numpy() -> None:
     assert hysm.methods.Seed(k=np.int64(5)) == hysm.methods.Seed(k=5)
     assert hysm.methods.Evidence(nodes=np.int64(50)).nodes == 50
+
+
+def test_none_in_a_list_is_the_likeliest_class(net: nn.Module, images: Tensor) -> None:
+    explainer = Explainer(net)
+    likeliest = explainer(images).target
+    found = explainer(images, [None, 2, None])
+    assert found.target == (likeliest[0], 2, likeliest[2])
+    for i, target in enumerate(found.target):
+        assert torch.equal(found.evidence[i], explainer(images[i : i + 1], target).evidence[0])
+
+
+def test_how_many_classes_is_a_number(net: nn.Module, images: Tensor) -> None:
+    assert len(Explainer(net).top(images, k=np.int64(2))) == 2
+    for k in (0, "3", True, 1.5):
+        with pytest.raises(InputError, match="asks for nothing"):
+            Explainer(net).top(images, k=k)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"give \[1\]"):
+        Explainer(net).many(images, 1)  # type: ignore[arg-type]
+
+
+def test_points_are_an_array(net: nn.Module, images: Tensor) -> None:
+    points = Explainer(net)(images).points[0]
+    array = np.asarray(points)
+    assert array.shape == (len(points), 3)
+    assert tuple(array[0, :2]) == points[0].position
+    assert array[0, 2] == points[0].strength
+    assert np.array(points, dtype=np.float32).dtype == np.float32

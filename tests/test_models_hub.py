@@ -81,7 +81,7 @@ def test_whether_it_answers(server: str, settings: dict[str, str], answers: bool
 
 @pytest.mark.parametrize("name", ["transformers:nobody/nothing", "timm:lcnet_050"])
 def test_without_a_network_it_is_one_sentence(name: str, tmp_path: Path) -> None:
-    program = ("-m", "howyouseeme.cli", "explain", str(sample_photo("cat")), "--model", name)
+    program = ("-m", "howyouseeme", "explain", str(sample_photo("cat")), "--model", name)
     done = run(*program, HF_ENDPOINT=NOWHERE, HF_HUB_CACHE=str(tmp_path))
     (line,) = done.stderr.splitlines()  # no attempt is told, for there is but one
     assert line.startswith("Error: ")

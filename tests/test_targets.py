@@ -774,3 +774,8 @@ def test_an_explanation_of_a_target_can_be_pickled_and_walks_again(
     again = pickle.loads(pickle.dumps(explanation))
     same(again, explanation)
     assert again.path(1, [0])[0].nodes == explanation.path(1, [0])[0].nodes
+
+
+def test_a_region_is_of_a_class() -> None:
+    with pytest.raises(InputError, match="None is neither"):
+        targets.region(torch.ones(4, 4, dtype=torch.bool), None)  # type: ignore[arg-type]

@@ -31,7 +31,7 @@ Target = (
     | str
     | NamedTarget
     | Callable[[Any], Any]
-    | Sequence[int | str | NamedTarget | Callable[[Any], Any]]
+    | Sequence[int | str | NamedTarget | Callable[[Any], Any] | None]
     | Tensor
     | np.ndarray
 )
@@ -217,7 +217,12 @@ class Asker:
         if target is None:
             return ranked(scores, logits)[:, 0]
         wanted = target if isinstance(target, list) else [target] * batch
-        return torch.tensor([self._class(item, count) for item in wanted], device=scores.device)
+        likeliest = ranked(scores, logits)[:, 0].tolist() if None in wanted else [0] * batch
+        found = [
+            top if item is None else self._class(item, count)
+            for item, top in zip(wanted, likeliest, strict=True)
+        ]
+        return torch.tensor(found, device=scores.device)
 
     def _class(self, name: Any, count: int) -> int:
         name = plain(name)

@@ -173,7 +173,8 @@ class Explainer:
         Returns k explanations of the whole batch, the likeliest classes first; ties go to the lower
         index. Errors are those of a call; InputError also where there are fewer than k classes.
         """
-        if k < 1:
+        k = plain(k)
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise InputError(f"top {k} asks for nothing: give 1 or more.")
         return self.many(images, [Rank(rank) for rank in range(k)])
 
@@ -188,7 +189,8 @@ class Explainer:
         Each image gets a pass of its own unless they go together (see `Explainer`), and also then where
         the network mixes the samples of a batch. A function of the output always gets that of the batch.
         """
-        if isinstance(targets, str):
+        targets = plain(targets)
+        if isinstance(targets, str) or not isinstance(targets, Sequence):
             raise InputError(f"Several targets are a list of them: give [{targets!r}].")
         batch = prepare(self.network, images)
         targets = [one_each(target, len(batch)) for target in targets]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -85,6 +85,15 @@ class Points:
 
     def __len__(self) -> int:
         return len(self.strength)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """[n, axes + 1]: the position and the strength of each.
+
+        >>> np.asarray(points).shape
+        (2000, 3)
+        """
+        made = np.column_stack([self.position, self.strength])
+        return made if dtype is None else made.astype(dtype)
 
     def __iter__(self) -> Iterator[Point]:
         return (self[i] for i in range(len(self)))

@@ -144,6 +144,8 @@ def _index(scores: Tensor, category: int | str, network: Network) -> int:
 
 
 def _class_name(category: int | str, network: Network | None = None) -> str:
+    if isinstance(category, bool) or not isinstance(category, (int, str, np.integer)):
+        raise InputError(f"A class goes by its index or its name, and {category!r} is neither.")
     if network is not None:
         return network.label(network.class_index(category))
     return category if isinstance(category, str) else f"class {category}"

@@ -1,0 +1,6 @@
+"""`python -m howyouseeme`, the same as `howyouseeme`."""
+
+from .cli import main
+
+if __name__ == "__main__":
+    main(prog_name="howyouseeme")

@@ -1,5 +1,0 @@
-"""`python -m howyouseeme.cli`, the same as `howyouseeme`."""
-
-from . import main
-
-main()
