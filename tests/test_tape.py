@@ -1252,3 +1252,36 @@ def test_positions_and_masks_are_no_rounded_activations(
 ) -> None:
     record(made(forward), [torch.rand(2, 3)])
     assert not [w for w in recwarn if "whole numbers" in str(w.message)]
+
+
+# -- inference mode -------------------------------------------------------------------------------
+
+
+def _inferred(decorated: bool) -> Callable[[Tensor], Tensor]:
+    def inside(x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return _layers(x)
+
+    return torch.inference_mode()(_layers) if decorated else inside
+
+
+def _layers(x: Tensor) -> Tensor:
+    h = F.batch_norm(x, torch.zeros(4).double(), torch.ones(4).double())
+    h[:, :2] += 1
+    weight = torch.linspace(-1, 1, 32).double()
+    y = F.linear(h.relu_().mean((2, 3)), weight.reshape(8, 4))
+    sums = torch.tensor([1.0, 2.0], dtype=torch.float64)  # made in inference mode
+    sums.add_(y.sum())
+    return y[:, :2] + sums
+
+
+@pytest.mark.parametrize("decorated", [True, False])
+def test_a_model_in_inference_mode_is_explained_as_without(decorated: bool) -> None:
+    model, plain = made(_inferred(decorated)), made(_layers)
+    tape = record(model, [picture()])
+    assert names(tape) == names(record(plain, [picture()]))
+    assert torch.equal(tape.output.data, plain(picture()))
+    assert not torch.is_inference_mode_enabled()
+    found, expected = (hysm.explain(m, picture(), 0).evidence for m in (model, plain))
+    torch.testing.assert_close(found, expected)
+    assert model(picture()).is_inference()  # the model is left as it was

@@ -181,6 +181,11 @@ class _Recorder(TorchDispatchMode):
     ) -> Any:
         facts = facts_of(op)
         kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled() and not any(
+            tensor.is_inference() for tensor in facts.written(args, kwargs)
+        ):  # the network's own: there, whole layers come, and not the calls that they are made of
+            with torch.inference_mode(False), torch.no_grad(), self:
+                return op(*args, **kwargs)
         values: list[Value] = []
         constants: list[int | None] = []
         self._given_rounded = False
