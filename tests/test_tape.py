@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -1285,3 +1288,108 @@ def test_a_model_in_inference_mode_is_explained_as_without(decorated: bool) -> N
     found, expected = (hysm.explain(m, picture(), 0).evidence for m in (model, plain))
     torch.testing.assert_close(found, expected)
     assert model(picture()).is_inference()  # the model is left as it was
+
+
+# -- what leaves PyTorch, and what is drawn -------------------------------------------------------
+
+
+class Branches(nn.Module):
+    """One branch as it is, and one through a function."""
+
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+        self.function = function
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x).mean((2, 3)) + 10 * self.function(self.second(x).mean((2, 3)))
+
+
+def _told(model: nn.Module) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        record(model, [torch.rand(2, 3, 8, 8)])
+    return [str(one.message) for one in caught]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda z: torch.from_numpy(z.numpy()),
+        lambda z: torch.tensor(z.tolist()),
+        lambda z: torch.tensor([[float(v) for v in row] for row in z]),
+        lambda z: torch.tensor([z[0, 0], z[0, 1], 0.1, 0.2]),
+        lambda z: torch.tensor([np.float64(z[0, i].item()) for i in range(4)]),
+        lambda z: torch.as_tensor(np.asarray(z) * 2),
+        lambda z: torch.tensor(np.array(z.tolist()), dtype=torch.float32),
+        torch.from_dlpack,
+        lambda z: torch.full((4,), z.max().item()),
+        lambda z: torch.zeros(4).fill_(z.max().item()),
+        lambda z: torch.zeros(2, 4).copy_(torch.from_numpy(z.numpy())),
+    ],
+)
+def test_activations_that_leave_pytorch_and_come_back_are_told(
+    function: Callable[[Tensor], Any],
+) -> None:
+    (told,) = _told(Branches(function))
+    assert "leave PyTorch" in told
+    assert "come back in the model itself (aten.add)" in told
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda z: z if z.sum() > 0 else -z,
+        lambda z: (z.max().item(), z + torch.tensor([0.1, 0.2, 0.3, 0.4]))[1],
+        lambda z: (z.tolist(), z + torch.tensor([0.1, 0.2, 0.3, 0.4]) + torch.full((4,), 0.5))[1],
+        lambda z: (z.relu().tolist(), torch.relu(z * 0), z + torch.full((4,), 0.0))[2],
+        lambda z: z[:, torch.from_numpy(z.numpy().mean(0).argsort())],
+        lambda z: z * (z > torch.from_numpy(z.numpy().mean(0))),
+        lambda z: (torch.from_numpy(z.numpy()), z)[1],
+        lambda z: z + torch.zeros_like(torch.from_numpy(z.numpy())),
+        lambda z: torch.from_numpy(np.ones(4, np.float32)) + z,
+    ],
+)
+def test_looks_and_constants_are_nothing_that_comes_back(function: Callable[[Tensor], Any]) -> None:
+    assert _told(Branches(function)) == []
+
+
+def test_tables_and_weights_in_memory_of_numpy_are_nothing_that_comes_back() -> None:
+    model = Branches(
+        lambda z: (z.numpy(), model.scale(model.table * z[:, :, None, None]))[1].mean((2, 3))
+    )
+    model.scale = nn.Conv2d(4, 4, 1).eval()
+    model.table = torch.from_numpy(np.ones((4, 1, 1), np.float32))  # no buffer
+    weight = np.ones((4, 4, 1, 1), np.float32)
+    model.scale.weight = nn.Parameter(torch.from_numpy(weight))
+    assert _told(model) == []
+
+
+def test_places_from_outside_carry_no_evidence_anyway() -> None:
+    def sampled(z: Tensor) -> Tensor:
+        grid = torch.from_numpy(z.numpy()).reshape(2, 2, 1, 2)
+        return F.grid_sample(z.reshape(2, 4, 1, 1), grid, align_corners=False).sum((2, 3))
+
+    assert _told(Branches(sampled)) == []
+
+
+def test_what_targets_look_at_is_not_the_models() -> None:
+    def target(output: Tensor) -> Tensor:
+        return output[:, 0] * torch.from_numpy(output.numpy()).max() + torch.rand(2)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        record(Branches(nn.Identity()), [torch.rand(2, 3, 8, 8)], readers=[target])
+
+
+def test_a_deep_copy_is_followed() -> None:
+    x = torch.rand(2, 3, 8, 8)
+    copied, plain = (
+        Branches(lambda z: copy.deepcopy({"z": z})["z"].mul_(2)),
+        Branches(lambda z: z * 2),
+    )
+    copied.load_state_dict(plain.state_dict())
+    assert _told(copied) == []
+    found, expected = (hysm.explain(model, x, 1).evidence for model in (copied, plain))
+    torch.testing.assert_close(found, expected)

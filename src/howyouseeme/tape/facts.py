@@ -29,6 +29,7 @@ class Facts:
     factory: bool
     uninitialised: bool
     silent: bool  # whether it may write without saying so
+    random: bool  # whether it can draw random numbers
     indexed: bool  # whether whole numbers are positions to it
     parts: Callable[..., Any] | None  # what it is made of, where that is what gets recorded
 
@@ -64,6 +65,7 @@ def facts_of(op: Any) -> Facts:
         factory=name in _FACTORIES,
         uninitialised=name in _UNINITIALISED,
         silent=name in _SILENT_WRITES,
+        random=torch.Tag.nondeterministic_seeded in op.tags,
         indexed=name in _INDEXED,
         parts=decompositions().get(name),
     )

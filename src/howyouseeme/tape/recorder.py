@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import InputError, ModelError
 from .facts import Facts, facts_of, functional_of
+from .strays import Looks, Strays
 from .values import Call, Tape, Value
 
 __all__ = ["Reader", "record", "refuse_training"]
@@ -43,6 +44,7 @@ def _storage(tensor: Tensor) -> int | None:
 
 
 _UNKNOWN: tuple[None, None] = None, None
+_NOWHERE = -1
 
 
 def _running() -> nn.Module | None:
@@ -81,6 +83,8 @@ class _Recorder(TorchDispatchMode):
         self._rounded: dict[int, Tensor] = {}  # whole numbers made of activations, by id
         self._given_rounded = False  # whether the call that is being made is given some of them
         self.back_from_rounded: nn.Module | None = None  # what made floats of them
+        self.strays = Strays(self._was_there)
+        self.looks = Looks(self.strays, self.is_activation)
         self._taking_apart = 0  # calls that are being made as the calls that they are made of
         self._thread = threading.get_ident()
         # By id of the tensor, which `_alive` keeps alive: its value, and the memory it had then.
@@ -92,6 +96,7 @@ class _Recorder(TorchDispatchMode):
         self._model = model
         self._given: set[int | None] = set()  # the memory of the caller's tensors
         self._theirs: set[int | None] | None = None  # that, and the model's; found when first asked
+        self._attributes: set[int | None] | None = None  # of the modules; found when first asked
         self._restore: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
 
     @classmethod
@@ -117,6 +122,13 @@ class _Recorder(TorchDispatchMode):
             self._theirs = self._given.union(map(_storage, tensors))
         return key in self._theirs
 
+    def _was_there(self, key: int) -> bool:
+        """Whether memory is that of the model or the caller, attributes that are no buffers among it."""
+        if self._attributes is None:
+            held = pytree.tree_leaves([list(vars(m).values()) for m in self._model.modules()])
+            self._attributes = {_storage(item) for item in held if isinstance(item, Tensor)}
+        return key in self._attributes or self._is_theirs(key)
+
     def track(self, tensor: Tensor, call: Call | None = None, output: int = 0) -> Value:
         """A value for a tensor that was just made or written."""
         # Under an object of its own: the network may give its tensor other memory (`h.data = ...`).
@@ -136,6 +148,13 @@ class _Recorder(TorchDispatchMode):
     def find(self, tensor: Tensor) -> Value | None:
         """The value that a tensor holds now, or None if it does not depend on the input."""
         return self._find(tensor, _storage(tensor))
+
+    def is_activation(self, item: Any) -> bool:
+        """Whether a tensor holds floats that depend on the input."""
+        if not isinstance(item, Tensor) or not item.is_floating_point():
+            return False
+        key = _storage(item)
+        return key in self._log or self._known.get(id(item), (None, _NOWHERE))[1] == key
 
     def _find(self, tensor: Tensor, key: int | None) -> Value | None:
         value, place = self._known.get(id(tensor), _UNKNOWN)
@@ -209,9 +228,11 @@ class _Recorder(TorchDispatchMode):
                 if statistic is not None:
                     self._preserve(statistic)
         if facts.writes:
-            return self._write(
+            result = self._write(
                 op, facts, args, kwargs, lifted, lifted_kwargs, constants if depends else None
             )
+            self._follow_strays(op, facts, (args, kwargs), (lifted, lifted_kwargs), result, depends)
+            return result
         result = op(*args, **kwargs)
         if facts.uninitialised:
             result.zero_()
@@ -221,7 +242,25 @@ class _Recorder(TorchDispatchMode):
             call.outputs = self._outputs(result, call)
         if rounded or (depends and facts.name == "aten._to_copy"):
             self._follow_rounded(result, rounded)
+        self._follow_strays(op, facts, (args, kwargs), (lifted, lifted_kwargs), result, depends)
         return result
+
+    def _follow_strays(
+        self,
+        op: Any,
+        facts: Facts,
+        given: tuple[tuple[Any, ...], dict[str, Any]],
+        lifted: tuple[tuple[Any, ...], dict[str, Any]],
+        result: Any,
+        depends: bool,
+    ) -> None:
+        """Remember numbers that left PyTorch, or that were drawn at random, and where activations meet them."""
+        if depends and facts.name == "aten._local_scalar_dense" and not self.strays.paused:
+            self.strays.tell([result])
+        elif not self.strays.idle(facts):
+            made = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+            made += facts.written(*given)
+            self.strays.follow(op, facts, *lifted, made, depends, _running())
 
     def _follow_rounded(self, result: Any, rounded: bool) -> None:
         """Remember whole numbers made of activations, and where they become floats again."""
@@ -359,7 +398,11 @@ class _Recorder(TorchDispatchMode):
         """Let the readers of a module see its output, before anything can be written to it."""
         for position, reader in enumerate(self.readers):
             if reader.module is module:
-                made = reader.function(output)
+                self.strays.paused = True
+                try:
+                    made = reader.function(output)
+                finally:
+                    self.strays.paused = False
                 self.reads[position] = pytree.tree_map(self.result, made)
 
     def hook(self, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -522,7 +565,7 @@ def record(
                 inputs.append(value)
         args, kwargs = pytree.tree_unflatten(leaves, spec)
         try:
-            with _layers_taken_apart(), _read_by(recorder), recorder:
+            with _layers_taken_apart(), _read_by(recorder), recorder.looks, recorder:
                 output = model(*args, **kwargs)
                 recorder.read(None, output)
             output = pytree.tree_map(recorder.result, output)
@@ -533,6 +576,15 @@ def record(
         warnings.warn(
             f"The model rounds activations to whole numbers, and goes on with them in {where}: what goes that "
             "way gets no evidence. Explain it in floating point, if it can be had so.",
+            stacklevel=2,
+        )
+    strays = recorder.strays
+    if strays.back is not None:
+        where = names.get(strays.back.owner or model, "") or "the model itself"
+        warnings.warn(
+            "Contents of activations leave PyTorch (by numpy(), tolist() or item(), say) and come back in "
+            f"{where} ({strays.back.call}): what goes that way gets no evidence. Write that part in calls of "
+            "PyTorch.",
             stacklevel=2,
         )
     for call in recorder.calls:
