@@ -1393,3 +1393,46 @@ def test_a_deep_copy_is_followed() -> None:
     assert _told(copied) == []
     found, expected = (hysm.explain(model, x, 1).evidence for model in (copied, plain))
     torch.testing.assert_close(found, expected)
+
+
+class Drawing(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3)
+        self.noisy = made(function)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.noisy(self.stem(x))
+        return out
+
+
+@pytest.mark.parametrize(
+    ("function", "call"),
+    [
+        (F.dropout, "bernoulli"),
+        (F.alpha_dropout, None),
+        (lambda x: F.alpha_dropout(x, training=True), "bernoulli"),
+        (lambda x: x + torch.randn_like(x), "randn_like"),
+        (lambda x: x + torch.empty(6).normal_() * 2, "normal"),
+        (lambda x: x * (torch.rand(6) > 0.5), "rand"),
+        (lambda x: x[:, torch.randperm(4)], "randperm"),
+        (lambda x: F.rrelu(x, training=True), "rrelu_with_noise"),
+        (nn.RReLU().eval(), None),
+        (nn.Dropout().eval(), None),
+        (lambda x: F.fractional_max_pool2d(x, 2, output_size=3), "rand"),
+        (lambda x: F.scaled_dot_product_attention(x, x, x), None),
+        (lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5), "bernoulli"),
+        (lambda x: F.dropout(x, 0.0, training=True), None),
+        (lambda x: x + torch.rand(6, generator=torch.Generator().manual_seed(0)), None),
+        (lambda x: (torch.rand(3), x)[1], None),
+        (lambda x: x + torch.zeros_like(torch.rand(6)), None),
+    ],
+)
+def test_random_numbers_that_reach_activations_are_told(
+    function: Callable[[Tensor], Tensor], call: str | None
+) -> None:
+    told = _told(Drawing(function))
+    assert len(told) == (call is not None)
+    if call is not None:
+        assert f"draws random numbers (aten.{call} in noisy" in told[0]

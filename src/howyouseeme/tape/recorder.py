@@ -587,6 +587,14 @@ def record(
             "PyTorch.",
             stacklevel=2,
         )
+    if strays.drawn is not None:
+        where = names.get(strays.drawn.owner or model, "") or "the model itself"
+        warnings.warn(
+            f"The model draws random numbers ({strays.drawn.call} in {where}) that reach its activations: it "
+            "answers, and is explained, differently each time. Switch that off in eval mode; F.dropout "
+            "takes training=self.training.",
+            stacklevel=2,
+        )
     for call in recorder.calls:
         call.module = names.get(call.owner, "") if call.owner is not None else ""
     return Tape(inputs, recorder.calls, output, recorder.reads)
