@@ -1351,3 +1351,31 @@ def test_points_are_an_array(net: nn.Module, images: Tensor) -> None:
     assert tuple(array[0, :2]) == points[0].position
     assert array[0, 2] == points[0].strength
     assert np.array(points, dtype=np.float32).dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        (
+            lambda z: z.argmax(1),
+            "no scores, but whole numbers, as an argmax gives: .* Let the model",
+        ),
+        (lambda z: z > 0, "no scores, but yes and no: .* Let the model return the scores"),
+        (lambda z: z.numpy(), "leaves PyTorch: it is ndarray. .* return tensors"),
+        (lambda z: {"scores": z.tolist()[0]}, "leaves PyTorch: it is dict {'scores': list"),
+        (lambda z: z[0, 0].item(), "leaves PyTorch: it is float"),
+        (
+            lambda z: torch.from_numpy(z.numpy()),
+            r"outside of PyTorch \(numpy\), or from a constant",
+        ),
+    ],
+)
+def test_an_answer_that_is_no_scores_is_told_by_what_it_is(
+    answer: Callable[[Tensor], Any], sentence: str
+) -> None:
+    class Answers(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return answer(x.mean((2, 3)))
+
+    with pytest.raises(ModelError, match=sentence):
+        hysm.explain(Answers().eval(), torch.rand(1, 3, 8, 8))

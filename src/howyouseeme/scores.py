@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from .errors import InputError, ModelError
 from .rules import Refusal, find_rule
@@ -32,6 +34,7 @@ def scores_in(output: Any) -> Any:
 
     Raises:
         InputError: it has several parts, of which none is named so.
+        ModelError: it has no tensors, but numbers.
     """
     given = output
     if isinstance(output, Mapping):
@@ -44,11 +47,23 @@ def scores_in(output: Any) -> Any:
         output = likely[0] if len(likely) == 1 else output
     if isinstance(output, (Value, Tensor)):
         return output
+    leaves = pytree.tree_leaves(given)
+    if any(isinstance(leaf, _OUTSIDE) for leaf in leaves) and not any(
+        isinstance(leaf, (Value, Tensor)) for leaf in leaves
+    ):
+        raise ModelError(
+            f"The model's answer leaves PyTorch: it is {outline(given)}. Only what PyTorch computes can be "
+            "walked back through: let the model return tensors."
+        )
     raise InputError(
         f"Which part of the model's output are the class scores? It is {outline(given)}: give a "
         "function as the target, target=lambda output: output[...], or one of howyouseeme.targets, such as "
         "region for a segmenter and box(0), or --box 0, for a detector."
     )
+
+
+#: What models return that leave PyTorch.
+_OUTSIDE = (np.ndarray, np.generic, float, int)
 
 
 def recorded_scores(tape: Tape) -> Value:
@@ -63,6 +78,12 @@ def recorded_scores(tape: Tape) -> Value:
     found = scores_in(tape.output)
     if isinstance(found, Value):
         return found
+    if not (found.is_floating_point() or found.is_complex()):
+        kind = "yes and no" if found.dtype == torch.bool else "whole numbers, as an argmax gives"
+        raise ModelError(
+            f"The model's output is no scores, but {kind}: nothing can be walked back through these. Let the "
+            "model return the scores that they were made from."
+        )
     raise ModelError(
         "The model's output does not depend on its input through recorded calls: is it computed "
         "outside of PyTorch (numpy), or from a constant?"
