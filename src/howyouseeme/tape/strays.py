@@ -167,6 +167,8 @@ class Looks(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if func not in _NOTICED:  # most are not, and it is asked each time
+            return func(*args, **kwargs) if kwargs else func(*args)
         kwargs = kwargs or {}
         if func is Tensor.__deepcopy__ and self._is_activation(args[0]):
             return args[0].clone()  # its own copies memory, which no call shows
@@ -201,3 +203,5 @@ _LEAVES: set[Callable[..., Any]] = {Tensor.numpy, Tensor.__array__, Tensor.__dlp
 _MAKERS: set[Callable[..., Any]] = {
     *(torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor)
 }
+
+_NOTICED = _LEAVES | _MAKERS | {Tensor.tolist, Tensor.__deepcopy__}
