@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -50,6 +51,105 @@ def deformed(
     )
     return run, (MAP, offset * 2, mask) if stride == 1 else (MAP, offset * 2)
 
+
+CLASSES = torch.tensor([2, 0, 3])
+SOME = torch.tensor([2, -100, 3])
+MAPPED = torch.arange(2 * 6 * 7).reshape(2, 6, 7) % 8
+CHANCES, HELD, SIGNS = numbers(3, 4, seed=2).sigmoid(), numbers(3, 4, seed=3).sigmoid(), B.sign()
+WEIGHTS = numbers(4, seed=4).abs()
+
+
+def losses() -> Iterator[tuple[str, str, Callable[..., Any], tuple[Tensor, ...]]]:
+    """Each loss with all reductions, of the input against a constant, and of two inputs where it can be."""
+    f = nn.functional
+    of_two: list[tuple[str, str, Callable[..., Tensor], Tensor, Tensor]] = [
+        ("mse_loss", "plain", f.mse_loss, A, B),
+        (
+            "mse_loss",
+            "broadcast",
+            lambda x, t, **k: aten.mse_loss(x, t[0], _NUMBER[k["reduction"]]),
+            A,
+            B,
+        ),
+        ("smooth_l1_loss", "plain", f.smooth_l1_loss, A, B),
+        ("smooth_l1_loss", "beta", partial(f.smooth_l1_loss, beta=0.5), A, B),
+        (
+            "smooth_l1_loss",
+            "beta 0",
+            lambda x, t, **k: aten.smooth_l1_loss(x, t, _NUMBER[k["reduction"]], 0.0),
+            A,
+            B,
+        ),
+        ("huber_loss", "plain", f.huber_loss, A, B),
+        ("huber_loss", "delta", partial(f.huber_loss, delta=0.5), A, B),
+        ("binary_cross_entropy", "plain", f.binary_cross_entropy, CHANCES, HELD),
+        (
+            "binary_cross_entropy",
+            "weights",
+            partial(f.binary_cross_entropy, weight=WEIGHTS),
+            CHANCES,
+            HELD,
+        ),
+        ("binary_cross_entropy", "sure", f.binary_cross_entropy, CHANCES.round(), HELD.round()),
+        ("binary_cross_entropy_with_logits", "plain", f.binary_cross_entropy_with_logits, A, HELD),
+        (
+            "binary_cross_entropy_with_logits",
+            "sure",
+            f.binary_cross_entropy_with_logits,
+            30 * A,
+            HELD.round(),
+        ),
+        (
+            "binary_cross_entropy_with_logits",
+            "weights",
+            partial(f.binary_cross_entropy_with_logits, weight=WEIGHTS, pos_weight=V.abs()),
+            A,
+            HELD,
+        ),
+        ("soft_margin_loss", "plain", f.soft_margin_loss, A, SIGNS),
+    ]
+    of_classes: list[tuple[str, str, Callable[..., Tensor], Tensor, Tensor]] = [
+        ("nll_loss_forward", "plain", f.cross_entropy, A, CLASSES),
+        ("nll_loss_forward", "ignored", partial(f.nll_loss, weight=WEIGHTS), A, SOME),
+        ("nll_loss_forward", "ignored 0", partial(f.cross_entropy, ignore_index=0), A, CLASSES),
+        ("nll_loss_forward", "smooth", partial(f.cross_entropy, label_smoothing=0.1), A, SOME),
+        (
+            "nll_loss_forward",
+            "smooth weights",
+            partial(f.cross_entropy, weight=WEIGHTS, label_smoothing=0.1),
+            A,
+            SOME,
+        ),
+        ("nll_loss_forward", "one row", partial(f.cross_entropy, weight=WEIGHTS), V, CLASSES[0]),
+        ("nll_loss2d_forward", "plain", f.cross_entropy, MAP, MAPPED),
+        (
+            "nll_loss2d_forward",
+            "weights",
+            partial(f.cross_entropy, weight=WEIGHTS.repeat(2), ignore_index=3),
+            MAP,
+            MAPPED,
+        ),
+        ("nll_loss2d_forward", "line", f.cross_entropy, MAP.flatten(2), MAPPED.flatten(1)),
+        ("multi_margin_loss", "plain", f.multi_margin_loss, A, CLASSES),
+        (
+            "multi_margin_loss",
+            "squares",
+            partial(f.multi_margin_loss, p=2, margin=0.5, weight=WEIGHTS),
+            A,
+            CLASSES,
+        ),
+        ("multi_margin_loss", "one row", f.multi_margin_loss, V, CLASSES[0]),
+    ]
+    for reduction in _NUMBER:
+        for name, how, loss, x, target in of_two + of_classes:
+            against = lambda x, loss=loss, t=target, r=reduction: loss(x, t, reduction=r)
+            yield f"aten.{name}", f"{how}, {reduction}", against, (x,)
+        for name, how, loss, x, target in of_two:
+            both = lambda x, t, loss=loss, r=reduction: loss(x, t, reduction=r)
+            yield f"aten.{name}", f"both, {how}, {reduction}", both, (x, target)
+
+
+_NUMBER = {"none": 0, "mean": 1, "sum": 2}
 
 CASES: list[tuple[str, str, Callable[..., Any], tuple[Tensor, ...]]] = [
     ("aten.mv", "matrix", lambda a: a @ V, (A,)),
@@ -121,6 +221,7 @@ CASES: list[tuple[str, str, Callable[..., Any], tuple[Tensor, ...]]] = [
     ("aten.mkldnn_rnn_layer", "first", lambda x: FIRST(x)[0], (STACK.float(),)),
     ("aten.mkldnn_rnn_layer", "both ways", lambda x: LSTM.float()(x)[0], (STACK.float(),)),
     ("aten.mkldnn_rnn_layer", "states", lambda x: torch.cat(LSTM.float()(x)[1]), (STACK.float(),)),
+    *losses(),
 ]
 
 
@@ -213,3 +314,80 @@ def test_the_package_needs_no_torchvision() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert "cat" in done.stdout
+
+
+TRUE = torch.tensor([[0.0, 1, 0, 1]])
+EXPRESSIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "cross_entropy": (
+        lambda o: nn.functional.cross_entropy(o, torch.tensor([1]), reduction="none"),
+        lambda o: -o.log_softmax(1)[:, 1],
+    ),
+    "mse_loss": (
+        lambda o: nn.functional.mse_loss(o, TRUE, reduction="none").mean(1),
+        lambda o: ((o - TRUE) ** 2).mean(1),
+    ),
+    "smooth_l1_loss": (
+        lambda o: nn.functional.smooth_l1_loss(o, TRUE, reduction="none").sum(1),
+        lambda o: torch.where(
+            (o - TRUE).abs() < 1, (o - TRUE).abs() ** 2 / 2, (o - TRUE).abs() - 0.5
+        ).sum(1),
+    ),
+    "huber_loss": (
+        lambda o: nn.functional.huber_loss(o, TRUE, delta=0.2),
+        lambda o: torch.where(
+            (o - TRUE).abs() <= 0.2, (o - TRUE).abs() ** 2 / 2, 0.2 * (o - TRUE).abs() - 0.02
+        ).mean(),
+    ),
+    "binary_cross_entropy": (
+        lambda o: nn.functional.binary_cross_entropy(o.sigmoid(), TRUE),
+        lambda o: -torch.where(TRUE > 0, o.sigmoid().log(), (-o.sigmoid()).log1p()).mean(),
+    ),
+    "binary_cross_entropy_with_logits": (
+        lambda o: nn.functional.binary_cross_entropy_with_logits(o, TRUE),
+        lambda o: -nn.functional.logsigmoid(torch.where(TRUE > 0, o, -o)).mean(),
+    ),
+    "soft_margin_loss": (
+        lambda o: nn.functional.soft_margin_loss(o, 2 * TRUE - 1),
+        lambda o: nn.functional.softplus(o * (1 - 2 * TRUE)).mean(),
+    ),
+    "multi_margin_loss": (
+        lambda o: nn.functional.multi_margin_loss(o, torch.tensor([2]), p=2),
+        lambda o: ((o[:, [0, 1, 3]] - o[:, 2:3] + 1).relu() ** 2).sum() / 4,
+    ),
+}
+
+
+@pytest.mark.parametrize("method", ["evidence", "exact"])
+@pytest.mark.parametrize("loss", EXPRESSIONS)
+def test_a_loss_is_explained_as_the_expression_that_defines_it(loss: str, method: str) -> None:
+    torch.manual_seed(4)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 4)),
+    ).eval()
+    explainer, pictures = Explainer(model, method), torch.rand(1, 3, 8, 8)
+    mine, written = (explainer(pictures, target).evidence for target in EXPRESSIONS[loss])
+    assert mine.abs().sum() > 0
+    torch.testing.assert_close(mine, written, rtol=1e-4, atol=1e-6 * float(written.abs().max()))
+
+
+def test_the_error_of_an_autoencoder_is_explained() -> None:
+    """Of each picture in a batch, as the mean of the squares."""
+
+    class Judge(nn.Module):
+        def __init__(self, *, written: bool) -> None:
+            super().__init__()
+            torch.manual_seed(5)
+            self.written = written
+            self.down, self.up = nn.Conv2d(1, 3, 2, 2), nn.ConvTranspose2d(3, 1, 2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            made = self.up(self.down(x).relu())
+            if self.written:
+                return ((made - x) ** 2).mean((1, 2, 3))
+            return nn.functional.mse_loss(made, x, reduction="none").mean((1, 2, 3))
+
+    pictures = torch.rand(2, 1, 6, 6)
+    mine, written = (Explainer(Judge(written=one).eval())(pictures) for one in (False, True))
+    assert (mine.evidence != 0).any()
+    torch.testing.assert_close(mine.evidence, written.evidence)
+    assert mine.probability == written.probability

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import grid_sample
+from torch.nn.functional import grid_sample, logsigmoid
 
 __all__ = ["decompositions", "made_of"]
 
@@ -174,6 +174,114 @@ def pixel_unshuffle(x: Tensor, factor: int) -> Any:
         return NotImplemented  # and is refused
     blocks = x.reshape(-1, channels, down, factor, across, factor).permute(0, 1, 3, 5, 2, 4)
     return blocks.reshape(*rest, channels * factor**2, down, across)
+
+
+# -- losses ---------------------------------------------------------------------------------------
+
+
+def _reduced(loss: Tensor, reduction: int) -> Tensor:
+    """Each element, their mean or their sum, by PyTorch's numbers for these: 0, 1, 2."""
+    return (loss.mean() if reduction == 1 else loss.sum()) if reduction else loss
+
+
+@made_of("aten.nll_loss_forward", "aten.nll_loss2d_forward")
+def nll_loss(
+    x: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignored: int
+) -> tuple[Tensor, Tensor]:
+    """-w[c] · x[c] of the class c of each row; the mean is over the weights of these"""
+    axis = min(x.dim() - 1, 1)
+    left_out = target == ignored
+    place = target.masked_fill(left_out, 0)
+    loss = -x.gather(axis, place.unsqueeze(axis)).squeeze(axis).masked_fill(left_out, 0)
+    if weight is None:
+        counts = (~left_out).to(x.dtype)
+    else:
+        counts = weight[place].masked_fill(left_out, 0)
+        loss = loss * counts
+    if not reduction:
+        return loss, x.new_zeros(())
+    total = counts.sum()
+    return (loss.sum() if reduction == 2 else loss.sum() / total), total
+
+
+@made_of("aten.mse_loss")
+def mse_loss(x: Tensor, target: Tensor, reduction: int = 1) -> Tensor:
+    """(x - t)²"""
+    return _reduced((x - target) ** 2, reduction)
+
+
+@made_of("aten.smooth_l1_loss")
+def smooth_l1_loss(x: Tensor, target: Tensor, reduction: int = 1, beta: float = 1) -> Tensor:
+    """d² / 2 beta where d = |x - t| < beta, d - beta / 2 elsewhere"""
+    apart = (x - target).abs()
+    if beta:
+        apart = torch.where(apart < beta, apart**2 * (0.5 / beta), apart - 0.5 * beta)
+    return _reduced(apart, reduction)
+
+
+@made_of("aten.huber_loss")
+def huber_loss(x: Tensor, target: Tensor, reduction: int = 1, delta: float = 1) -> Tensor:
+    """d² / 2 where d = |x - t| <= delta, delta (d - delta / 2) elsewhere"""
+    apart = (x - target).abs()
+    loss = torch.where(apart <= delta, 0.5 * apart**2, delta * (apart - 0.5 * delta))
+    return _reduced(loss, reduction)
+
+
+@made_of("aten.binary_cross_entropy")
+def binary_cross_entropy(
+    x: Tensor, target: Tensor, weight: Tensor | None = None, reduction: int = 1
+) -> Tensor:
+    """-w (t log x + (1 - t) log(1 - x)), no logarithm below -100"""
+    never, always = x == 0, x == 1  # of which a line through minus infinity would make NaN
+    yes = x.masked_fill(never, 1).log().clamp_min(-100).masked_fill(never, -100)
+    no = (-x.masked_fill(always, 0)).log1p().clamp_min(-100).masked_fill(always, -100)
+    return _reduced(_either(yes, no, target, weight), reduction)
+
+
+@made_of("aten.binary_cross_entropy_with_logits")
+def binary_cross_entropy_with_logits(
+    x: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    positive: Tensor | None = None,
+    reduction: int = 1,
+) -> Tensor:
+    """-w (p t log sigmoid(x) + (1 - t) log sigmoid(-x))"""
+    yes, no = logsigmoid(x), logsigmoid(-x)
+    return _reduced(
+        _either(yes if positive is None else yes * positive, no, target, weight), reduction
+    )
+
+
+def _either(yes: Tensor, no: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    loss = -(target * yes + (1 - target) * no)
+    return loss if weight is None else loss * weight
+
+
+@made_of("aten.soft_margin_loss")
+def soft_margin_loss(x: Tensor, target: Tensor, reduction: int = 1) -> Tensor:
+    """log(1 + exp(-t x)), also where the exponential overflows"""
+    return _reduced(-logsigmoid(target * x), reduction)
+
+
+@made_of("aten.multi_margin_loss")
+def multi_margin_loss(
+    x: Tensor,
+    target: Tensor,
+    p: float = 1,
+    margin: float = 1,
+    weight: Tensor | None = None,
+    reduction: int = 1,
+) -> Tensor:
+    """Mean over the n classes of w[c] max(0, margin - x[c] + x[j])^p, without the class c of the row"""
+    axis = x.dim() - 1
+    place = target.reshape(x.shape[:-1]).unsqueeze(axis)
+    own = torch.zeros_like(x, dtype=torch.bool).scatter(axis, place, True)
+    gap = (x - x.gather(axis, place) + margin).clamp_min(0).masked_fill(own, 0)
+    gap = gap if p == 1 else gap**p
+    if weight is not None:
+        gap = gap * weight[place]
+    return _reduced(gap.mean(axis), reduction)
 
 
 # -- regions --------------------------------------------------------------------------------------
