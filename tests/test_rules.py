@@ -2257,6 +2257,28 @@ def test_all_missing_calls_are_named_at_once() -> None:
     assert all(n in lines[-1] for n in ("aten.logcumsumexp", "aten.cumprod", "aten.renorm"))
 
 
+def test_the_error_tells_the_target_function_from_the_model() -> None:
+    tape = record(
+        nn.Sequential(nn.ReLU()).eval(),
+        [torch.rand(2, 3)],
+        readers=[lambda y: y.cumprod(1), lambda y: (y * 2).renorm(2, 0, 1.0)],
+    )
+    with pytest.raises(UnsupportedCallError) as caught:
+        plan(tape, tape.reads[0])
+    first, line, *_ = str(caught.value).splitlines()
+    assert first == "The target function makes 1 call(s) that can't be walked back through:"
+    assert line == "  aten.cumprod(2x3) in the target function: no rule"
+    assert [call.reads for call in tape.calls] == [False, True, True, True]
+
+    odd = record(Made(lambda x: x.cumprod(1)), [torch.rand(2, 3)], readers=[lambda y: y.cumprod(0)])
+    with pytest.raises(UnsupportedCallError, match=r"^The model and the target function make 2 "):
+        plan(odd, odd.reads[0])
+    with pytest.raises(
+        UnsupportedCallError, match=r"^The model makes 1 .*\n.* the model itself: no"
+    ):
+        plan(odd, odd.output)
+
+
 def test_a_call_beside_the_way_needs_no_rule() -> None:
     tape = record(Made(lambda x: (x * 2, x.cumprod(0))), [SQUARE])
     doubled, summed = tape.output

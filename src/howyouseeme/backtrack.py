@@ -141,8 +141,12 @@ def _look_at_once(steps: list[tuple[Value, Step]]) -> None:
 def _unsupported(missing: list[tuple[Call, str]]) -> UnsupportedCallError:
     lines = [f"  {call.describe()}: {reason}" for call, reason in reversed(missing)]
     names = sorted({call.name for call, _ in missing})
+    reads = [call.reads for call, _ in missing]
+    whose = "The target function makes" if all(reads) else "The model makes"
+    if any(reads) and not all(reads):
+        whose = "The model and the target function make"
     return UnsupportedCallError(
-        f"The model makes {len(missing)} call(s) that can't be walked back through:\n"
+        f"{whose} {len(missing)} call(s) that can't be walked back through:\n"
         + "\n".join(dict.fromkeys(lines))
         + f"\nA rule for {', '.join(names)} makes them work: see howyouseeme.rules.rule."
     )

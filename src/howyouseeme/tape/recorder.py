@@ -85,6 +85,7 @@ class _Recorder(TorchDispatchMode):
         self.back_from_rounded: nn.Module | None = None  # what made floats of them
         self.strays = Strays(self._was_there)
         self.looks = Looks(self.strays, self.is_activation)
+        self._reading = False  # whether what is being made is a reader's
         self._taking_apart = 0  # calls that are being made as the calls that they are made of
         self._thread = threading.get_ident()
         # By id of the tensor, which `_alive` keeps alive: its value, and the memory it had then.
@@ -173,7 +174,7 @@ class _Recorder(TorchDispatchMode):
         return fresh
 
     def _add(self, name: str, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        call = Call(name, op, args, kwargs, len(self.calls), _running())
+        call = Call(name, op, args, kwargs, len(self.calls), _running(), reads=self._reading)
         self.calls.append(call)
         return call
 
@@ -398,12 +399,12 @@ class _Recorder(TorchDispatchMode):
         """Let the readers of a module see its output, before anything can be written to it."""
         for position, reader in enumerate(self.readers):
             if reader.module is module:
-                self.strays.paused = True
+                self._reading = self.strays.paused = True
                 try:
                     made = reader.function(output)
+                    self.reads[position] = pytree.tree_map(self.result, made)
                 finally:
-                    self.strays.paused = False
-                self.reads[position] = pytree.tree_map(self.result, made)
+                    self._reading = self.strays.paused = False
 
     def hook(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """The forward hook of modules that are read."""

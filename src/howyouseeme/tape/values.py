@@ -254,6 +254,7 @@ class Call:
     index: int
     owner: nn.Module | None = None
     module: str = ""
+    reads: bool = False  # whether it is no call of the model, but of what reads its output
     outputs: tuple[Value | None, ...] = ()
 
     @property
@@ -278,7 +279,8 @@ class Call:
     def describe(self) -> str:
         """'aten.relu(1x3x8x8) in module features.0'"""
         shapes = ", ".join("x".join(map(str, value.shape)) or "scalar" for value in self.inputs)
-        return f"{self.name}({shapes}) in {self.module or 'the model itself'}"
+        module = "the target function" if self.reads else self.module or "the model itself"
+        return f"{self.name}({shapes}) in {module}"
 
 
 @dataclass(eq=False)
