@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import struct
@@ -742,6 +743,20 @@ def test_greys_are_measured(crop: tuple[Any, ...]) -> None:
         steps(transforms.Resize((32, 32)), transforms.RandomInvert(1.0)),
         steps(transforms.GaussianBlur(9, 4.0), transforms.Resize((128, 128))),
         steps(after=[transforms.Resize((32, 32), antialias=False)]),
+        *(
+            steps(transforms.Resize((side, side)), transform)
+            for side in (32, 96, 224)
+            for transform in (
+                transforms.GaussianBlur(3, 1.0),
+                transforms.GaussianBlur(3, 0.5),
+                transforms.RandomAdjustSharpness(2, 1.0),
+            )
+        ),
+        *(
+            steps(transforms.Resize((64, 64)), transforms.Resize((side, side)))
+            for side in (32, 224)
+        ),
+        steps(transforms.Resize((64, 64), transforms.InterpolationMode.LANCZOS)),
         transforms.Compose([transforms.Grayscale(), transforms.ToTensor()]),
         lambda picture: torch.zeros(3, 8, 8),
         lambda picture: torch.zeros(8),
@@ -750,6 +765,40 @@ def test_greys_are_measured(crop: tuple[Any, ...]) -> None:
 def test_a_function_that_does_something_else_is_refused(prepare: Any) -> None:
     with pytest.raises(InputError, match="does something else than to resize, cut and scale"):
         Preprocess.like(prepare)
+
+
+_COUNTED = itertools.count()
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        transforms.RandomHorizontalFlip(0.1),
+        transforms.RandomGrayscale(0.1),
+        transforms.ColorJitter(0.05),
+        lambda picture: picture.rotate(180 * (next(_COUNTED) > 8)),
+    ],
+)
+def test_a_random_function_is_refused(transform: Any) -> None:
+    """Also where what changes is seldom, or is drawn from a generator of its own."""
+    torch.manual_seed(0)
+    prepare = steps(transform, transforms.Resize((32, 32)))
+    with pytest.raises(InputError, match="is random: it makes different tensors of the same"):
+        Preprocess.like(prepare)
+
+
+def test_what_draws_numbers_for_nothing_is_not_random() -> None:
+    prepare = steps(transforms.RandomHorizontalFlip(0.0), transforms.Resize((32, 32)))
+    assert Preprocess.like(prepare).size == (32, 32)
+
+
+@pytest.mark.parametrize("side", [32, 96, 224])
+@pytest.mark.parametrize("mode", [transforms.InterpolationMode.BILINEAR, BICUBIC])
+@pytest.mark.parametrize("of_tensors", [True, False])
+def test_resizings_are_told_apart_at_every_size(side: int, mode: Any, of_tensors: bool) -> None:
+    resize = transforms.Resize((side, side), mode)
+    found = Preprocess.like(steps(after=[resize]) if of_tensors else steps(resize))
+    assert (found.size, found.interpolation) == ((side, side), mode.value)
 
 
 def test_every_weight_of_torchvision_is_measured_as_it_says() -> None:
