@@ -302,8 +302,9 @@ _CALLS = 8
 
 def _drawn() -> tuple[Any, ...]:
     """Where the generators of random numbers are that transforms draw from."""
-    _, keys, *place = np.random.get_state()
-    return random.getstate(), bytes(torch.get_rng_state().numpy()), bytes(keys), place
+    other = np.random.get_state(legacy=False)["state"]
+    drawn = random.getstate(), bytes(torch.get_rng_state().numpy())
+    return *drawn, bytes(other["key"]), other["pos"]
 
 
 def _noises() -> Iterator[np.ndarray]:
