@@ -699,6 +699,17 @@ case(
     lambda: naive.elementwise(ANY.numpy(), _quantized),
 )
 case(
+    "_fused_moving_avg_obs_fq_helper",
+    "plain",
+    lambda x: torch.fused_moving_avg_obs_fake_quant(
+        x,
+        *(torch.tensor([0]), torch.tensor([1]), torch.tensor(0.0), torch.tensor(1.0)),
+        *(torch.tensor([0.5]), torch.tensor([2]).int(), 0.01, 0, 6, 0),
+    ),
+    ANY,
+    lambda: naive.elementwise(ANY.numpy(), _quantized),
+)
+case(
     "gelu",
     "tanh",
     lambda x: F.gelu(x, approximate="tanh"),

@@ -973,6 +973,48 @@ def test_the_hooks_of_the_user_still_run() -> None:
     assert names(tape) == ["aten.convolution", "aten.mul", "aten.relu"]
 
 
+def quantisable() -> nn.Module:
+    torch.manual_seed(0)
+    quantising = torch.ao.quantization
+    return nn.Sequential(
+        *(quantising.QuantStub(), nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten()),
+        *(nn.Linear(4 * 16, 3), quantising.DeQuantStub()),
+    )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_quantised_networks_are_refused_for_what_they_are(kind: str) -> None:
+    """Their modules have the flag of training set, whatever the float model's was."""
+    quantising, model = torch.ao.quantization, quantisable().eval()
+    if kind == "dynamic":
+        model = quantising.quantize_dynamic(model, {nn.Linear})
+    else:
+        model.qconfig = quantising.get_default_qconfig("fbgemm")
+        quantising.prepare(model, inplace=True)(torch.rand(2, 3, 6, 6))
+        quantising.convert(model, inplace=True)
+    assert any(module.training for module in model.modules())
+    with pytest.raises(ModelError, match=r"was quantised by PyTorch.*: explain the float model"):
+        hysm.explain(model, torch.rand(1, 3, 6, 6))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_training_for_quantisation_is_explained_and_its_buffers_left_as_they_were() -> None:
+    quantising, model = torch.ao.quantization, quantisable()
+    model[2] = model[0]  # what runs twice has observed an activation when it runs again
+    model.qconfig = quantising.get_default_qat_qconfig("fbgemm")
+    quantising.prepare_qat(model.train(), inplace=True)(torch.rand(4, 3, 6, 6))
+    model.eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    x = torch.rand(1, 3, 6, 6) * 3  # beyond all that was observed
+    found = hysm.explain(model, x, 1, method="exact")
+    assert found.evidence.abs().sum() > 0
+    after = model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    model(x)
+    assert not all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
 def test_training_mode_is_refused() -> None:
     model = nn.Sequential(
         nn.Sequential(nn.Conv2d(4, 4, 1), nn.Dropout()), nn.BatchNorm2d(4), nn.ReLU()

@@ -138,9 +138,21 @@ def _look_at_once(steps: list[tuple[Value, Step]]) -> None:
         torch.stack(rest).tolist()
 
 
+#: What makes whole numbers with a scale of floats, and floats of these.
+_QUANTISING = {
+    "aten.dequantize",
+    *(f"aten.quantize_per_{kind}" for kind in ("tensor", "channel", "tensor_dynamic")),
+}
+
+
 def _unsupported(missing: list[tuple[Call, str]]) -> UnsupportedCallError:
     lines = [f"  {call.describe()}: {reason}" for call, reason in reversed(missing)]
     names = sorted({call.name for call, _ in missing})
+    if any(name.startswith("quantized.") or name in _QUANTISING for name in names):
+        return UnsupportedCallError(
+            f"The model was quantised by PyTorch, and such networks aren't supported ({', '.join(names)}): "
+            "explain the float model, as it was before it was quantised."
+        )
     reads = [call.reads for call, _ in missing]
     whose = "The target function makes" if all(reads) else "The model makes"
     if any(reads) and not all(reads):

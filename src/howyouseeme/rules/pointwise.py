@@ -112,6 +112,14 @@ for _name in (
     rule(f"aten.{_name}")(secant)
 
 
+@rule("aten._fused_moving_avg_obs_fq_helper")
+def observed_fake_quantize(call: Call, output: Value) -> Step:
+    """y = x rounded to steps: x · (y / x), with the steps that were observed taken as constants"""
+    x = call.args[0]
+    slope = (output.data / x.data).masked_fill(x.data == 0, 0)
+    return Step([(x, Diagonal(x.shape, output.shape, slope))])
+
+
 @rule("aten.clamp", "aten.clamp_max", "aten.clamp_min")
 def clamp(call: Call, output: Value) -> Step:
     """y = x between two bounds: an activation where they are constant, else what y is, x or a bound"""

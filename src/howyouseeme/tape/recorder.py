@@ -494,6 +494,10 @@ def _same_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
                 buffers.update(kept)
 
 
+#: Packages of modules that are made with the flag of training set, which nothing in them reads.
+_WITHOUT_MODE = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
+
+
 def refuse_training(model: nn.Module) -> None:
     """See that batch norm and dropout answer as they are meant to, and keep no statistics of what they are given.
 
@@ -506,7 +510,9 @@ def refuse_training(model: nn.Module) -> None:
         name or type(model).__name__
         for name, module in model.named_modules()
         # Frozen TorchScript has no mode, and torch.fx's empty containers one that means nothing.
-        if getattr(module, "training", False) and type(module) is not nn.Module
+        if getattr(module, "training", False)
+        and type(module) is not nn.Module
+        and not type(module).__module__.startswith(_WITHOUT_MODE)
     ]
     if training:
         # Which refuses: the mode was fixed by the export, and can't be told.
