@@ -703,7 +703,7 @@ case(
     "plain",
     lambda x: torch.fused_moving_avg_obs_fake_quant(
         x,
-        *(torch.tensor([0]), torch.tensor([1]), torch.tensor(0.0), torch.tensor(1.0)),
+        *(torch.tensor([0]), torch.tensor([1]), torch.tensor(-1.0), torch.tensor(2.0)),
         *(torch.tensor([0.5]), torch.tensor([2]).int(), 0.01, 0, 6, 0),
     ),
     ANY,
