@@ -1379,3 +1379,31 @@ def test_an_answer_that_is_no_scores_is_told_by_what_it_is(
 
     with pytest.raises(ModelError, match=sentence):
         hysm.explain(Answers().eval(), torch.rand(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("method", ["evidence", "seed", "exact", Evidence(nodes=20)])
+def test_another_default_device_changes_nothing(images: Tensor, method: Any) -> None:
+    """As `torch.set_default_device("cuda")` for a model that is on the CPU."""
+
+    class Views(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = make_net()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = x * 1
+            y[:, :1] = y[:, :1] * 2
+            return self.net(torch.as_strided(y, y.shape, y.stride()))
+
+    model = Views().eval()
+
+    def asked() -> list[Any]:
+        explanation = Explainer(model, method)(images)
+        layers = [layer.map for layer in explanation.layers()]
+        return [explanation.saliency, explanation.attention, *layers, explanation.paths]
+
+    usual = asked()
+    with torch.device("meta"):
+        found = asked()
+    for one, other in zip(usual, found, strict=True):
+        assert torch.equal(one, other) if isinstance(one, Tensor) else one == other

@@ -344,3 +344,10 @@ def test_classes_that_are_masked_are_not_proposed() -> None:
     found = Proposer(Network("mine", Masked().eval(), Preprocess((48, 48))))(sample_photo("cat"))
     assert found.regions
     assert np.isfinite(found.saliency).all()
+
+
+def test_another_default_device_changes_nothing(proposer: Proposer) -> None:
+    usual = proposer(sample_photo("cat"), count=20)
+    with torch.device("meta"):
+        found = proposer(sample_photo("cat"), count=20)
+    assert found.regions == usual.regions

@@ -510,3 +510,10 @@ def test_a_network_in_training_mode_keeps_its_statistics() -> None:
     with pytest.raises(ModelError, match="training mode"):
         Tracker(Network("net", net, Preprocess((32, 32)), None))
     assert torch.equal(net[1].running_mean, before)
+
+
+def test_another_default_device_changes_nothing(network: Network) -> None:
+    frames, truth = passing(20)
+    usual = sightings(frames[:3], truth[0], network)
+    with torch.device("meta"):
+        assert sightings(frames[:3], truth[0], network) == usual

@@ -138,7 +138,7 @@ def _node(hop: Hop, trail: Trail, row: int, totals: dict[Value, float]) -> Node:
     if hop.value not in totals:
         mine = per_sample(trail.evidence[hop.value], trail.batch)[row]
         totals[hop.value] = float(mine.clamp(min=0).sum()) or 1.0
-    index = torch.unravel_index(torch.tensor(hop.index), hop.value.shape)
+    index = torch.unravel_index(torch.tensor(hop.index, device="cpu"), hop.value.shape)
     _, *place = (int(item) for item in index) if index else (0,)
     channel, *position = place or [0]
     return Node(

@@ -103,8 +103,8 @@ def detect(
     for one in sorted((one for of_class in each for one in of_class), key=lambda one: -one.score):
         if one.target in gone:
             continue
-        box = torch.tensor(one.box, dtype=torch.float64)
-        others = torch.tensor([other.box for other in kept], dtype=torch.float64).reshape(-1, 4)
+        box = torch.tensor(one.box, dtype=torch.float64, device="cpu")
+        others = box.new_tensor([other.box for other in kept]).reshape(-1, 4)
         if bool((overlaps(others, box) <= _ALIKE).all()):
             kept.append(one)
         elif one in strongest:

@@ -181,10 +181,10 @@ def gaussian_blur(evidence: Tensor, sigma: float, first: int = 0) -> Tensor:
 def _gaussian(size: int, sigma: float) -> Tensor:
     """[size, size] float64: what each element of a line gets of each other."""
     reach = max(int(4 * sigma + 0.5), 1)
-    place = torch.arange(size, dtype=torch.float64)
+    place = torch.arange(size, dtype=torch.float64, device="cpu")
     offset = (place[:, None] - place).abs()
     near = torch.exp(-0.5 * (offset / sigma) ** 2).masked_fill(offset > reach, 0)
-    whole = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    whole = torch.arange(-reach, reach + 1, dtype=torch.float64, device="cpu")
     return near / torch.exp(-0.5 * (whole / sigma) ** 2).sum()
 
 

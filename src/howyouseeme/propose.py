@@ -223,9 +223,9 @@ class Proposer:
         asked = dict(zip(likely.tolist(), chances[likely].tolist(), strict=True))
         last, middle = self._stages(way)
         alike = likeness(way, way.inputs[0])[0]
-        where = torch.zeros(_CELLS, _CELLS)
-        fine = torch.zeros(_CELLS, _CELLS)
-        objects = torch.zeros(_CELLS, _CELLS)
+        where = torch.zeros(_CELLS, _CELLS, device="cpu")
+        fine = torch.zeros(_CELLS, _CELLS, device="cpu")
+        objects = torch.zeros(_CELLS, _CELLS, device="cpu")
         for index, chance in (asked if target is None else {target: 1.0}).items():
             trail = Trail()
             Evidence(focus=False).walk(way, torch.tensor([index], device=like.device), trail)
@@ -276,7 +276,7 @@ def _over(heat: Tensor, geometry: Geometry) -> Tensor:
 
 def _cut(geometry: Geometry) -> Tensor:
     """How much of each cell shows the picture, and not padding around it [cells, cells]."""
-    inside = geometry.cut(torch.ones(geometry.input_size))
+    inside = geometry.cut(torch.ones(geometry.input_size, device="cpu"))
     return F.adaptive_avg_pool2d(inside[None], _CELLS)[0]
 
 
@@ -306,8 +306,8 @@ def _ranked(seen: _Seen, heat: Tensor, count: int) -> Tensor:
     """The most promising boxes [at most count, 4], best first."""
     windows = _within(_windows(), seen.shown)
     left, top, right, bottom = seen.shown
-    size = torch.tensor([right - left, bottom - top] * 2)
-    framed = torch.tensor(_FRAMED) * size + torch.tensor([left, top] * 2)
+    size = windows.new_tensor([right - left, bottom - top] * 2)
+    framed = windows.new_tensor(_FRAMED) * size + windows.new_tensor([left, top] * 2)
     maps = ((seen.where, _LEVELS), (heat, _LEVELS), (seen.objects, _OBJECTS))
     fit = overlaps(windows, framed) / 4
     for map, at in maps:
@@ -345,7 +345,7 @@ def _things(features: Tensor, heat: Tensor, shown: Box) -> Tensor:
 
 def _within(boxes: Tensor, shown: Box) -> Tensor:
     """Boxes [n, 4] as far as they lie in another, without those of which hardly anything is left there."""
-    low, high = torch.tensor(shown[:2]), torch.tensor(shown[2:])
+    low, high = boxes.new_tensor(shown[:2]), boxes.new_tensor(shown[2:])
     cut = torch.cat([boxes[:, :2].clamp(low, high), boxes[:, 2:].clamp(low, high)], 1)
     return cut[(cut[:, 2:] - cut[:, :2]).amin(1) >= min(1.0, float((high - low).min()))]
 
@@ -359,7 +359,9 @@ def _in_turn(first: Tensor, second: Tensor) -> Tensor:
 
 def _apart(boxes: Tensor, count: int) -> Tensor:
     """The first of some boxes [n, 4] of which no two overlap by more than half: [at most count, 4]"""
-    return boxes[suppress(boxes, -torch.arange(len(boxes)).float(), 0.5, count)]
+    return boxes[
+        suppress(boxes, -torch.arange(len(boxes), device=boxes.device).float(), 0.5, count)
+    ]
 
 
 def _largest(where: Tensor) -> Box | None:
@@ -381,11 +383,13 @@ def _windows() -> Tensor:
             if max(width / height, height / width) > 2.9:
                 continue
             x, y = (
-                torch.linspace(0, _CELLS - size, int(np.ceil((_CELLS - size) / (size / 4))) + 1)
+                torch.linspace(
+                    0, _CELLS - size, int(np.ceil((_CELLS - size) / (size / 4))) + 1, device="cpu"
+                )
                 for size in (width, height)
             )
             corner = torch.cartesian_prod(x, y)
-            found.append(torch.cat([corner, corner + torch.tensor([width, height])], 1))
+            found.append(torch.cat([corner, corner + corner.new_tensor([width, height])], 1))
     return torch.cat(found)
 
 

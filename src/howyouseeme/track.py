@@ -439,7 +439,7 @@ def _inside(box: np.ndarray, window: tuple[int, int, int, int], cells: int) -> T
     cover = []
     for axis in (1, 0):
         low, high = window[axis], window[axis + 2]
-        border = torch.linspace(low, high, cells + 1, dtype=torch.float64)
+        border = torch.linspace(low, high, cells + 1, dtype=torch.float64, device="cpu")
         cover.append(border.clamp(box[axis], box[axis + 2]).diff() * cells / (high - low))
     return cover[0][:, None] * cover[1]
 
@@ -461,7 +461,7 @@ class _Stages:
     def __init__(self, network: Network, side: int, strides: Sequence[int]) -> None:
         refuse_training(network.module)
         self.module, self.layout = network.module, torch.contiguous_format
-        blank = torch.zeros(1, _channels(network), side, side).to(network.like)
+        blank = network.like.new_zeros(1, _channels(network), side, side)
         sizes: list[tuple[str, int]] = []  # of square feature maps, in the order of the pass
 
         def note(name: str) -> Any:
@@ -491,7 +491,9 @@ class _Stages:
     def _take_copy(self, blank: Tensor) -> None:
         """Run a faster copy of the network from now on, if there is one that says the same."""
         given = self.module
-        noise = torch.randn(blank.shape, generator=torch.Generator().manual_seed(0)).to(blank)
+        noise = torch.randn(
+            blank.shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu"
+        ).to(blank)
         expected = self._maps(noise)
         try:
             self.module, self.layout = folded(given, blank), torch.channels_last

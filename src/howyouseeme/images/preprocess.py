@@ -273,7 +273,7 @@ class Preprocess:
 
     @staticmethod
     def _column(values: tuple[float, ...]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float32)[:, None, None]
+        return torch.tensor(values, dtype=torch.float32, device="cpu")[:, None, None]
 
 
 def _whole(name: str, number: Any) -> int:
@@ -324,7 +324,9 @@ def _apart(mine: torch.Tensor, theirs: torch.Tensor, preprocess: Preprocess) -> 
         for y in (-1, 0, 1)
         for x in (-1, 0, 1)
     ]
-    return float((torch.stack(levels).cpu() * torch.tensor(preprocess.std)).mean(1).min())
+    return float(
+        (torch.stack(levels).cpu() * torch.tensor(preprocess.std, device="cpu")).mean(1).min()
+    )
 
 
 def _candidates(

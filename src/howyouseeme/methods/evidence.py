@@ -237,7 +237,7 @@ def _few(plan: Plan, alone: Tensor, maps: dict[Value, Tensor]) -> Tensor | None:
 
 def _narrow(maps: dict[Value, Tensor], plan: Plan) -> Tensor:
     """[batch]: whether what is there lies in less than the share `_FEW` of the places of maps that have any."""
-    there, places = torch.zeros(()), torch.zeros(())
+    there, places = torch.zeros((), device="cpu"), torch.zeros((), device="cpu")
     axes = spatial(plan)
     for value, item in maps.items():
         axis = axes.get(value, 1)

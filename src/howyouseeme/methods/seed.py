@@ -176,7 +176,11 @@ class Seed(Method):
 
         outputs, inputs = link.weight.shape
         sign, wide = here.sign.to(link.weight.dtype), (len(here), min(self.k, inputs))
-        chosen, found, total = torch.full(wide, -1), sign.new_zeros(wide), torch.zeros_like(sign)
+        chosen, found, total = (
+            torch.full(wide, -1, device="cpu"),
+            sign.new_zeros(wide),
+            torch.zeros_like(sign),
+        )
         seen = (source.flat.reshape(-1, inputs).numpy(), link.weight.detach().numpy())
         made = [item.numpy() for item in (here.index, sign, chosen, found, total)]
         crew.run(

@@ -283,9 +283,9 @@ def picked(call: Call, output: Value) -> Step:
 def _positions(geometry: tuple[tuple[int, ...], tuple[int, ...], int]) -> Tensor:
     """Where in its storage each element of a tensor lies, in row-major order."""
     shape, strides, offset = geometry
-    position = torch.full((1,), offset)
+    position = torch.full((1,), offset, device="cpu")
     for size, stride in zip(shape, strides, strict=True):
-        position = (position[:, None] + torch.arange(size) * stride).reshape(-1)
+        position = (position[:, None] + torch.arange(size, device="cpu") * stride).reshape(-1)
     return position
 
 
@@ -297,8 +297,8 @@ def as_strided(call: Call, output: Value) -> Step:
     here = _positions((x.shape, x.data.stride(), x.data.storage_offset()))
     offset = x.data.storage_offset() if offset is None else offset
     there = _positions((tuple(size), tuple(stride), offset))
-    table = torch.full((int(max(here.max(), there.max())) + 1,), -1)
-    table[here] = torch.arange(x.numel)
+    table = torch.full((int(max(here.max(), there.max())) + 1,), -1, device="cpu")
+    table[here] = torch.arange(x.numel, device="cpu")
     if bool((table[there] < 0).any()):
         raise Refusal("only a view of the elements of its argument is supported")
     return _selected(output, table[there].to(x.device), [(x, 0)])
@@ -311,15 +311,15 @@ def reread(call: Call, output: Value) -> Step:
     here = _positions(mine)
     written = [_positions(geometry) for geometry in theirs]
     last = max((int(p.max()) for p in (here, *written) if p.numel()), default=-1)
-    table = torch.full((last + 1,), -1)
+    table = torch.full((last + 1,), -1, device="cpu")
     sources: list[tuple[Value, int]] = []
     total = 0
     if isinstance(before, Value):
         sources.append((before, 0))
-        table[here] = torch.arange(before.numel)
+        table[here] = torch.arange(before.numel, device="cpu")
         total = before.numel
     for write, positions in zip(writes, written, strict=True):
         sources.append((write, total))
-        table[positions] = torch.arange(total, total + write.numel)
+        table[positions] = torch.arange(total, total + write.numel, device="cpu")
         total += write.numel
     return _selected(output, table[here].to(output.device), sources)
