@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
-from collections import OrderedDict
+from collections import OrderedDict, namedtuple
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -1407,3 +1407,10 @@ def test_another_default_device_changes_nothing(images: Tensor, method: Any) -> 
         found = asked()
     for one, other in zip(usual, found, strict=True):
         assert torch.equal(one, other) if isinstance(one, Tensor) else one == other
+
+
+def test_a_named_tuple_has_its_scores_by_name(images: Tensor) -> None:
+    Answer = namedtuple("Answer", ["features", "logits"])
+    model = Wrapped(lambda y: Answer(y * 2, y)).eval()
+    found = Explainer(model)(images, 1)
+    assert torch.equal(found.evidence, Explainer(make_net())(images, 1).evidence)

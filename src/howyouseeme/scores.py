@@ -37,6 +37,8 @@ def scores_in(output: Any) -> Any:
         ModelError: it has no tensors, but numbers.
     """
     given = output
+    if hasattr(output, "_asdict"):  # a named tuple
+        output = output._asdict()
     if isinstance(output, Mapping):
         named = [output[name] for name in ("logits", "out") if name in output]
         output = named[0] if named else list(output.values())
@@ -58,7 +60,8 @@ def scores_in(output: Any) -> Any:
     raise InputError(
         f"Which part of the model's output are the class scores? It is {outline(given)}: give a "
         "function as the target, target=lambda output: output[...], or one of howyouseeme.targets, such as "
-        "region for a segmenter and box(0), or --box 0, for a detector."
+        "region for a segmenter and box(0), or --box 0, for a detector; or explain a module that returns the "
+        "class scores alone."
     )
 
 
