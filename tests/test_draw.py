@@ -148,6 +148,7 @@ def test_texts_of_boxes_leave_each_other_room(monkeypatch: pytest.MonkeyPatch) -
              ((20.0, 5.0, 190.0, 140.0), "two", "two 8.0%"),
              ((22.0, 8.0, 60.0, 20.0), "three", "three 1.0%")]  # fmt: skip
     draw.boxes_picture(make_photo(), boxes)
+    assert len(placed) == 3
     for i, one in enumerate(placed):
         for other in placed[:i]:
             apart = one[2] <= other[0] or other[2] <= one[0]

@@ -194,6 +194,23 @@ def test_what_covers_the_strongest_box_of_a_class_may_be_any_box_of_another() ->
     assert [(one.target, one.score) for one in found] == [(1, 0.8), (1, 0.6)]
 
 
+@pytest.mark.parametrize(("wide", "stays"), [(66.0, True), (67.0, False)])
+def test_a_box_stays_that_overlaps_a_better_one_by_a_half_at_most(wide: float, stays: bool) -> None:
+    class Explained:
+        def __init__(self, target: int, score: float, x0: float) -> None:
+            found = (Detection(target, str(target), score, (x0, 0.0, x0 + 100, 10.0)),)
+            self.target, self.boxes = (target,), lambda threshold: (found,)
+
+    class Likeliest:
+        @staticmethod
+        def top(image: object, k: int) -> list[Explained]:
+            return [Explained(1, 0.8, 0.0), Explained(2, 0.2, 100 - wide)]  # shares `wide` of 100
+
+    found = detect(Likeliest(), "photo.jpg", top=2)  # type: ignore[arg-type]
+    assert wide / (200 - wide) > 0.49
+    assert [one.target for one in found] == ([1, 2] if stays else [1])
+
+
 def test_a_network_that_says_no_shows_no_box() -> None:
     class No(nn.Module):
         def __init__(self) -> None:
