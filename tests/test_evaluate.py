@@ -573,6 +573,12 @@ def item(
     return Item(name, torch.zeros(3, SIZE, SIZE), target, 1, probability, rows)
 
 
+def test_an_object_is_small_below_a_quarter_of_the_image() -> None:
+    assert item("a", [[0, 0, SIZE / 2, SIZE / 2 - 1]]).small
+    assert not item("b", [[0, 0, SIZE / 2, SIZE / 2]]).small
+    assert not item("c", None).small
+
+
 def test_values_leave_out_what_was_not_measured() -> None:
     items = [item("a", [[0, 0, 8, 8]]), item("b", None), item("c", [[0, 0, 32, 32]])]
     curve = [1.0] * 37
