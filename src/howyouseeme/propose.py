@@ -109,8 +109,7 @@ class _Seen:
     - `features` [channel, cells, cells]: how each place is described at the stage of stride 8;
     - `chances` [classes]: the probability of each;
     - `order`: the classes, the likeliest first;
-    - `geometry`: where the network's input lies in the picture;
-    - `shown`: the box of cells that show the picture, and not padding around it.
+    - `geometry`: where the network's input lies in the picture.
     """
 
     where: Tensor
@@ -120,7 +119,6 @@ class _Seen:
     chances: Tensor
     order: list[int]
     geometry: Geometry
-    shown: Box
 
 
 class Proposer:
@@ -246,7 +244,6 @@ class Proposer:
             chances=chances,
             order=order.tolist(),
             geometry=geometry,
-            shown=_shown(geometry),
         )
 
     def _stages(self, way: Plan) -> tuple[Value, Value]:
@@ -281,7 +278,7 @@ def _cut(geometry: Geometry) -> Tensor:
 
 
 def _shown(geometry: Geometry) -> Box:
-    """The box of the picture, in cells: all of them where nothing is padded."""
+    """The box of cells that show the picture, and not padding around it: all where nothing is padded."""
     top, left, bottom, right = (
         min(max((edge - offset) / scale / side * _CELLS, 0.0), float(_CELLS))
         for edges in ((0, 0), geometry.image_size)
@@ -304,8 +301,8 @@ def _on_picture(box: Sequence[float], geometry: Geometry) -> Box:
 
 def _ranked(seen: _Seen, heat: Tensor, count: int) -> Tensor:
     """The most promising boxes [at most count, 4], best first."""
-    windows = _within(_windows(), seen.shown)
-    left, top, right, bottom = seen.shown
+    shown = left, top, right, bottom = _shown(seen.geometry)
+    windows = _within(_windows(), shown)
     size = windows.new_tensor([right - left, bottom - top] * 2)
     framed = windows.new_tensor(_FRAMED) * size + windows.new_tensor([left, top] * 2)
     maps = ((seen.where, _LEVELS), (heat, _LEVELS), (seen.objects, _OBJECTS))
@@ -326,9 +323,8 @@ def _ranked(seen: _Seen, heat: Tensor, count: int) -> Tensor:
         low = high
     turns.sort(key=lambda turn: turn[0])
     standing_out = torch.stack([window for _, window in turns])
-    return _apart(
-        torch.cat([whole, _in_turn(_things(seen.features, heat, seen.shown), standing_out)]), count
-    )
+    things = _things(seen.features, heat, shown)
+    return _apart(torch.cat([whole, _in_turn(things, standing_out)]), count)
 
 
 def _things(features: Tensor, heat: Tensor, shown: Box) -> Tensor:
@@ -359,9 +355,8 @@ def _in_turn(first: Tensor, second: Tensor) -> Tensor:
 
 def _apart(boxes: Tensor, count: int) -> Tensor:
     """The first of some boxes [n, 4] of which no two overlap by more than half: [at most count, 4]"""
-    return boxes[
-        suppress(boxes, -torch.arange(len(boxes), device=boxes.device).float(), 0.5, count)
-    ]
+    order = -torch.arange(len(boxes), device=boxes.device).float()
+    return boxes[suppress(boxes, order, 0.5, count)]
 
 
 def _largest(where: Tensor) -> Box | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ModelError
-from .program import tell
+from .program import as_one, tell
 
 if TYPE_CHECKING:
     from ..images import Preprocess
@@ -201,18 +201,8 @@ class Asked:
         return asked
 
 
-def network_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options for the network, which the command gets as one argument, `asked`."""
-
-    @wraps(command)
-    def given(**options: Any) -> Any:
-        mine = {field.name: options.pop(field.name) for field in fields(Asked)}
-        return command(asked=Asked(**mine), **options)
-
-    wrapped: Callable[..., Any] = given
-    for option in reversed((_MODEL, *_REST)):
-        wrapped = option(wrapped)
-    return wrapped
+#: Options for the network, which the command gets as one argument, `asked`.
+network_options = as_one("asked", Asked, (_MODEL, *_REST))
 
 
 def options_of_each_network(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,8 +8,10 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from .. import __version__
 from ..errors import HowYouSeeMeError
 
 _VERBOSE = "howyouseeme.verbose"
+
+Command = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 #: The commands that make pictures.
@@ -81,6 +85,23 @@ class _Program(click.Group):
 @click.version_option(__version__, prog_name="howyouseeme")
 def main() -> None:
     """Show which pixels made a convolutional network answer what it answered."""
+
+
+def as_one(argument: str, kind: type[Any], options: Sequence[Callable[..., Any]]) -> Command:
+    """Options that a command gets as one argument, a dataclass whose fields have their names."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(command)
+        def given(**values: Any) -> Any:
+            mine = {field.name: values.pop(field.name) for field in fields(kind)}
+            return command(**{argument: kind(**mine)}, **values)
+
+        wrapped: Callable[..., Any] = given
+        for option in reversed(options):
+            wrapped = option(wrapped)
+        return wrapped
+
+    return decorate
 
 
 def verbose_option(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from functools import wraps
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import click
 
 from ..errors import InputError
+from .program import as_one
 
 if TYPE_CHECKING:
     from ..explainer import Explainer
@@ -87,14 +86,12 @@ class Question:
                 "--box goes without --target and --versus: it is asked for alone."
             )
 
-    def explainer(self, network: Network, replay: bool | None = None) -> Explainer:
+    def explainer(self, network: Network) -> Explainer:
         """What explains the answers of a network so."""
         from ..explainer import Explainer  # noqa: PLC0415
 
         parameters = {name: n for name in ("k", "nodes") if (n := getattr(self, name)) is not None}
-        return Explainer(
-            network, self.method, multilabel=self.multilabel, replay=replay, **parameters
-        )
+        return Explainer(network, self.method, multilabel=self.multilabel, **parameters)
 
     def wanted(self, network: Network) -> Wanted:
         """What of a network is to be explained, checked before the first photo."""
@@ -133,18 +130,8 @@ class Wanted:
         return explainer.top(photo, k=self.top)
 
 
-def question_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options for what is asked, which the command gets as one argument, `question`."""
-
-    @wraps(command)
-    def given(**options: Any) -> Any:
-        mine = {field.name: options.pop(field.name) for field in fields(Question)}
-        return command(question=Question(**mine), **options)
-
-    wrapped: Callable[..., Any] = given
-    for option in reversed(_OPTIONS):
-        wrapped = option(wrapped)
-    return wrapped
+#: Options for what is asked, which the command gets as one argument, `question`.
+question_options = as_one("question", Question, _OPTIONS)
 
 
 def read_target(target: str | None, network: Network) -> Wanted:

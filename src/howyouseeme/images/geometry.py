@@ -82,9 +82,8 @@ class Geometry:
         >>> geometry.cut(evidence)
         """
         for axis, side in enumerate(self.image_size):
-            place = (torch.arange(map.shape[axis], device=map.device) + 0.5) * self.scale[
-                axis
-            ] + self.offset[axis]
+            centre = torch.arange(map.shape[axis], device=map.device) + 0.5
+            place = centre * self.scale[axis] + self.offset[axis]
             inside = ((place > 0) & (place < side)).to(map)
             map = map * (inside[:, None] if axis == 0 else inside)
         return map

@@ -43,9 +43,8 @@ class Strays:
         self._away = False  # whether contents were given away as a whole
         self.paused = False  # while it is not the model that calls
         self.back: Stray | None = None  # where contents that left first met activations again
-        self.drawn: Stray | None = (
-            None  # where random numbers that met activations first were drawn
-        )
+        # Where random numbers that met activations were drawn first.
+        self.drawn: Stray | None = None
 
     # -- leaving and coming back ------------------------------------------------------------------
 
