@@ -12,7 +12,8 @@ from howyouseeme.errors import ModelError
 from howyouseeme.folding import folded
 from howyouseeme.images import Preprocess
 from howyouseeme.models import Network
-from howyouseeme.track import TrackerSettings, _Stages
+from howyouseeme.stages import Stages
+from howyouseeme.track import TrackerSettings
 
 
 def normal(module: nn.Module) -> nn.Module:
@@ -153,9 +154,9 @@ def test_a_network_that_takes_one_layout_is_given_that() -> None:
     made(torch.randn(1, 3, 64, 64))
 
 
-def stages(module: nn.Module) -> _Stages:
+def stages(module: nn.Module) -> Stages:
     preprocess = Preprocess((64, 64), mean=(0.5,) * 3, std=(0.2,) * 3)
-    return _Stages(Network("small", module, preprocess, None), 64, TrackerSettings().strides)
+    return Stages(Network("small", module, preprocess, None), 64, TrackerSettings().strides)
 
 
 def test_a_tracker_takes_the_copy() -> None:

@@ -22,7 +22,8 @@ pytest.importorskip("gradio", reason="pip install 'howyouseeme[serve]'")
 av = pytest.importorskip("av", reason="pip install 'howyouseeme[serve]'")
 
 from howyouseeme.errors import HowYouSeeMeError, InputError  # noqa: E402
-from howyouseeme.track import Sighting, check_box  # noqa: E402
+from howyouseeme.regions import check_box  # noqa: E402
+from howyouseeme.track import Sighting  # noqa: E402
 from howyouseeme.video import VideoWriter  # noqa: E402
 from howyouseeme.web import Limits  # noqa: E402
 from howyouseeme.web.page import video as page_video  # noqa: E402

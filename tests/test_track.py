@@ -15,7 +15,7 @@ from torch import nn
 
 from howyouseeme import Network, Preprocess, cli, load_model, sample_photo
 from howyouseeme.errors import InputError, ModelError
-from howyouseeme.regions import components, edges, held, overlaps, suppress
+from howyouseeme.regions import check_box, components, edges, held, overlaps, suppress
 from howyouseeme.track import (
     Sighting,
     Tracker,
@@ -24,7 +24,6 @@ from howyouseeme.track import (
     _Seen,
     _staying,
     annotate,
-    check_box,
     follow,
 )
 from howyouseeme.video import Video, VideoWriter, open_video

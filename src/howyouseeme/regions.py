@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import heapq
+import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,7 +13,17 @@ from torch.nn import functional as F
 
 from .errors import InputError
 
-__all__ = ["Box", "components", "edges", "held", "merged", "overlaps", "read_box", "suppress"]
+__all__ = [
+    "Box",
+    "check_box",
+    "components",
+    "edges",
+    "held",
+    "merged",
+    "overlaps",
+    "read_box",
+    "suppress",
+]
 
 #: x0, y0, x1, y1; x1 and y1 exclusive.
 Box = tuple[float, float, float, float]
@@ -33,6 +45,31 @@ def read_box(text: str) -> Box:
             f"{text!r} isn't four numbers, x0,y0,x1,y1, such as 120,80,260,300."
         ) from None
     return x0, y0, x1, y1
+
+
+def check_box(box: Sequence[float], size: tuple[int, int]) -> Box:
+    """A box in a picture of the size (height, width), cut at its edges.
+
+    >>> check_box((-5, 0, 20, 10), (100, 100))
+    (0.0, 0.0, 20.0, 10.0)
+
+    Raises:
+        InputError: it isn't four numbers, is empty, or lies outside of the picture.
+    """
+    told = ",".join(f"{side:g}" for side in box)
+    if len(box) != 4 or not all(math.isfinite(side) for side in box):
+        raise InputError(f"The box {told} is not four numbers: x0,y0,x1,y1 in pixels.")
+    x0, y0, x1, y1 = (float(side) for side in box)
+    if x1 <= x0 or y1 <= y0:
+        raise InputError(
+            f"The box {told} is empty: x1 must be larger than x0, and y1 larger than y0."
+        )
+    height, width = size
+    if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
+        raise InputError(
+            f"The box {told} lies outside of the picture, which has {width} x {height} pixels."
+        )
+    return max(0.0, x0), max(0.0, y0), min(float(width), x1), min(float(height), y1)
 
 
 def components(mask: Tensor) -> Tensor:

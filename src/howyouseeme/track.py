@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,17 +24,16 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from .draw import outline
-from .errors import InputError, ModelError, first_line
-from .folding import folded
+from .errors import InputError
 from .images import Source, load_image
-from .models import Model, Network, Prepare, as_network
-from .regions import Box, components, edges, held
-from .tape import refuse_training
-from .video import FrameWriter, Table, Video, VideoWriter
+from .models import Model, Prepare, as_network
+from .regions import Box, check_box, components, edges, held
+from .stages import Stages
+from .video import FrameWriter, Video, VideoWriter, write_each
 
 __all__ = [
     "Channel",
@@ -43,7 +41,6 @@ __all__ = [
     "Tracker",
     "TrackerSettings",
     "annotate",
-    "check_box",
     "follow",
 ]
 
@@ -161,21 +158,11 @@ def follow(
     state, confidence, x0, y0, x1, y1`; seconds are empty where they are unknown, boxes where the
     target is lost. Errors are those of `Tracker`, of `choose` and of the writers.
     """
-    frames = iter(video)
-    frame = next(frames)  # a video without frames says so here, before any file is made
-    sighting = tracker.start(frame, choose(frame))
-    with Table(table, COLUMNS) as rows, picture or nullcontext():
-        number = 0
-        while True:
-            rows.write(row(number, video.seconds, sighting))
-            if picture is not None:
-                picture.write(annotate(frame, sighting))
-            yield sighting
-            following = next(frames, None)
-            if following is None:
-                return
-            number, frame = number + 1, following
-            sighting = tracker(frame)
+
+    def look(number: int, frame: np.ndarray) -> Sighting:
+        return tracker(frame) if number else tracker.start(frame, choose(frame))
+
+    return write_each(video, look, row, annotate, table, COLUMNS, picture)
 
 
 class Tracker:
@@ -215,7 +202,7 @@ class Tracker:
         prepare = network.photo_input
         self.settings = settings or TrackerSettings()
         side = self.settings.side
-        self._stages = _Stages(network, side, self.settings.strides)
+        self._stages = Stages(network, side, self.settings.strides)
         self._prepare = replace(
             prepare,
             size=(side, side),
@@ -451,132 +438,6 @@ def _scaled(box: Sequence[float], window: tuple[int, int, int, int], cells: int)
     return pixels
 
 
-class _Enough(Exception):  # noqa: N818 - ends a pass early; never leaves the module
-    pass
-
-
-class _Stages:
-    """The stages of a network that are asked, run no further than the last of them."""
-
-    def __init__(self, network: Network, side: int, strides: Sequence[int]) -> None:
-        refuse_training(network.module)
-        self.module, self.layout = network.module, torch.contiguous_format
-        blank = network.like.new_zeros(1, _channels(network), side, side)
-        sizes: list[tuple[str, int]] = []  # of square feature maps, in the order of the pass
-
-        def note(name: str) -> Any:
-            def hook(_: nn.Module, __: Any, output: Any) -> None:
-                if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2] > 1:
-                    sizes.append((name, output.shape[2]))
-
-            return hook
-
-        hooks = {name: note(name) for name, _ in self.module.named_modules() if name}
-        try:
-            self._run(blank, hooks)
-        except (RuntimeError, ValueError) as error:
-            reason = first_line(error)
-            raise ModelError(
-                f"{network.name} can't run on an input of {side} x {side} pixels ({reason}); give the "
-                "tracker's settings a side that it can take."
-            ) from error
-        self.names = [_stage(network.name, sizes, side / stride) for stride in strides]
-        self.cells = next(size for name, size in sizes if name == self.names[1])
-        self.widths = [part.shape[1] for part in self._maps(blank)]
-        self._take_copy(blank)
-        place = (torch.arange(self.cells, device=blank.device) + 0.5) / self.cells
-        self.places = torch.cartesian_prod(place, place)  # [cells * cells, 2], of the window
-
-    @torch.no_grad()
-    def _take_copy(self, blank: Tensor) -> None:
-        """Run a faster copy of the network from now on, if there is one that says the same."""
-        given = self.module
-        noise = torch.randn(
-            blank.shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu"
-        ).to(blank)
-        expected = self._maps(noise)
-        try:
-            self.module, self.layout = folded(given, blank), torch.channels_last
-            found = self._maps(noise.contiguous(memory_format=self.layout))
-            # Folding changes the rounding, which is coarse in half precision and in TF32.
-            exact = blank.is_cpu and blank.dtype in {torch.float32, torch.float64}
-            same = all(
-                float((one - other).abs().max()) <= (1e-4 if exact else 2e-2) * other.abs().max()
-                for one, other in zip(found, expected, strict=True)
-            )
-        except Exception:  # whatever keeps a module from being copied, or taking another layout
-            same = False
-        if not same:
-            self.module, self.layout = given, torch.contiguous_format
-
-    def __call__(self, batch: Tensor) -> Tensor:
-        """The nodes of an input [1, channels, side, side]: [cells * cells, channels of all stages].
-
-        Channels are standardised over the window, then each stage has the same say.
-        """
-        like = next(self.module.parameters())
-        parts = []
-        batch = batch.to(like).contiguous(memory_format=self.layout)
-        for stage in self._maps(batch):
-            if stage.shape[2] > self.cells:
-                stage = F.adaptive_avg_pool2d(stage, self.cells)  # noqa: PLW2901
-            elif stage.shape[2] < self.cells:
-                stage = F.interpolate(stage, size=(self.cells,) * 2, mode="bilinear")  # noqa: PLW2901
-            rows = stage[0].flatten(1).T.float()
-            rows = (rows - rows.mean(0)) / (rows.std(0) + 1e-3)
-            parts.append(F.normalize(rows, dim=1))
-        return F.normalize(torch.cat(parts, 1), dim=1)
-
-    def _maps(self, batch: Tensor) -> list[Tensor]:
-        found: dict[str, Tensor] = {}
-
-        def keep(name: str) -> Any:
-            def hook(_: nn.Module, __: Any, output: Tensor) -> None:
-                found[name] = output
-                if len(found) == len(self.names):
-                    raise _Enough
-
-            return hook
-
-        self._run(batch, {name: keep(name) for name in self.names})
-        return [found[name] for name in self.names]
-
-    @torch.no_grad()
-    def _run(self, batch: Tensor, hooks: dict[str, Any]) -> None:
-        handles = [
-            self.module.get_submodule(name).register_forward_hook(hook)
-            for name, hook in hooks.items()
-        ]
-        try:
-            self.module(batch)
-        except _Enough:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
-
-
-def _stage(network: str, sizes: list[tuple[str, int]], wanted: float) -> str:
-    """The module that ends the stage whose maps are about `wanted` cells wide.
-
-    Of the modules with maps of that size, the last one of those that are nested least: a block, and
-    not a layer inside of it.
-    """
-    near = [size for _, size in sizes if 0.7 < size / wanted < 1.4]
-    if not near:
-        raise ModelError(
-            f"{network} has no stage whose maps are about {wanted:.0f} cells wide, as tracking needs."
-        )
-    size = min(near, key=lambda one: abs(math.log(one / wanted)))
-    names = [name for name, one in sizes if one == size]
-    depth = min(name.count(".") for name in names)
-    return [name for name in names if name.count(".") == depth][-1]
-
-
-def _channels(network: Network) -> int:
-    return 1 if network.preprocess is not None and network.preprocess.channels == "grey" else 3
-
-
 def _pixels(frame: Source) -> np.ndarray:
     if isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.shape[2:] == (3,):
         return frame
@@ -586,28 +447,3 @@ def _pixels(frame: Source) -> np.ndarray:
 def _box(box: np.ndarray) -> Box:
     x0, y0, x1, y1 = box.tolist()
     return x0, y0, x1, y1
-
-
-def check_box(box: Sequence[float], size: tuple[int, int]) -> Box:
-    """A box in a picture of the size (height, width), cut at its edges.
-
-    >>> check_box((-5, 0, 20, 10), (100, 100))
-    (0.0, 0.0, 20.0, 10.0)
-
-    Raises:
-        InputError: it isn't four numbers, is empty, or lies outside of the picture.
-    """
-    told = ",".join(f"{side:g}" for side in box)
-    if len(box) != 4 or not all(math.isfinite(side) for side in box):
-        raise InputError(f"The box {told} is not four numbers: x0,y0,x1,y1 in pixels.")
-    x0, y0, x1, y1 = (float(side) for side in box)
-    if x1 <= x0 or y1 <= y0:
-        raise InputError(
-            f"The box {told} is empty: x1 must be larger than x0, and y1 larger than y0."
-        )
-    height, width = size
-    if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
-        raise InputError(
-            f"The box {told} lies outside of the picture, which has {width} x {height} pixels."
-        )
-    return max(0.0, x0), max(0.0, y0), min(float(width), x1), min(float(height), y1)

@@ -8,12 +8,12 @@ from __future__ import annotations
 import csv
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -23,7 +23,9 @@ from .errors import InputError, MissingExtraError
 from .files import PHOTOS, write
 from .images import load_image
 
-__all__ = ["FrameWriter", "Table", "Video", "VideoWriter", "is_webcam", "open_video"]
+__all__ = ["FrameWriter", "Table", "Video", "VideoWriter", "is_webcam", "open_video", "write_each"]
+
+T = TypeVar("T")
 
 #: Files in a folder that are taken as frames.
 SUFFIXES = PHOTOS - {".gif"}  # which is a video itself
@@ -312,18 +314,52 @@ class Table(AbstractContextManager["Table"]):
     ...     table.write([0, "found"])
     """
 
-    def __init__(self, path: str | Path, columns: list[str]) -> None:
+    def __init__(self, path: str | Path, columns: Sequence[str]) -> None:
         self.path = Path(path)
         # Line by line, so that whatever ends the work leaves what is finished.
         self._file = self.path.open("w", newline="", buffering=1)
         self._rows = csv.writer(self._file, lineterminator="\n")
         self.write(columns)
 
-    def write(self, row: list[Any]) -> None:
+    def write(self, row: Sequence[Any]) -> None:
         self._rows.writerow(row)
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+def write_each(
+    video: Video,
+    look: Callable[[int, np.ndarray], T],
+    row: Callable[[int, float | None, T], list[Any]],
+    draw: Callable[[np.ndarray, T], np.ndarray],
+    table: Path,
+    columns: Sequence[str],
+    picture: FrameWriter | VideoWriter | None = None,
+    every: int = 1,
+) -> Generator[T]:
+    """Look at the frames of a video and yield what is seen, each when it is in the table and drawn into the picture.
+
+    >>> for brightness in write_each(video, lambda number, frame: frame.mean(), row, draw, Path("a.csv"), ["mean"]):
+    ...     ...
+
+    `look` is given each frame and its number from 0, `row` that number, the seconds and what was seen. Of
+    `every` so many frames the first is looked at. No file is made before the first one was.
+    """
+    frames = ((number, frame) for number, frame in enumerate(video) if number % every == 0)
+    number, frame = next(frames)  # a video without frames says so here
+    seen = look(number, frame)
+    with Table(table, columns) as rows, picture or nullcontext():
+        while True:
+            rows.write(row(number, video.seconds, seen))
+            if picture is not None:
+                picture.write(draw(frame, seen))
+            yield seen
+            following = next(frames, None)
+            if following is None:
+                return
+            number, frame = following
+            seen = look(number, frame)
 
 
 def _av() -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from PIL import Image
 from .draw import frame_picture, percent
 from .errors import InputError
 from .explanation import Explanation
-from .video import FrameWriter, Table, Video, VideoWriter
+from .video import FrameWriter, Video, VideoWriter, write_each
 
 __all__ = ["COLUMNS", "Moment", "annotate", "watch"]
 
@@ -90,21 +89,16 @@ def watch(
     """
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise InputError(f"Every how many frames one is explained is 1 or more, not {every!r}.")
-    frames = enumerate(video)
-    following = next(frames)  # a video without frames says so here, before any file is made
-    moment = _moment(video, *following, explain)  # and so does a network that can't be explained
-    with Table(table, COLUMNS) as rows, picture or nullcontext():
-        while True:
-            rows.write(moment.row())
-            if picture is not None:
-                picture.write(annotate(following[1], moment))
-            yield moment
-            for following in frames:
-                if following[0] % every == 0:
-                    break
-            else:
-                return
-            moment = _moment(video, *following, explain)
+
+    def look(number: int, frame: np.ndarray) -> Moment:
+        try:
+            return Moment(number, video.seconds, explain(frame))
+        except InputError as error:  # the other frames are not to suffer from this one
+            return Moment(number, video.seconds, None, " ".join(str(error).split()))
+
+    return write_each(
+        video, look, lambda *seen: seen[2].row(), annotate, table, COLUMNS, picture, every
+    )
 
 
 def annotate(frame: np.ndarray, moment: Moment) -> np.ndarray:
@@ -119,16 +113,6 @@ def annotate(frame: np.ndarray, moment: Moment) -> np.ndarray:
     text = moment.label if chance is None else f"{moment.label}  {percent(chance)}"
     seen = explanation.saliency[0].numpy()
     return np.asarray(frame_picture(Image.fromarray(frame), seen, text, explanation.box[0]))
-
-
-def _moment(
-    video: Video, number: int, frame: np.ndarray, explain: Callable[[np.ndarray], Explanation]
-) -> Moment:
-    seconds = video.seconds
-    try:
-        return Moment(number, seconds, explain(frame))
-    except InputError as error:  # the other frames are not to suffer from this one
-        return Moment(number, seconds, None, " ".join(str(error).split()))
 
 
 def _named(explanation: Explanation) -> str:

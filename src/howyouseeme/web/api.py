@@ -6,7 +6,6 @@ import json
 import logging
 import re
 from collections.abc import Container, Sequence
-from importlib.resources import files
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 from urllib.parse import urlencode
@@ -18,13 +17,15 @@ from PIL import Image
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 
-from .. import __version__, localize
+from .. import localize
 from ..detectors import SURE
 from ..draw import boxes_picture, encoded, percent, stack_pictures
 from ..errors import HowYouSeeMeError, InputError, MissingExtraError, ModelError
 from ..explanation import Explanation
 from ..propose import Proposals
+from . import schemas
 from .guard import problem
+from .schemas import JSON, PNG
 from .service import MOST_CLASSES, Question, Service, TooLargeError
 from .worker import BusyError, LateError
 
@@ -33,141 +34,6 @@ __all__ = ["add_api", "health", "router", "status_of"]
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
-
-_PNG, _JSON = "image/png", "application/json"
-
-_EXAMPLE = {
-    "schema": 1,
-    "image": {"name": "photo.jpg", "size": [300, 451]},
-    "target": {"index": 285, "label": "Egyptian cat", "probability": 0.797, "box": None},
-    "coverage": 0.049,
-    "points": [[104.63, 169.63, 8.13183e-05], [107.31, 169.63, 7.41407e-05]],
-    "provenance": {
-        "howyouseeme": __version__,
-        "torch": "2.14.1",
-        "python": "3.11.7",
-        "model": "efficientnet-lite0",
-        "method": "evidence",
-        "parameters": {"contrast": True, "focus": True, "likeness": True, "nodes": None},
-        "input_shape": [3, 224, 224],
-        "dtype": "float32",
-        "device": "cpu",
-        "preprocess": {
-            "size": [224, 224],
-            "resize": "crop",
-            "crop_from": 256,
-            "mean": [127.0, 127.0, 127.0],
-            "std": [128.0, 128.0, 128.0],
-            "scale": 1.0,
-            "channels": "rgb",
-            "interpolation": "bicubic",
-            "fill": 0,
-        },
-    },
-}
-
-_BOXES = {
-    "images": [{"id": 1, "file_name": "photo.jpg", "width": 451, "height": 300}],
-    "annotations": [
-        {
-            "id": 1,
-            "image_id": 1,
-            "category_id": 285,
-            "bbox": [101.5, 20.25, 240.0, 260.5],
-            "area": 62520.0,
-            "iscrowd": 0,
-            "score": 0.797,
-        }
-    ],
-    "categories": [{"id": 285, "name": "Egyptian cat"}],
-}
-
-_REGIONS = {
-    "image": {"name": "photo.jpg", "size": [300, 451]},
-    "regions": [{"box": [96.0, 12.5, 350.1, 290.0], "share": 0.8312}],
-}
-
-_NUMBER = {"type": "number"}
-_WHOLE = {"type": "integer"}
-_TEXT = {"type": "string"}
-
-
-def _object(**properties: Any) -> dict[str, Any]:
-    return {"type": "object", "required": list(properties), "properties": properties}
-
-
-def _list(items: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {"type": "array", "items": items, **more}
-
-
-def _explanation_schema() -> dict[str, Any]:
-    """The schema that comes with the package, without what only a file has."""
-    text = (files("howyouseeme") / "data" / "explanation.schema.json").read_text("utf-8")
-    schema: dict[str, Any] = json.loads(text)
-    return {name: item for name, item in schema.items() if not name.startswith("$")}
-
-
-_COCO_SCHEMA = _object(
-    images=_list(_object(id=_WHOLE, file_name=_TEXT, width=_WHOLE, height=_WHOLE)),
-    annotations=_list(
-        _object(
-            id=_WHOLE,
-            image_id=_WHOLE,
-            category_id=_WHOLE,
-            bbox=_list(_NUMBER, minItems=4, maxItems=4),
-            area=_NUMBER,
-            iscrowd=_WHOLE,
-            score=_NUMBER,
-        )
-    ),
-    categories=_list(_object(id=_WHOLE, name=_TEXT)),
-)
-
-_REGIONS_SCHEMA = _object(
-    image=_object(name=_TEXT, size=_list(_WHOLE, minItems=2, maxItems=2)),
-    regions=_list(_object(box=_list(_NUMBER, minItems=4, maxItems=4), share=_NUMBER)),
-)
-
-_ERROR = _object(detail={"type": "string", "description": "One sentence: what was wrong."})
-
-_RETRY = {
-    "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}
-}
-
-_SAID: dict[int, tuple[str, str]] = {
-    400: ("The request can't be read.", "There was an error parsing the body"),
-    401: ("The token is missing or wrong.", "This server needs its token: send the header Authorization: Bearer TOKEN."),
-    406: ("Neither JSON nor PNG will do.", "This can be had as application/json or image/png."),
-    408: ("The request took too long to arrive.", "The request took too long to arrive."),
-    413: ("The request has too many bytes, or the photo too many pixels.", "The request is larger than 20 MiB, the limit."),
-    422: ("There is no such class, model, method or parameter, or the photo can't be read.", "efficientnet-lite0 has no class 'cart'; did you mean oxcart (690)?"),
-    500: ("The model can't be loaded, or a mistake of ours.", "unexpected error, please report it"),
-    503: ("Busy: the queue is full. Try again after `Retry-After` seconds.", "The server is busy; try again in 3 s."),
-    504: ("It took too long.", "This took longer than 60 s; try again, or with a smaller task."),
-}  # fmt: skip
-
-
-def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {
-        status: {
-            "description": _SAID[status][0],
-            "content": {_JSON: {"schema": _ERROR, "example": {"detail": _SAID[status][1]}}},
-            **({"headers": _RETRY} if status == 503 else {}),
-        }
-        for status in statuses
-    }
-
-
-def _answers(schema: dict[str, Any], example: Any, *, png: str) -> dict[int | str, dict[str, Any]]:
-    good = {
-        "description": f"JSON, or with `Accept: image/png` {png}.",
-        "content": {
-            _JSON: {"schema": schema, "example": example},
-            _PNG: {"schema": {"type": "string", "format": "binary"}},
-        },
-    }
-    return {200: good, **_errors(*_SAID)}
-
 
 _Photo = Annotated[
     UploadFile, File(description="A JPEG, PNG, WebP, GIF, BMP or TIFF; its first frame is taken.")
@@ -227,16 +93,7 @@ router = APIRouter(prefix="/v1", dependencies=[Depends(_only_known)])
     "/explain",
     summary="Which pixels made the network say this?",
     response_class=JSONResponse,
-    responses=_answers(
-        {
-            "anyOf": [
-                _explanation_schema(),
-                _list(_explanation_schema(), description="Where `target` is topN."),
-            ]
-        },
-        _EXAMPLE,
-        png="the picture",
-    ),
+    responses=schemas.EXPLAINED,
 )
 async def explain(
     request: Request,
@@ -293,7 +150,7 @@ async def explain(
     )
 
     def render(found: list[Explanation], _: Image.Image) -> bytes:
-        if kind == _PNG:
+        if kind == PNG:
             return encoded(stack_pictures(*(one.picture(0, layers) for one in found)))
         told = [one.to_dict() for one in found]
         return _json(told[0] if top is None else told)
@@ -305,7 +162,7 @@ async def explain(
     "/detect",
     summary="Where are the objects?",
     response_class=JSONResponse,
-    responses=_answers(_COCO_SCHEMA, _BOXES, png="the photo with the boxes"),
+    responses=schemas.DETECTED,
 )
 async def detect(
     request: Request,
@@ -352,7 +209,7 @@ async def detect(
     data, name = await _read(photo)
 
     def render(found: Sequence[localize.Detection], image: Image.Image) -> bytes:
-        if kind == _PNG:
+        if kind == PNG:
             told = [
                 (
                     one.box,
@@ -375,7 +232,7 @@ async def detect(
     "/propose",
     summary="What is worth looking at?",
     response_class=JSONResponse,
-    responses=_answers(_REGIONS_SCHEMA, _REGIONS, png="the saliency and the first regions"),
+    responses=schemas.PROPOSED,
 )
 async def propose(
     request: Request,
@@ -388,7 +245,7 @@ async def propose(
     data, name = await _read(photo)
 
     def render(found: Proposals, image: Image.Image) -> bytes:
-        return encoded(found.picture(image)) if kind == _PNG else _json(found.to_dict(name))
+        return encoded(found.picture(image)) if kind == PNG else _json(found.to_dict(name))
 
     content = await _service(request).propose(data, render, model=model, count=count)
     return Response(content, media_type=kind)
@@ -398,36 +255,7 @@ async def propose(
 @router.get(
     "/models",
     summary="Which networks can be asked?",
-    responses={
-        200: {
-            "description": "Those that the server was started with; the first one is the default.",
-            "content": {
-                _JSON: {
-                    "schema": _object(
-                        models=_list(
-                            _object(
-                                name=_TEXT,
-                                loaded={"type": "boolean"},
-                                classes={"type": ["integer", "null"]},
-                                input={"anyOf": [_list(_WHOLE), {"type": "null"}]},
-                            )
-                        )
-                    ),
-                    "example": {
-                        "models": [
-                            {
-                                "name": "efficientnet-lite0",
-                                "loaded": True,
-                                "classes": 1000,
-                                "input": [224, 224],
-                            }
-                        ]
-                    },
-                }
-            },
-        },
-        **_errors(401),
-    },
+    responses=schemas.MODELS,
 )
 async def models(request: Request) -> dict[str, Any]:
     """Their names, whether they are loaded, and, if so, the number of classes and the input's size.
@@ -459,21 +287,7 @@ health = APIRouter()
 @health.get(
     "/healthz",
     summary="Is it alive?",
-    responses={
-        200: {
-            "description": "Yes.",
-            "content": {
-                _JSON: {
-                    "schema": _object(status={"const": "ok"}, waiting=_WHOLE),
-                    "example": {"status": "ok", "waiting": 0},
-                }
-            },
-        },
-        503: {
-            "description": "No: start it again.",
-            "content": {_JSON: {"schema": _ERROR}},
-        },
-    },
+    responses=schemas.ALIVE,
 )
 async def healthz(request: Request) -> Response:
     """Whether explanations are being made, and how many requests wait."""
@@ -567,11 +381,11 @@ def _kind(request: Request) -> str:
             wanted[name] = 0.0
     best = {
         kind: max(wanted.get(kind, 0.0), *(wanted.get(any_, 0.0) - 1e-6 for any_ in wildcards))
-        for kind, wildcards in ((_JSON, ("application/*", "*/*")), (_PNG, ("image/*", "*/*")))
+        for kind, wildcards in ((JSON, ("application/*", "*/*")), (PNG, ("image/*", "*/*")))
     }
     if max(best.values()) <= 0:
-        raise HTTPException(406, _SAID[406][1])
-    return _PNG if best[_PNG] > best[_JSON] else _JSON
+        raise HTTPException(406, schemas.SAID[406][1])
+    return PNG if best[PNG] > best[JSON] else JSON
 
 
 async def _read(photo: UploadFile) -> tuple[bytes, str]:
