@@ -130,7 +130,7 @@ def test_a_class_beyond_the_last_is_named() -> None:
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     module = nn.Sequential(*layers, nn.Linear(4, 6)).eval()
-    with pytest.raises(InputError, match="There is no class 6: plain has 6 classes, 0 to 5"):
+    with pytest.raises(InputError, match="plain has no class 6; indices go from 0 to 5"):
         Proposer(Network("plain", module, Preprocess((16, 16)))).find(sample_photo(), 6)
 
 

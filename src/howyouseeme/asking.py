@@ -111,7 +111,7 @@ class Asker:
                 boxes = None
                 certainty: tuple[float | None, ...] = (None,) * batch
                 if isinstance(target, NamedTarget):
-                    labels = self._labels(target.label, tape, batch)
+                    labels = self._labels(target, tape, batch)
                     if target.box is not None:
                         labels, boxes = self._boxes(target.box, tape)
                     if target.score and read.numel == batch:
@@ -151,8 +151,11 @@ class Asker:
             found.exclusive and not (self.multilabel and not found.squashed_by),
         )
 
-    def _labels(self, label: str, tape: Tape, batch: int) -> tuple[str, ...]:
-        """That of a `howyouseeme.targets` for each image, the likeliest class being named in it."""
+    def _labels(self, target: NamedTarget, tape: Tape, batch: int) -> tuple[str, ...]:
+        """That of a `howyouseeme.targets` for each image, with the names of the classes in it."""
+        label = target.label
+        for i, given in enumerate(target.classes):
+            label = label.replace(f"{{{i}}}", self.label(self.network.class_index(given)))
         if "{answer}" not in label:
             return (label,) * batch
         likeliest = recorded_scores(tape).data.reshape(batch, -1).argmax(1)
@@ -231,12 +234,7 @@ class Asker:
                 f"A target is None, a class (index or name), one for each image, or a function of the "
                 f"model's output, not {name!r}."
             )
-        index = self.network.class_index(name) if isinstance(name, str) else name
-        if not 0 <= index < count:
-            raise InputError(
-                f"There is no class {index}: {self.network.name} has {count} classes, 0 to {count - 1}."
-            )
-        return index
+        return self.network.class_index(name, count)
 
     def label(self, index: int | None) -> str:
         """The name of a class; none where no class was asked for."""

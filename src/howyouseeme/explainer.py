@@ -9,12 +9,12 @@ from itertools import chain, zip_longest
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from .asking import Asked, Asker, Rank, Target, check_read, one_each
 from .backtrack import plan
-from .errors import InputError, first_line
+from .errors import InputError
 from .explanation import Explanation
 from .forward import CannotRunError, check_finite, forward
 from .inputs import Batch, Images, prepare
@@ -124,7 +124,7 @@ class Explainer:
         self.method: Method = get_method(method, **parameters)
         network = as_network(model, preprocess, classes)
         if device is not None:
-            network = replace(network, module=_moved(network.module, device))
+            network = network.to(device)
         self.network, self._asker = network, Asker(network, multilabel)
         if replay not in (True, False, None):
             raise InputError(f"replay={replay!r} is none of True, False and None.")
@@ -389,13 +389,6 @@ def _of_part(target: Any, first: int, size: int) -> Any:
     if not isinstance(target, list):
         return target
     return target[first] if callable(target[first]) else target[first : first + size]
-
-
-def _moved(module: nn.Module, device: str | torch.device) -> nn.Module:
-    try:
-        return module.to(device)
-    except (RuntimeError, AssertionError) as error:  # torch's ways to say that there is no such one
-        raise InputError(f"The device {device} can't be used: {first_line(error)}.") from error
 
 
 def _values(output: Any) -> list[Value]:

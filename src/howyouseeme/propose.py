@@ -212,11 +212,8 @@ class Proposer:
                 f"{self.network.name} has a single score, and proposals compare classes."
             )
         way = plan(tape, found.start, found.exclusive)
-        if target is not None and target >= len(chances):
-            raise InputError(
-                f"There is no class {target}: {self.network.name} has {len(chances)} classes, 0 to "
-                f"{len(chances) - 1}."
-            )
+        if target is not None:
+            self.network.class_index(target, len(chances))
         likely = order[: self.top]
         asked = dict(zip(likely.tolist(), chances[likely].tolist(), strict=True))
         last, middle = self._stages(way)

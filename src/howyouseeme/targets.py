@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from .detectors import boxes_in
 from .errors import InputError
+from .numbers import plain
 from .scores import scores_in
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Target:
 
     Args:
         label: what pictures and JSON call it; `{answer}` in it becomes the name of the class that the
-            network finds likeliest in each image.
+            network finds likeliest in each image, `{0}` that of the first of the `classes`.
         read: from the model's output, or that of `layer`, and the `Network`, to a tensor [batch], one
             element for each image. It works with PyTorch on floats alone.
         layer: the module whose output is read, or its name in `model.named_modules()`; None: the
@@ -45,6 +46,7 @@ class Target:
         score: whether the elements are class scores, 0..1; these are explained before a softmax or
             sigmoid.
         box: the number of the detection that is asked about, for its class and place to be told.
+        classes: those that the label names, by index or name.
     """
 
     label: str
@@ -52,6 +54,7 @@ class Target:
     layer: str | nn.Module | None = None
     score: bool = False
     box: int | None = None
+    classes: tuple[int | str, ...] = ()
 
     def __call__(self, output: Any, network: Network) -> Tensor:
         return self.read(output, network)
@@ -89,7 +92,7 @@ class Target:
         return module
 
 
-def versus(one: int | str | None, other: int | str, network: Network | None = None) -> Target:
+def versus(one: int | str | None, other: int | str) -> Target:
     """Why this class and not that one? The score of one class less that of another.
 
     >>> explanation = explainer("rocket.jpg", hysm.targets.versus("drilling platform", "missile"))
@@ -98,20 +101,18 @@ def versus(one: int | str | None, other: int | str, network: Network | None = No
     wrong answer, with the right one as the other. Classes go by index or name; None is the class that
     the network finds likeliest in each image. The scores are the model's output [batch, classes], or
     its 'logits' or 'out', as they are (axes of one place behind the classes are no matter): a model that ends in a softmax is asked for a difference of probabilities.
-    With its `network` the target's label has the full names of the classes.
 
     Raises, when it is explained:
         InputError: the model is no classifier, or has no such class, or both are the same.
     """
 
-    names = ["{answer}" if one is None else _class_name(one, network), _class_name(other, network)]
+    read = partial(_difference, one, other)
+    if one is None:
+        return Target("{answer}, not {0}", read, classes=(_checked(other),))
+    return Target("{0}, not {1}", read, classes=(_checked(one), _checked(other)))
 
-    return Target(f"{names[0]}, not {names[1]}", partial(_difference, one, other, names))
 
-
-def _difference(
-    one: int | str | None, other: int | str, names: list[str], output: Any, network: Network
-) -> Tensor:
+def _difference(one: int | str | None, other: int | str, output: Any, network: Network) -> Tensor:
     scores = scores_in(output)
     if isinstance(scores, Tensor) and scores.dim() > 2 and scores.shape[2:].numel() == 1:
         scores = scores.flatten(1)
@@ -120,35 +121,26 @@ def _difference(
             f"{network.name} is no classifier whose output is [batch, classes]: give a function of "
             "its output as the target, target=lambda output: output[...]."
         )
-    rival = _index(scores, other, network)
-    if one is None:
-        mine = scores.argmax(1)
-    else:
-        mine = torch.full((len(scores),), _index(scores, one, network), device=scores.device)
+    count = scores.shape[1]
+    rival = network.class_index(other, count)
+    mine = scores.argmax(1) if one is None else [network.class_index(one, count)] * len(scores)
+    mine = torch.as_tensor(mine, device=scores.device)
     same = (mine == rival).nonzero().flatten().tolist()
     if same:
         of = f" to image {same[0]}" if len(scores) > 1 else ""
-        answer = f"the network's answer{of}" if one is None else names[0]
-        raise InputError(f"{names[1]} is {answer} itself: name another class to set against it.")
+        answer = f"the network's answer{of}" if one is None else "that class"
+        raise InputError(
+            f"{network.label(rival)} is {answer} itself: name another class to set against it."
+        )
     return scores.gather(1, mine[:, None])[:, 0] - scores[:, rival]
 
 
-def _index(scores: Tensor, category: int | str, network: Network) -> int:
-    index = network.class_index(category) if isinstance(category, str) else category
-    if not 0 <= index < scores.shape[1]:
-        raise InputError(
-            f"There is no class {index}: {network.name} has {scores.shape[1]} classes, 0 to "
-            f"{scores.shape[1] - 1}."
-        )
-    return index
-
-
-def _class_name(category: int | str, network: Network | None = None) -> str:
-    if isinstance(category, bool) or not isinstance(category, (int, str, np.integer)):
+def _checked(category: int | str) -> int | str:
+    """A class by index or name, so that what is neither is told where it was written."""
+    category = plain(category)
+    if isinstance(category, bool) or not isinstance(category, (int, str)):
         raise InputError(f"A class goes by its index or its name, and {category!r} is neither.")
-    if network is not None:
-        return network.label(network.class_index(category))
-    return category if isinstance(category, str) else f"class {category}"
+    return category
 
 
 def box(index: int) -> Target:
@@ -213,7 +205,8 @@ def region(mask: Tensor | np.ndarray, category: int | str) -> Target:
     if not bool(inside.any()):
         raise InputError("The mask is empty: no place lies inside of the region.")
 
-    return Target(f"region of {_class_name(category)}", partial(_over_region, inside, category))
+    read = partial(_over_region, inside, category)
+    return Target("region of {0}", read, classes=(_checked(category),))
 
 
 def _over_region(inside: Tensor, category: int | str, output: Any, network: Network) -> Tensor:
@@ -227,7 +220,7 @@ def _over_region(inside: Tensor, category: int | str, output: Any, network: Netw
             "a function of its output as the target, target=lambda output: output[...]."
         )
     height, width = output.shape[2:]
-    scores = output[:, _index(output, category, network)]
+    scores = output[:, network.class_index(category, output.shape[1])]
     rows, columns = inside.shape[0] // height, inside.shape[1] // width
     if (rows * height, columns * width) != tuple(inside.shape):
         raise InputError(

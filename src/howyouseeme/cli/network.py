@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import ModelError
+from ..errors import InputError, ModelError
 from .program import as_one, tell
 
 if TYPE_CHECKING:
@@ -268,8 +268,6 @@ def _load(model: str, weights: Path | None, device: str, allow_code: bool) -> Ne
     find_here([model])
     network = load_model(model, weights=weights, allow_code=allow_code)
     try:
-        network.module.to(device)
-    except (RuntimeError, AssertionError) as error:  # torch's ways to say that there is no such one
-        reason = str(error).strip().split("\n")[0]
-        raise click.UsageError(f"The device {device} can't be used: {reason}") from error
-    return network
+        return network.to(device)
+    except InputError as error:
+        raise click.UsageError(str(error)) from None

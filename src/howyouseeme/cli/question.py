@@ -122,7 +122,7 @@ class Wanted:
         from .. import targets  # noqa: PLC0415
 
         if self.rival is not None:
-            return [explainer(photo, targets.versus(self.index, self.rival, explainer.network))]
+            return [explainer(photo, targets.versus(self.index, self.rival))]
         if self.box is not None:
             return [explainer(photo, targets.box(self.box))]
         if self.top is None:

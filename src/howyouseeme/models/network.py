@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import chain
 from reprlib import repr
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, ModelError
+from ..errors import InputError, ModelError, first_line
 from ..images import Preprocess
 from ..numbers import plain
 
@@ -83,18 +83,19 @@ class Network:
             )
         return found
 
-    def class_index(self, name_or_index: str | int) -> int:
+    def class_index(self, name_or_index: str | int, count: int | None = None) -> int:
         """The index of a class given by its name, a part of it that no other has, or its index.
 
         >>> network.class_index("tabby"), network.class_index("281"), network.class_index(281)
 
-        Case matters only between names that differ in nothing else.
+        Case matters only between names that differ in nothing else. Where the network has no names, an index
+        is only known to be too high by the `count` of its classes.
         Raises:
             InputError: there is no such class, or more than one.
         """
         wanted = plain(name_or_index)
         if isinstance(wanted, int) and not isinstance(wanted, bool):
-            return self._checked(wanted)
+            return self._checked(wanted, count)
         if not isinstance(wanted, str):
             raise InputError(f"A class goes by its index or its name, and {wanted!r} is neither.")
         wanted = wanted.strip()
@@ -102,7 +103,7 @@ class Network:
         if named is not None:
             return named
         if wanted.isdecimal():
-            return self._checked(int(wanted))
+            return self._checked(int(wanted), count)
         if self.classes is None:
             raise InputError(
                 f"{self.name} has no class names to look {wanted!r} up in; give the class's index."
@@ -142,9 +143,26 @@ class Network:
         self._checked(index)
         return f"class {index}" if self.classes is None else self.classes[index]
 
-    def _checked(self, index: int) -> int:
-        if index < 0 or (self.classes is not None and index >= len(self.classes)):
-            last = "" if self.classes is None else f" to {len(self.classes) - 1}"
+    def to(self, device: str | torch.device) -> Network:
+        """The network on a device; the module itself is moved there.
+
+        >>> network.to("cuda")
+
+        Raises:
+            InputError: the device can't be used.
+        """
+        try:
+            return replace(self, module=self.module.to(device))
+        except (
+            RuntimeError,
+            AssertionError,
+        ) as error:  # torch's ways to say that there is no such one
+            raise InputError(f"The device {device} can't be used: {first_line(error)}.") from error
+
+    def _checked(self, index: int, count: int | None = None) -> int:
+        count = count if self.classes is None else len(self.classes)
+        if index < 0 or (count is not None and index >= count):
+            last = "" if count is None else f" to {count - 1}"
             raise InputError(f"{self.name} has no class {index}; indices go from 0{last}.")
         return index
 

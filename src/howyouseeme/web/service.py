@@ -171,8 +171,7 @@ class Service:
         """The network of that name with all that asks it, loaded if it isn't yet; for the worker."""
         with self._loading:
             if name not in self._models:
-                network = load_model(self.check(name))
-                network.module.to(self._device)
+                network = load_model(self.check(name)).to(self._device)
                 self._models[name] = Model(replace(network, name=name))
             return self._models[name]
 
@@ -274,9 +273,7 @@ class Service:
         if first.top is not None:
             together = explainer.top(images, first.top)
         elif first.versus is not None:
-            together = [
-                explainer(images, targets.versus(first.target, first.versus, ready.network))
-            ]
+            together = [explainer(images, targets.versus(first.target, first.versus))]
         elif first.box is not None:
             together = [explainer(images, targets.box(first.box))]
         elif first.target is None:
