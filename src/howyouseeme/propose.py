@@ -164,7 +164,8 @@ class Proposer:
         seen = self._seen(image, None)
         heat, geometry = (seen.where * seen.fine).sqrt(), seen.geometry
         boxes = _ranked(seen, heat, count)
-        shares = _held(heat / heat.sum().clamp(min=1e-12), boxes)
+        shown = heat.square()
+        shares = _held(shown / shown.sum().clamp(min=1e-12), boxes)
         regions = tuple(
             Region(_on_picture(box, geometry), min(1.0, float(share)))
             for box, share in zip(boxes.tolist(), shares, strict=True)
