@@ -280,9 +280,11 @@ def count_forwards(module: nn.Module) -> list[int]:
 def test_top_explains_the_likeliest_from_one_pass(net: nn.Module, images: Tensor) -> None:
     order = net(images).sort(dim=1, descending=True).indices
     separate = [Explainer(net)(images, order[:, rank]) for rank in range(3)]
-    calls = count_forwards(net)
-    explanations = Explainer(net).top(images, k=3)
-    assert calls == [1, 1, 1]
+    calls, explainer = count_forwards(net), Explainer(net)
+    explanations = explainer.top(images, k=3)
+    assert calls == [2, 1, 1, 1]  # first, whether images depend on one another
+    explainer.top(images, k=3)
+    assert calls[4:] == [1, 1, 1]
     for rank, (explanation, expected) in enumerate(zip(explanations, separate, strict=True)):
         assert explanation.target == tuple(order[:, rank].tolist())
         same(explanation, expected)
@@ -686,8 +688,68 @@ def test_an_answer_that_depends_on_the_rest_of_the_batch_is_refused(images: Tens
     for together in (True, 2):
         with pytest.raises(InputError, match="depends on the others in its batch"):
             Explainer(net, together=together)(images)
-    alone = Explainer(net)(images)  # each is told what it would be alone
+    alone = Explainer(net, together=1)(images)  # each is told what it would be alone
     assert alone.target == tuple(Explainer(net)(image[None]).target[0] for image in images)
+
+
+class Bag(nn.Module):
+    """One answer to all images together, that of the strongest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = make_net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x).amax(0, keepdim=True)
+
+
+class OwnStatistics(nn.Module):
+    """Batch norm by the batch that is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), make_net())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+@pytest.mark.parametrize(
+    "target", [None, 1, lambda out: out[:, 1]], ids=["top", "class", "function"]
+)
+def test_a_bag_of_images_is_no_batch(images: Tensor, target: Any) -> None:
+    bag, images = Bag().eval(), images * torch.tensor([3.0, 1.0, 0.1]).reshape(3, 1, 1, 1)
+    for given in (images, images.flip(0)):  # the strongest one alone is answered as all are
+        with pytest.raises(InputError, match="depends on the others in its batch"):
+            Explainer(bag)(given, target)
+
+    class One(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return bag(x[0])
+
+    found = Explainer(One().eval())(images[None], 1)
+    assert found.probability[0] == pytest.approx(float(bag(images).softmax(1)[0, 1]), rel=1e-4)
+
+
+def test_statistics_of_a_batch_are_not_taken_for_those_of_an_image(images: Tensor) -> None:
+    net, images = OwnStatistics().eval(), images * torch.tensor([3.0, 1.0, 0.1]).reshape(3, 1, 1, 1)
+    with pytest.raises(InputError, match="depends on the others in its batch"):
+        Explainer(net)(images)
+    together = Explainer(net, together=True)(images, 1)
+    assert together.probability == pytest.approx(net(images).softmax(1)[:, 1].tolist(), rel=1e-4)
+
+
+def test_random_answers_are_not_taken_for_those_of_a_batch(images: Tensor) -> None:
+    class Random(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = make_net()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x + torch.rand_like(x))
+
+    with pytest.warns(UserWarning, match="random"):
+        assert len(Explainer(Random().eval())(images)) == len(images)
 
 
 def test_a_model_that_squeezes_the_batch_away(net: nn.Module, images: Tensor) -> None:
@@ -986,15 +1048,40 @@ def test_other_precisions_agree(
 
 @pytest.mark.parametrize("nodes", [None, 20])
 def test_evidence_that_overflows_is_said(nodes: int | None) -> None:
-    """What speaks for the class and what speaks against it are infinite in half precision; the score isn't."""
-    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Linear(8, 2)).eval().half()
+    """The weights of two layers make what is infinite together, each activation being none of it."""
+    net = nn.Sequential(
+        nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Linear(8, 8), nn.Linear(8, 2)
+    ).eval()  # fmt: skip
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.zero_()
-        net[0].weight.fill_(300)
-        net[2].weight[0] = torch.tensor([300.0, -300.0]).repeat_interleave(4)
+        net[0].weight.fill_(1e-10)
+        net[2].weight.copy_(1e20 * torch.eye(8))
+        net[3].weight[0] = torch.tensor([1e20, -1e20]).repeat(4)
     with pytest.raises(ModelError, match="evidence overflows"):
-        Explainer(net, nodes=nodes)(torch.ones(1, 1, 2, 2).half(), 0)
+        Explainer(net, nodes=nodes)(torch.ones(1, 1, 2, 2), 0)
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "exact"}, {"together": True}], ids=str)
+def test_evidence_spread_thin_is_kept_in_half_precision(options: dict[str, Any]) -> None:
+    """Many places and small activations: in float16 what each gets would be 0, and z below what it can tell."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+    ).eval()  # fmt: skip
+    pictures = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        net[0].weight *= 0.05
+        net[3].weight *= 0.05
+        net[-1].weight *= 10
+    expected = hysm.explain(net, pictures, 1, **options)
+    found = hysm.explain(copy.deepcopy(net).half(), pictures.half(), 1, **options)
+    assert found.evidence.dtype == torch.float32
+    assert found.samples[0].input.dtype == torch.float16
+    assert found.coverage == pytest.approx(expected.coverage, rel=0.02)
+    assert torch.cosine_similarity(found.evidence.flatten(), expected.evidence.flatten(), 0) > 0.999
+    assert found.layers()[0].map.dtype == torch.float32
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])

@@ -79,6 +79,7 @@ def plan(tape: Tape, start: Value, exclusive: bool = True) -> Plan:
     needed = {start}
     steps: list[tuple[Value, Step]] = []
     missing: list[tuple[Call, str]] = []
+    widened = any(value.rounded for value in tape.values)
     for call in reversed(tape.calls):
         for value in call.outputs:
             if value is None or value not in needed:
@@ -87,7 +88,7 @@ def plan(tape: Tape, start: Value, exclusive: bool = True) -> Plan:
             try:
                 if find is None:
                     raise Refusal("no rule")
-                step = find(call, value)
+                step = find(call.widened() if widened else call, value)
             except Refusal as reason:
                 missing.append((call, str(reason)))
                 needed.update(v for v in call.inputs if v.data.is_floating_point())

@@ -128,6 +128,7 @@ class Explainer:
         self.network, self._asker = network, Asker(network, multilabel)
         if replay not in (True, False, None):
             raise InputError(f"replay={replay!r} is none of True, False and None.")
+        self._apart = False  # known to answer to samples of a batch as to each alone
         self._replays = None
         if network.static if replay is None else replay:
             asked = replay is not None
@@ -237,6 +238,35 @@ class Explainer:
             together = self.network.like.device.type != "cpu"
         return count if together is True else max(together, 1)
 
+    def _pair(self, batch: Batch) -> Tape | None:
+        """What the model answers to the first two samples together, to hold against its answers to each alone.
+
+        Asked for once. Photos are samples each, however a batch of them would be answered, and so is what
+        goes alone by wish.
+        """
+        photos = batch.samples[0][0].image is not None
+        if self._apart or self.together is not None or len(batch) == 1 or photos:
+            return None
+        try:
+            return forward(self.network, batch.part(0, 2).tensors)
+        except CannotRunError:  # it takes samples one by one, or in other numbers
+            return None
+
+    def _check_apart(self, together: Tape, i: int, part: Batch, alone: Tape) -> None:
+        """Refuse a model that answers otherwise to sample i of a batch than to it alone."""
+        if _agree(together.output, i, alone.output):
+            return
+        again = self._record(part, []).output
+        pairs = zip_longest(_values(again), _values(alone.output))
+        if all(a is not None and b is not None and torch.equal(a.data, b.data) for a, b in pairs):
+            # Else it draws random numbers, and answers otherwise to anything.
+            raise InputError(
+                "The model's answer to an image depends on the others in its batch (batch norm without "
+                "running statistics, say, or a bag of images that is one sample): explain one image at a time, "
+                "together=1; or of a bag, give a module that takes [1, images, channel, height, width], and "
+                "gives x[0] to the model."
+            )
+
     def _explain_parts(
         self,
         batch: Batch,
@@ -246,22 +276,24 @@ class Explainer:
     ) -> list[Explanation]:
         """So many samples in a pass; one, if all went `together` before, with the answer that it had then."""
         parts = []
+        pair = self._pair(batch) if together is None else None
         for first in range(0, len(batch), size):
             part = batch.part(first, size)
             own = [_of_part(target, first, size) for target in targets]
+            held = together or (pair if first < 2 else None)
             if together is None and (replayed := self._replayed(part, own)) is not None:
+                if held is not None:
+                    self._check_apart(held, first, part, self._record(part, []))
                 parts.append(replayed)
                 continue
             tape = self._record(part, own)
-            if together is not None and not _agree(together.output, first, tape.output):
-                raise InputError(
-                    "The model's answer to an image depends on the others in its batch: explain one "
-                    "image at a time."
-                )
+            if held is not None:
+                self._check_apart(held, first, part, tape)
             explanations = self._explain_all(tape, part, own)
             if explanations is None:  # they mix, which one can't
                 explanations = self._explain_parts(part, own, 1, tape)
             parts.append(explanations)
+        self._apart = self._apart or pair is not None
         return [Explanation.join(each) for each in zip(*parts, strict=True)]
 
     def _replayed(self, batch: Batch, targets: Sequence[Target | Rank]) -> list[Explanation] | None:
@@ -401,10 +433,16 @@ def _agree(together: Any, i: int, alone: Any) -> bool:
         pairs = zip_longest(_values(together[i]), _values(alone[0]))
         return all(b is not None and a is not None and _close(a.data, b.data) for a, b in pairs)
     return all(
-        _close(batch.data[i], one.data[0])
+        _rows_agree(batch.data, i, one.data)
         for batch, one in zip(_values(together), _values(alone), strict=True)
-        if batch.shape[1:] == one.shape[1:] and one.shape[:1] == (1,)  # else there is no batch axis
     )
+
+
+def _rows_agree(batch: Tensor, i: int, one: Tensor) -> bool:
+    """The same of one tensor of the answer; one that has no axis of samples is the same for all."""
+    if batch.shape[1:] != one.shape[1:] or one.shape[:1] != (1,):
+        return True
+    return _close(batch[i if len(batch) > 1 else 0], one[0])
 
 
 def _close(batch: Tensor, one: Tensor) -> bool:

@@ -57,6 +57,7 @@ def forward(
             f"The model {network.name} can't run on an input of the shape "
             f"{shapes} and type {first.dtype}: {first_line(error)}.{hint}"
         ) from error
+    tape.widen()
     return tape
 
 

@@ -235,7 +235,7 @@ class Excitation:
             # Fresh memory takes longer to get than to fill: what no other walk is to share is written over.
             same = (whole.shape, whole.dtype) == (evidence.shape, evidence.dtype)
             own = self.shared is None and same
-            into = plain if own and (rounded or step.bias is not None) else None
+            into = plain if own and plain is not value.data else None
             if isinstance(orientation, Tensor):
                 z = torch.addcmul(whole, orientation, plain, out=into)
             else:
@@ -265,7 +265,7 @@ class Excitation:
         if step.bias is not None:
             assert isinstance(step.bias, Tensor)
             floor = floor + step.bias.abs() * rounding
-        if rounded:  # the call's own sum is too
+        if rounded or value.rounded:  # the call's own sum is too
             plain = link.forward(source.data)
         elif step.bias is not None:
             plain = plain - step.bias

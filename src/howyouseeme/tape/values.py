@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -90,7 +90,7 @@ class Value:
 
     __slots__ = (
         *("_data", "_dropped", "_flat", "_signed", "_strides"),
-        *("call", "device", "dtype", "index", "output", "seen_writes", "shape"),
+        *("call", "device", "dtype", "index", "output", "rounded", "seen_writes", "shape"),
     )
 
     def __init__(self, data: Tensor, index: int, call: Call | None = None, output: int = 0) -> None:
@@ -101,6 +101,7 @@ class Value:
         self.index = index
         self.call = call  # None for an input of the model
         self.output = output
+        self.rounded = False  # whether the contents were half as exact when the call made them
         self.seen_writes = 0  # how many writes to its storage it has seen
         self._flat: Tensor | None = None
         self._signed: bool | None = None
@@ -135,6 +136,12 @@ class Value:
         self._data = None
         return True
 
+    def widen(self) -> None:
+        """Take the contents as float32 from now on, where they are float16."""
+        if self.dtype == torch.float16:
+            self._data = None if self._data is None else self._data.float()
+            self._flat, self.dtype, self.rounded = None, torch.float32, True
+
     def drop(self) -> None:
         """Let go of the contents for good, until there are others."""
         self._data = self._flat = self._signed = None
@@ -163,8 +170,10 @@ class Value:
     def _made_again(self) -> Tensor:
         call = self.call
         assert call is not None
-        args, kwargs = pytree.tree_map(
-            lambda leaf: leaf.data if isinstance(leaf, Value) else leaf, (call.args, call.kwargs)
+        args, kwargs = pytree.tree_map_only(
+            Value,
+            lambda value: value.data.half() if value.rounded else value.data,
+            (call.args, call.kwargs),
         )
         made = call.op(*args, **kwargs)
         data: Tensor = made[self.output] if isinstance(made, (list, tuple)) else made
@@ -276,6 +285,15 @@ class Call:
             return self.args[position]
         return self.kwargs.get(name, default)
 
+    def widened(self) -> Call:
+        """The same call with its constants in float32 where they are float16, as its values may be by now."""
+        args, kwargs = pytree.tree_map_only(
+            Tensor,
+            lambda constant: constant.float() if constant.dtype == torch.float16 else constant,
+            (self.args, self.kwargs),
+        )
+        return replace(self, args=args, kwargs=kwargs)
+
     def describe(self) -> str:
         """'aten.relu(1x3x8x8) in module features.0'"""
         shapes = ", ".join("x".join(map(str, value.shape)) or "scalar" for value in self.inputs)
@@ -297,6 +315,14 @@ class Tape:
         # activations would stay for a while, and the next tape would have to get fresh one.
         for call in self.calls:
             call.outputs = ()
+
+    def widen(self) -> None:
+        """Go on in float32 where the pass was made in float16, in which evidence, spread thin, becomes 0.
+
+        Calls keep what they were given; rules get it `widened`.
+        """
+        for value in self.values:
+            value.widen()
 
     def append(self, name: str, op: Any, args: tuple[Any, ...], data: Tensor) -> Value:
         """The value of one call more, which the network did not make: what `op` makes of `args`."""
