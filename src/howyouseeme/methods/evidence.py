@@ -56,6 +56,13 @@ _HEADS = 8
 class Evidence(Method):
     """Evidence by excitation below an exact head.
 
+    >>> Explainer(model, Evidence(nodes=2000))
+    >>> Explainer(model, "evidence", nodes=2000)             # the same
+
+    The formulas are in docs/method.md. The head is exact, as in `Exact`; the body is excitation backprop (Zhang
+    et al. 2016, arXiv 1608.00507), or LRP's z-plus rule (Bach et al. 2015, doi:10.1371/journal.pone.0130140),
+    with signed evidence. Evidence is in logits.
+
     Args:
         contrast: set the class against its rivals. Without it the question is 'what speaks for this
             class', with it 'why this class and not the others'.
@@ -64,6 +71,9 @@ class Evidence(Method):
             like those where the evidence is (`howyouseeme.likeness`).
         nodes: go on from about so many nodes at each value, the halftone of all, which takes less time
             and shows single pixels less finely (2000 is a good number); None goes on from all.
+
+    Raises:
+        InputError: `nodes` is no whole number from 1 on, or another parameter is neither True nor False.
     """
 
     contrast: bool = True

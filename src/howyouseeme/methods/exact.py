@@ -18,6 +18,14 @@ __all__ = ["Exact"]
 class Exact(Method):
     """The evidence of an input is its activation times its multiplier, summed over all paths.
 
+    >>> Explainer(model, Exact())
+    >>> Explainer(model, "exact")                            # the same
+
+        evidence[i] = multiplier[i] * a[i]
+
+    a[i] is the activation; multiplier[i] is the product of the weights along a path from the target to i, added
+    up over all paths, every call being a linear map on this image (docs/how-it-works.md). Evidence is in logits.
+
     Nothing is chosen and nothing is lost: the sum over all inputs and biases is the target itself.
     As a picture it is noisy, for positive and negative evidence cancel; it is here to account, and as
     the reference for the methods that choose. Its shares are of all that speaks for the target, at the

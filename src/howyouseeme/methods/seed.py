@@ -36,6 +36,11 @@ _CHUNK = 4_000_000
 class Seed(Method):
     """The published rules.
 
+    >>> Explainer(model, Seed(k=10))
+    >>> Explainer(model, "seed", k=10)                       # the same
+
+    R. Gandikota and D. Mishra, How You See Me, arXiv 1811.08152. Evidence is counted in paths.
+
     - Fully connected layer: the `k` inputs that excite the node most (weight x activation, only
       those above zero).
     - Convolution: contributions (weight x activation) in the receptive field, summed over positions,
@@ -53,6 +58,10 @@ class Seed(Method):
         position: 'contribution' (weight x activation) or 'activation': what makes a position
             strongest inside the channel.
         outliers: drop points with at most 5 % of all points within 10 % of the image's diagonal.
+
+    Raises:
+        InputError: `k` is no whole number from 1 on, `position` is none of the two, or `outliers` is neither
+            True nor False.
     """
 
     k: int = 20
