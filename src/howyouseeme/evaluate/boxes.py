@@ -27,9 +27,16 @@ _VOC = ("xmin", "ymin", "xmax", "ymax")
 
 @dataclass(frozen=True)
 class Box:
-    """One object: its class, its corners in pixels of the image, x1 and y1 exclusive, and its line.
+    """One object in an image.
 
-    `size` is the width and height that the file gives for the image, None where it gives none.
+    >>> box = read_boxes("boxes.csv", load_model()).of["cat.jpg"][0]
+    >>> box.target, box.corners, box.where
+    (281, (30.0, 23.0, 165.0, 182.0), 'boxes.csv, line 2')
+
+    - `target`: its class, an index;
+    - `corners`: x0, y0, x1, y1 in pixels of the image, x1 and y1 exclusive;
+    - `where`: the file and the line or object that it is from;
+    - `size`: the width and height that the file gives for the image, None where it gives none.
     """
 
     target: int
@@ -41,6 +48,9 @@ class Box:
 @dataclass
 class Boxes:
     """What `read_boxes` returns: the boxes by the image's file name, and what could not be used.
+
+    >>> boxes = read_boxes("boxes.csv", load_model())
+    >>> boxes.of["cat.jpg"], boxes.problems
 
     `problems` are sentences for the user, each naming the file and the line or object.
     """

@@ -504,9 +504,10 @@ def _scaled(positive: Tensor) -> Tensor:
 
 
 class Interval(NamedTuple):
-    """A mean, and the bounds of its confidence interval.
+    """A mean, and the bounds of its confidence interval, in the unit of what it is of.
 
     >>> mean, low, high = bootstrap(hits)
+    >>> mean, low, high = found.summary["evidence"]["energy"]    # of an Evaluation
     """
 
     mean: float

@@ -48,7 +48,11 @@ _CHUNK = 1_000_000
 
 @dataclass(frozen=True, eq=False)
 class OraclePath:
-    """One path: its weight (a contribution with its sign, or a share), and its nodes, target first."""
+    """One path: its weight (a contribution with its sign, or a share), and its nodes, target first.
+
+    >>> path = top_paths(plan(tape, tape.output), 281, k=1)[0]
+    >>> path.weight, [index for value, index in path.nodes]
+    """
 
     weight: float
     nodes: tuple[tuple[Value, int], ...]
@@ -56,6 +60,8 @@ class OraclePath:
 
 class Comparison(NamedTuple):
     """Sums of the weights, a contribution without its sign, of three sets of paths.
+
+    >>> walk, best, every = compare(explanation, k=20)
 
     - `walk`: the paths that the walk took to its k strongest pixels;
     - `best`: the k strongest paths to k different pixels;

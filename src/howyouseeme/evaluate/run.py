@@ -61,7 +61,11 @@ class Evaluation:
 
     @cached_property
     def summary(self) -> dict[str, dict[str, Interval | None]]:
-        """{method: {measure: mean and 95 % bootstrap interval}}; None where there is nothing to it."""
+        """{method: {measure: mean and 95 % bootstrap interval}}; None where there is nothing to it.
+
+        >>> found.summary["evidence"]["insertion"].mean
+        0.58
+        """
         return {
             method: {
                 key: bootstrap(list(each.values())) if each else None
@@ -71,7 +75,14 @@ class Evaluation:
         }
 
     def table(self) -> str:
-        """The means with their intervals as text, a measure a line, a method a column."""
+        """The means with their intervals as text, a measure a line, a method a column.
+
+        >>> print(found.table())
+                                  evidence                images
+        energy (high is good)     0.959 (0.919 to 0.998)  2
+        insertion (high is good)  0.582 (0.574 to 0.591)  2
+        ...
+        """
         rows = [["", *self.values, "images"]]
         for measure in MEASURES:
             means = [self.summary[method][measure.key] for method in self.values]
@@ -90,7 +101,14 @@ class Evaluation:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Means and intervals, ready for JSON."""
+        """Means and intervals, ready for JSON.
+
+        >>> found.to_dict()["measures"]["evidence"]["insertion"]
+        {'mean': 0.582, 'low': 0.574, 'high': 0.591, 'n': 2}
+
+        `n` is how many images, or grids, a mean is over. With them go the model, the shape of its input, problems,
+        notes, and the versions of howyouseeme, torch and Python.
+        """
         return {
             "schema": SCHEMA_VERSION,
             "model": self.model,
@@ -113,7 +131,13 @@ class Evaluation:
         }
 
     def to_csv(self) -> str:
-        """One row for each method and image; a field is empty where nothing was measured."""
+        """One row for each method and image; a field is empty where nothing was measured.
+
+        >>> found.to_csv().splitlines()[0]
+        'method,file,class,label,probability,covered,pointing,energy,box,box_mean,...'
+
+        `covered` is the share of the network's input inside the boxes.
+        """
         keys = [measure.key for measure in MEASURES if measure.key != "grid"]
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
@@ -170,20 +194,23 @@ def evaluate(
         preprocess: how a photo becomes the model's input; that of the `Network` by default.
         classes: names of the classes, one for each score; those of the `Network` by default.
         images: paths of pictures, each with a file name of its own.
-        boxes: what `read_boxes` takes; or, by file name, rows of class, x0, y0, x1, y1 in pixels of the
-            image, x1 and y1 exclusive. Without them, those measures are left out that need them.
+        boxes: rows (class, x0, y0, x1, y1) by the name of the image's file, {"cat.jpg": [("tabby", 30, 23, 165,
+            182)]}, in pixels of the image, x1 and y1 exclusive, the class being an index or a name; or the
+            path of a CSV, of COCO's JSON, or of a folder of Pascal VOC's XML: see `read_boxes`. None: those
+            measures are left out that need them.
         methods: names that `Explainer` takes; "seed:attention" measures another map than the saliency.
             Or methods with parameters, `Evidence(nodes=2000)`, which go by what they print as.
             And functions of your own, from the module, an input [1, channel, height, width] and a class
             to a map [height, width]; they go by their `__name__`.
         limit: at most so many images are measured.
         grids: so many 2 x 2 grids for GridPG.
-        settings: which of the slow measures are left out.
+        settings: how finely, and which of the slow measures are made; by default all are.
         say: is told about each image as it is done.
 
     Each image is asked for the class that the network finds likeliest. With boxes, only images are
     measured that have a box of that class: what a wrong answer ought to look at, nobody knows. All is
-    measured in the pixels of the network's input, boxes being scaled and cut as the image was.
+    measured in the pixels of the network's input, boxes being scaled and cut as the image was. What each
+    measure tells: docs/evaluate.md; the papers are named where they are defined, in `howyouseeme.evaluate`.
 
     Raises:
         InputError: an argument can't be used, or no image can.

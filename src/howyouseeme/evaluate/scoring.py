@@ -85,6 +85,10 @@ MEASURES = (
 class Item:
     """One image as the network gets it.
 
+    >>> item = found.items[0]                                # of an Evaluation
+    >>> item.name, item.target, item.input.shape
+    ('cat.jpg', 285, torch.Size([3, 224, 224]))
+
     - `input` [channel, height, width];
     - `target` and `second`: the classes that the network finds likeliest, and `probability` of the first;
     - `boxes` [n, 4] of the target in pixels of the input, x0, y0, x1, y1; None where they aren't known.
@@ -127,7 +131,17 @@ class Grid:
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is measured of each image."""
+    """How much is measured of each image.
+
+    >>> evaluate(model, photos, settings=Settings(steps=8, road=False))
+
+    - `steps`: of insertion and deletion, 1 or more: in so many equal parts pixels come and go;
+    - `road`: whether ROAD is measured;
+    - `second`: whether *2nd class* is, which takes an explanation of the class that is second likeliest;
+    - `randomised`: whether *randomised* is, which takes one of the network with its last layer shuffled.
+
+    What the measures tell, and whose they are: docs/evaluate.md.
+    """
 
     steps: int = 16
     road: bool = True
