@@ -19,6 +19,10 @@ Shape = Sequence[int]
 class Edges:
     """Rows of a link for n elements of its output.
 
+    >>> edges = Matrix((1, 3), (1, 2), torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])).edges(torch.tensor([1]))
+    >>> edges.index, edges.weight
+    (tensor([[0, 1, 2]]), tensor([[4., 5., 6.]]))
+
     `index` and `weight` have the shape [n, channels, positions] for maps over space, [n, inputs]
     for a matrix, and [n] where each output has one input. Where a row has fewer edges than others (at
     the border of a convolution), the missing ones have index -1 and weight 0.
@@ -29,7 +33,14 @@ class Edges:
 
 
 class Link(ABC):
-    """A linear map from a tensor of `in_shape` to one of `out_shape`."""
+    """A linear map J from a tensor of `in_shape` to one of `out_shape`.
+
+    >>> link = Matrix((1, 3), (1, 2), torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]))
+    >>> link.forward(torch.ones(1, 3)), link.transposed().forward(torch.ones(1, 2))
+    (tensor([[ 6., 15.]]), tensor([[5., 7., 9.]]))
+
+    Elements go by their flat, row-major index. How to write one: docs/writing-a-rule.md.
+    """
 
     #: Each output element has at most one input element.
     one_to_one = False

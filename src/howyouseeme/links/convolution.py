@@ -19,6 +19,10 @@ _FEW = 4
 class Convolution(Link):
     """A convolution or transposed convolution in any number of dimensions.
 
+    >>> link = Convolution((1, 3, 8, 8), (1, 4, 6, 6), torch.rand(4, 3, 3, 3), [1, 1], [0, 0], [1, 1], 1)
+    >>> link.forward(torch.rand(1, 3, 8, 8)).shape
+    torch.Size([1, 4, 6, 6])
+
     `weight` is laid out as PyTorch does: [out, in / groups, *kernel], or, where `back` is true (a
     transposed convolution), [in, out / groups, *kernel].
     """

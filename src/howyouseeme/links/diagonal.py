@@ -16,6 +16,9 @@ __all__ = ["Diagonal"]
 class Diagonal(Link):
     """The same place, times a weight: y = weight · x, also where only the shape changes.
 
+    >>> Diagonal((1, 2), (1, 2), torch.tensor([0.0, 0.5])).forward(torch.ones(1, 2))
+    tensor([[0.0000, 0.5000]])
+
     `weight` broadcasts against `in_shape`; None is 1. A function of no arguments is called when the
     weight is first needed, for slopes that cost a tensor of the activation's size; `rising` promises
     that none of them is negative (a tensor that tells is looked at when it is first needed).

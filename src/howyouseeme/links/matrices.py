@@ -14,7 +14,13 @@ __all__ = ["BatchedMatrix", "Matrix", "Separable", "Sparse", "sparse"]
 
 
 class Matrix(Link):
-    """y[..., o] = Σᵢ weight[o, i] · x[..., i], over the last axis."""
+    """y[..., o] = Σᵢ weight[o, i] · x[..., i], over the last axis.
+
+    >>> Matrix((1, 3), (1, 2), torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])).forward(torch.ones(1, 3))
+    tensor([[ 6., 15.]])
+
+    `weight` is [outputs, inputs].
+    """
 
     def __init__(self, in_shape: Shape, out_shape: Shape, weight: Tensor) -> None:
         super().__init__(in_shape, out_shape)
@@ -55,6 +61,10 @@ class Matrix(Link):
 
 class Separable(Link):
     """One small matrix along each of some axes: average pooling, means, sums, interpolation.
+
+    >>> mean = torch.full((1, 4), 0.25)
+    >>> Separable((1, 3, 4, 4), (1, 3, 1, 1), {2: mean, 3: mean}).forward(torch.ones(1, 3, 4, 4)).shape
+    torch.Size([1, 3, 1, 1])
 
     `matrices` maps an axis of the input to a matrix [out, in] without negative entries.
     """
@@ -125,6 +135,10 @@ class Separable(Link):
 
 class BatchedMatrix(Link):
     """y[b, p, o, s] = Σᵢ weight[b, o, i] · x[b, p, i, s]: attention, and other products of matrices.
+
+    >>> link = BatchedMatrix((8, 5, 16), (8, 7, 16), torch.rand(8, 7, 5), columns=16)    # 8 heads
+    >>> link.forward(torch.rand(8, 5, 16)).shape
+    torch.Size([8, 7, 16])
 
     `weight` [batch, outputs, inputs] may be a function of no arguments, called when it is first
     needed. s runs over `columns`, and p over what is left of the tensors.
@@ -201,6 +215,10 @@ def sparse(index: Tensor, weight: Tensor, size: tuple[int, int]) -> Tensor:
 
 class Sparse(Link):
     """One sparse matrix for every channel: y[r, c, o] = Σ weight · x[s, c, i] over its entries.
+
+    >>> entries = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]).to_sparse()
+    >>> Sparse((1, 1, 3), (1, 1, 2), entries).forward(torch.tensor([[[1.0, 3.0, 5.0]]]))
+    tensor([[[2., 5.]]])
 
     `entries` is a sparse COO matrix [r · o, s · i], and `parts` (s, r) says what comes before the
     channels: images and regions for a RoI align; (1, 1) where all that comes before the places is

@@ -16,7 +16,11 @@ __all__ = ["Moves", "Pad", "Permutation", "Selection", "Spread"]
 
 
 class Moves(Link):
-    """Each output element is one input element or none, times a weight."""
+    """Each output element is one input element or none, times a weight: what a link that moves elements is.
+
+    >>> isinstance(Permutation((1, 2, 3), (1, 3, 2), (0, 2, 1)), Moves)
+    True
+    """
 
     one_to_one = True
     #: One for each output [outputs]; None is 1 for all.
@@ -39,6 +43,9 @@ class Moves(Link):
 
 class Selection(Moves):
     """Each output element is the input element at `index` [outputs], times a weight.
+
+    >>> Selection((1, 4), (1, 3), torch.tensor([3, 0, -1])).forward(torch.tensor([[5.0, 6.0, 7.0, 8.0]]))
+    tensor([[8., 5., 0.]])
 
     An index of -1 selects nothing: the output is 0 there. `weight` [outputs] may be None, for 1.
 
@@ -102,6 +109,9 @@ class Selection(Moves):
 
 class Pad(Moves):
     """A tensor with constants around it, or, where `margins` are negative, without its edges.
+
+    >>> Pad((1, 2), (1, 4), (1, 1)).forward(torch.ones(1, 2))
+    tensor([[0., 1., 1., 0.]])
 
     `margins` are those of `torch.nn.functional.pad`: for the last axis before and after, then for the
     one before it.
@@ -170,7 +180,11 @@ class Pad(Moves):
 
 
 class Permutation(Moves):
-    """The same elements with the axes in another order: axis i of the output is axis `axes[i]` of the input."""
+    """The same elements with the axes in another order: axis i of the output is axis `axes[i]` of the input.
+
+    >>> Permutation((1, 2, 3), (1, 3, 2), (0, 2, 1)).forward(torch.rand(1, 2, 3)).shape
+    torch.Size([1, 3, 2])
+    """
 
     def __init__(self, in_shape: Shape, out_shape: Shape, axes: Sequence[int]) -> None:
         super().__init__(in_shape, out_shape)
@@ -203,7 +217,11 @@ class Permutation(Moves):
 
 
 class Spread(Link):
-    """The transpose of a `Selection`: each input element is added up over the places it went to."""
+    """The transpose of a `Selection`: each input element is added up over the places it went to.
+
+    >>> Spread(Selection((1, 4), (1, 3), torch.tensor([3, 0, 3]))).forward(torch.tensor([[1.0, 2.0, 4.0]]))
+    tensor([[2., 0., 0., 5.]])
+    """
 
     def __init__(self, selection: Selection) -> None:
         super().__init__(selection.out_shape, selection.in_shape)

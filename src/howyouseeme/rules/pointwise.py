@@ -21,8 +21,15 @@ rule = rule_of("pointwise")
 def secant(call: Call, output: Value, at_zero: Tensor | None = None) -> Step:
     """The step of any elementwise call: y = s x + f(0), with the slope s = (y - f(0)) / x.
 
-    `at_zero` is f(0) where it can't be had by calling f on a zero. Where f(0) is not finite, the line goes
-    through another point (`_anchor`); where it isn't expected to be, f(0) counts as 0.
+    >>> @rule("aten.expm1", replace=True)
+    ... def expm1(call, output):
+    ...     return secant(call, output)
+
+    `at_zero` is f(0) where it can't be had by calling f on a zero. Where f has no value at 0 (log, 1/x) the line
+    goes through another point, (1, f(1)) for one; where f(0) is not finite all the same, it counts as 0.
+
+    Raises:
+        Refusal: the call has more than one computed input, or one that is broadcast.
     """
     x = call.inputs[0]
     if any(value is not x for value in call.inputs):

@@ -19,6 +19,9 @@ __all__ = ["Refusal", "Rule", "Step", "family_of", "find_rule", "rule", "rule_of
 class Step:
     """One call, frozen: `output = sum of link.forward(source.data) + bias`.
 
+    >>> x = call.args[0]
+    >>> step = Step([(x, Diagonal(x.shape, output.shape, x.data.new_tensor(0.5)))])      # y = x / 2
+
     `bias` broadcasts against the output; None is 0. A function is called when it is first needed.
     `apart` promises that no element of the output has an input by more than one of the links.
     """
@@ -34,7 +37,10 @@ class Step:
         return alone and all(link.one_to_one for _, link in self.links)
 
     def bias_like(self, output: Tensor) -> Tensor:
-        """The bias in the shape of the output."""
+        """The bias in the shape of the output.
+
+        >>> total = step.bias_like(value.data)
+        """
         if self.bias is None:
             return torch.zeros_like(output)
         bias = self.bias if isinstance(self.bias, Tensor) else self.bias()
@@ -48,13 +54,19 @@ _FAMILIES: dict[str, str] = {}
 
 
 class Refusal(Exception):  # noqa: N818 - never leaves the package; becomes UnsupportedCallError
-    """A rule knows the call, but not this way of calling it; the message says which."""
+    """A rule knows the call, but not this way of calling it; the message says which.
+
+    >>> if len(call.inputs) > 1:               # in a rule
+    ...     raise Refusal("only one computed input is supported")
+
+    Rules raise it; users get an `UnsupportedCallError` that names all such calls.
+    """
 
 
 def rule(*names: str, family: str | None = None, replace: bool = False) -> Callable[[Rule], Rule]:
     """Register a rule for one or more calls.
 
-    >>> @rule("aten.expm1", family="pointwise")
+    >>> @rule("shop.expm1", family="pointwise")
     ... def expm1(call, output):
     ...     return secant(call, output)
 
@@ -92,15 +104,27 @@ def rule_of(family: str) -> partial[Callable[[Rule], Rule]]:
 
 
 def rules() -> dict[str, Rule]:
-    """The registry: call name to rule. Changing it changes what can be explained."""
+    """The registry: call name to rule. Changing it changes what can be explained.
+
+    >>> "aten.relu" in rules(), rules()["aten.relu"].__name__
+    (True, 'secant')
+    """
     return _RULES
 
 
 def family_of(name: str) -> str:
-    """The family of a call such as 'aten.relu', which is 'pointwise'; '' where it has no rule."""
+    """The family of the rule for a call; '' where it has none.
+
+    >>> family_of("aten.relu")
+    'pointwise'
+    """
     return _FAMILIES[name] if name in _RULES else ""
 
 
 def find_rule(name: str) -> Rule | None:
-    """The rule for a call such as 'aten.relu', or None."""
+    """The rule for a call, or None.
+
+    >>> find_rule("aten.relu").__name__
+    'secant'
+    """
     return _RULES.get(name)

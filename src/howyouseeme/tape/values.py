@@ -83,6 +83,10 @@ class Dropped(Exception):  # noqa: N818 - no error for users
 class Value:
     """One tensor of the forward pass, with the contents that it had when it was made.
 
+    >>> value = tape.output                    # of a tape by `record`
+    >>> value.shape, value.call.name, value.data.dtype
+    (torch.Size([1, 1000]), 'aten.addmm', torch.float32)
+
     Rules treat it as a flat array in row-major order, whatever its strides are. Where the network wrote
     over the contents, they are made again when `data` is asked for; `shape`, `dtype` and `device` tell
     without.
@@ -248,22 +252,33 @@ _ABOVE_ZERO = {"aten.relu", "aten.relu6", "aten.sigmoid", "aten.hardsigmoid", "a
 class Call:
     """One ATen call that depends on the input.
 
+    >>> call = tape.calls[1]
+    >>> call.name, call.module, call.inputs[0].shape
+    ('aten.convolution', '_conv_stem', torch.Size([1, 3, 225, 225]))
+
     `args` and `kwargs` are those of the call, with a `Value` wherever a tensor depends on the input
     and a plain tensor wherever it does not (weights, constants), or where it holds whole numbers or
     booleans (indices, masks): those carry no evidence, and are constants on this image.
 
     An in-place call appears as the call that writes nothing, with the value as it was before the
     write; its output is the value after it. So does a call with `out=`.
+
+    - `name`: the packet's name, 'aten.relu', without the underscore of an in-place variant;
+    - `op`: the overload that writes nothing, if there is one;
+    - `index`: its number on the tape, from 0;
+    - `owner`: the module that made it; `module`: its name in `model.named_modules()`, '' for the model itself;
+    - `reads`: whether it is no call of the model, but of what reads its output;
+    - `outputs`: a `Value` for each tensor that it returned, None for anything else.
     """
 
-    name: str  # 'aten.relu': the packet's name, without the underscore of an in-place variant
-    op: Any  # the overload that writes nothing, if there is one
+    name: str
+    op: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     index: int
     owner: nn.Module | None = None
     module: str = ""
-    reads: bool = False  # whether it is no call of the model, but of what reads its output
+    reads: bool = False
     outputs: tuple[Value | None, ...] = ()
 
     @property
@@ -280,7 +295,10 @@ class Call:
         return [leaf for leaf in leaves if isinstance(leaf, Value)]
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
-        """The argument at `position`, or called `name`, or `default`."""
+        """The argument at `position`, or called `name`, or `default`.
+
+        >>> stride = call.argument(3, "stride")              # of a convolution
+        """
         if position < len(self.args):
             return self.args[position]
         return self.kwargs.get(name, default)
@@ -295,7 +313,11 @@ class Call:
         return replace(self, args=args, kwargs=kwargs)
 
     def describe(self) -> str:
-        """'aten.relu(1x3x8x8) in module features.0'"""
+        """The call in a line, for messages.
+
+        >>> call.describe()
+        'aten.convolution(1x3x225x225) in _conv_stem'
+        """
         shapes = ", ".join("x".join(map(str, value.shape)) or "scalar" for value in self.inputs)
         module = "the target function" if self.reads else self.module or "the model itself"
         return f"{self.name}({shapes}) in {module}"
@@ -303,12 +325,22 @@ class Call:
 
 @dataclass(eq=False)
 class Tape:
-    """What `record` returns: the inputs, the calls in order, and the output of one forward pass."""
+    """What `record` returns: the inputs, the calls in order, and the output of one forward pass.
+
+    >>> tape = record(model, [torch.rand(1, 3, 224, 224)])
+    >>> tape.inputs, len(tape.calls), tape.output
+    ([Value(0, shape=(1, 3, 224, 224))], 160, Value(258, shape=(1, 1000)))
+
+    - `inputs`: one for each floating-point tensor that the model was given;
+    - `calls`: those that depend on the inputs, in the order in which they were made;
+    - `output`: the model's, with a `Value` wherever a tensor depends on the inputs;
+    - `reads`: what each reader made of what it was given.
+    """
 
     inputs: list[Value]
     calls: list[Call]
-    output: Any  # the model's output, with a Value wherever a tensor depends on the input
-    reads: list[Any] = field(default_factory=list)  # what each reader made of what it was given
+    output: Any
+    reads: list[Any] = field(default_factory=list)
 
     def __del__(self) -> None:
         # Calls and their outputs know each other: left to the garbage collector, the memory of all
@@ -325,7 +357,11 @@ class Tape:
             value.widen()
 
     def append(self, name: str, op: Any, args: tuple[Any, ...], data: Tensor) -> Value:
-        """The value of one call more, which the network did not make: what `op` makes of `args`."""
+        """The value of one call more, which the network did not make: what `op` makes of `args`.
+
+        >>> op = torch.ops.aten.sum.default
+        >>> total = tape.append("aten.sum", op, (tape.output,), op(tape.output.data))
+        """
         call = Call(name, op, args, {}, len(self.calls))
         last = max(value.index for value in self.values)
         call.outputs = (Value(data, last + 1, call),)
@@ -334,6 +370,7 @@ class Tape:
 
     @property
     def values(self) -> Iterator[Value]:
+        """The inputs, and then the outputs of all calls."""
         yield from self.inputs
         for call in self.calls:
             yield from (value for value in call.outputs if value is not None)
