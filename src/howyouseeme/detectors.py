@@ -35,6 +35,9 @@ SURE = 0.25
 class Boxes:
     """What a detector found in one image: in its own order where the answer has one, else the best first.
 
+    >>> found = boxes_in(network.module(images), network)[0]
+    >>> len(found), found.scores[0], found.name(0, network), found.place(0, images.shape[2:])
+
     - `scores` [n]: 0..1, as the detector made them;
     - `boxes` [n, 4]: x0, y0, x1, y1 in pixels of its input, or, if `relative`, in shares of its sides; None
       where the answer doesn't tell;
@@ -50,7 +53,11 @@ class Boxes:
         return len(self.scores)
 
     def name(self, i: int, network: Network) -> str | None:
-        """The class of a box; None where the answer or the network doesn't tell."""
+        """The class of a box; None where the answer or the network doesn't tell.
+
+        >>> found.name(0, network)
+        'person'
+        """
         if self.classes is None:
             return None
         category, names = int(self.classes[i]), network.classes
@@ -58,7 +65,10 @@ class Boxes:
         return network.label(category) if known else None
 
     def place(self, i: int, size: Sequence[int] | None) -> Box | None:
-        """A box in pixels of the input, of a height and width; None where that can't be told."""
+        """A box in pixels of the input, of the `size` (height, width); None where that can't be told.
+
+        >>> x0, y0, x1, y1 = found.place(0, (640, 640))
+        """
         if self.boxes is None or (self.relative and size is None):
             return None
         height, width = size if self.relative and size is not None else (1, 1)

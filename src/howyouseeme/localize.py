@@ -58,7 +58,7 @@ class Detection:
 
     >>> found = explanation.boxes()[0][0]
     >>> found.label, found.score, found.box
-    ('tabby', 0.93, (30.0, 23.5, 165.2, 182.0))
+    ('Egyptian cat', 0.797, (48.5, 9.6, 364.7, 279.2))
 
     - `target`: its class; None where another element than a class was asked for; `label`: its name;
     - `score`: 0..1, the probability of the class (1 where it has none), times how much there is of
@@ -86,7 +86,13 @@ def detect(
 
     Of the likeliest classes several may mean one object: where their boxes overlap by more than half,
     the best stays. A class whose strongest box goes is not there, and its others go too. `threshold` is
-    that of `Explanation.boxes`. Errors are those of the explainer.
+    that of `Explanation.boxes`, and so are the boxes: connected regions of (level · likeness²)^(1/3), as
+    docs/detect.md tells.
+
+    Raises:
+        InputError: the targets are no list or no classes, `top` is below 1 or more than there are classes, the
+            threshold isn't between 0 and 1, or the input is no picture.
+        ImageError, ModelError, UnsupportedCallError: as the explainer.
     """
     if isinstance(targets, str):
         raise InputError(f"The classes to look for are a list of them: give [{targets!r}].")
@@ -170,7 +176,7 @@ def found_in(network: Network, image: Source, count: int = 100) -> tuple[Detecti
     ...     print(number, one.label, one.score, one.box)
 
     Each with its class (0 where the detector tells none; 'box 3' where it has no name), its score and its place
-    in the photo; no more than `count`.
+    in the photo, in pixels; no more than `count`.
 
     Raises:
         InputError, ImageError, ModelError: the photo or the model can't be used, or the model is no detector

@@ -55,6 +55,10 @@ _SIZES = ((0.02, 22), (0.05, 26), (0.12, 20), (0.3, 14), (0.6, 8), (1.0, 4))  # 
 class Region:
     """A part of the picture that is worth looking at.
 
+    >>> region = proposals.regions[0]
+    >>> region.box, region.share
+    ((64.4, 0.0, 386.6, 257.1), 0.916)
+
     - `box`: (x0, y0, x1, y1) in pixels of the picture, x1 and y1 exclusive;
     - `share`: 0..1, how much of the saliency lies in it.
     """
@@ -67,8 +71,18 @@ class Region:
 class Proposals:
     """What `Proposer` found in one picture.
 
+    >>> proposals = Proposer("efficientnet-lite0")("photo.jpg", count=10)
+    >>> proposals.saliency.shape, len(proposals.regions)
+    ((300, 451), 10)
+
     - `saliency`: float32 [height, width] of the picture, 0..1, its maximum being 1;
-    - `regions`: the most promising first.
+    - `regions`: the most promising first; no two overlap by more than half.
+
+    How they are found: docs/propose.md. Saliency is the evidence of the likeliest classes at the last feature
+    map times that at the stage of stride 8. The first regions are the windows that fit it best. After them come
+    in turn windows that hold more of it than their surroundings do, and parts of the feature map of stride 8,
+    merged by Ward's rule (Ward 1963): the grouping of selective search (Uijlings et al. 2013) by features in
+    place of colours.
     """
 
     saliency: np.ndarray
@@ -78,6 +92,9 @@ class Proposals:
         """The picture under its saliency, with the first boxes; the first of all is the widest line.
 
         >>> proposals.picture("photo.jpg").save("proposals.png")
+
+        Raises:
+            ImageError: the picture can't be read.
         """
         picture = paint_map(load_image(image), self.saliency)
         pen = ImageDraw.Draw(picture)
@@ -127,17 +144,19 @@ class Proposer:
     >>> proposer = Proposer("efficientnet-lite0")
     >>> proposals = proposer("photo.jpg")
     >>> proposals.saliency                        # [height, width], 0..1
-    >>> proposals.regions[0].box                  # x0, y0, x1, y1
+    >>> proposals.regions[0].box                  # x0, y0, x1, y1 in pixels
 
     Args:
         model: what `Explainer` takes.
         top: how many of the likeliest classes are walked back from.
         preprocess: how a photo becomes the model's input; that of the `Network` by default.
 
+    How it works: docs/propose.md.
+
     Raises:
-        InputError: there are no classes or regions to be had.
-        ImageError: the picture can't be read.
-        ModelError: the network's preprocessing isn't known, or it has no feature maps.
+        InputError: `top` is below 1, or the model or its preprocessing is none.
+        ModelError, MissingExtraError: the model of that name can't be loaded; ModelError also where the
+            network's preprocessing isn't known.
     """
 
     def __init__(
@@ -158,6 +177,15 @@ class Proposer:
         """The saliency of a picture, and at most `count` regions of it.
 
         >>> proposer("photo.jpg", count=10).regions
+
+        `image` is what `load_image` takes.
+
+        Raises:
+            InputError: `count` is below 1, or the network does not take such an input.
+            ImageError: the picture can't be read.
+            ModelError: the network is in training mode, is no classifier, has a single score or no feature
+                maps, or answers with NaN or infinity.
+            UnsupportedCallError: it makes calls without a rule.
         """
         if count < 1:
             raise InputError(f"{count} regions are none: give 1 or more.")
@@ -177,13 +205,14 @@ class Proposer:
     def find(self, image: Source, target: int | str) -> Box:
         """The box of a class in a picture, for a tracker to start with: the largest part of its evidence.
 
-        >>> proposer.find("photo.jpg", "tabby")
+        >>> x0, y0, x1, y1 = proposer.find("photo.jpg", "tabby")     # in pixels, x1 and y1 exclusive
 
         There is a box also where the network doesn't see the class: where it is not among its five
         likeliest ones, that is a `UserWarning` with its rank and probability.
 
         Raises:
             InputError: there is no such class, or nothing in the picture speaks for it.
+            ImageError, ModelError, UnsupportedCallError: as the call.
         """
         index = self.network.class_index(target)
         seen = self._seen(image, index)

@@ -47,7 +47,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class TrackerSettings:
-    """How a tracker looks. The defaults lie on a plateau; docs/track.md tells how wide it is.
+    """How a tracker looks. The defaults lie on a plateau; docs/research.md tells how wide it is.
 
     >>> Tracker(settings=TrackerSettings(memory=5))
 
@@ -107,6 +107,7 @@ class Sighting:
 
     @property
     def found(self) -> bool:
+        """Whether the target is seen."""
         return self.box is not None
 
     @property
@@ -119,7 +120,13 @@ class Sighting:
 class Channel:
     """How much a channel told the target from its surroundings in the first frame.
 
-    `contrast` is the mean over the target minus that over the surroundings, in standard deviations.
+    >>> channel = tracker.channels(1)[0]
+    >>> channel.module, channel.channel, channel.contrast
+    ('_blocks.2', 18, 0.13)
+
+    - `module`: its name in `model.named_modules()`; `channel`: the index along axis 1 of its output;
+    - `contrast`: the mean over the target minus that over the surroundings, of the channel standardised over
+      the window, each node then scaled to the length 1: -2..2.
     """
 
     module: str
@@ -156,7 +163,13 @@ def follow(
 
     `choose` is given the first frame and tells the box. The table has the columns `frame, seconds,
     state, confidence, x0, y0, x1, y1`; seconds are empty where they are unknown, boxes where the
-    target is lost. Errors are those of `Tracker`, of `choose` and of the writers.
+    target is lost.
+
+    Raises:
+        InputError: the video is none, or damaged from some frame on, or the box is empty or outside of the
+            first frame.
+        OSError: the table or the video can't be written.
+        Exception: whatever `choose` raises.
     """
 
     def look(number: int, frame: np.ndarray) -> Sighting:
@@ -185,10 +198,13 @@ class Tracker:
     `confidence` is how alike the nodes are to those of the target in the first frame (the cosine with
     the most alike, averaged), over what it was in the last frames. Below `doubt` the target is lost.
 
+    How it works, by random walks from node to node with the softmax of their likeness, and how well:
+    docs/track.md.
+
     Raises:
-        InputError: the box is empty or outside of the frame, or a frame has another size.
-        ImageError: a frame can't be read.
-        ModelError: the network has no such stages, its preprocessing isn't known, or it is in training mode.
+        InputError: the model or its preprocessing is none.
+        ModelError, MissingExtraError: the model of that name can't be loaded; ModelError also where the
+            network has no such stages, its preprocessing isn't known, or it is in training mode.
     """
 
     def __init__(
@@ -221,9 +237,17 @@ class Tracker:
 
     @torch.no_grad()
     def start(self, frame: Source, box: Sequence[float]) -> Sighting:
-        """Learn the target: what is in `box` (x0, y0, x1, y1; pixels) of this frame.
+        """Learn the target: what is in the `box` of this frame.
 
         >>> tracker.start(frame, (120, 80, 260, 300))
+        Sighting(box=(120.0, 80.0, 260.0, 300.0), confidence=1.0)
+
+        `box` is x0, y0, x1, y1 in pixels of the frame, the latter two exclusive; it is cut at the frame's
+        edges. What was learnt before is forgotten.
+
+        Raises:
+            InputError: the box isn't four numbers, is empty, or lies outside of the frame.
+            ImageError: the frame can't be read.
         """
         pixels = _pixels(frame)
         self._size = pixels.shape[0], pixels.shape[1]
@@ -252,7 +276,9 @@ class Tracker:
 
         >>> tracker(frame).box
 
-        Raises `InputError` before `start` was called, or when the frame's size changes.
+        Raises:
+            InputError: `start` wasn't called yet, or the frame has another size than the first.
+            ImageError: the frame can't be read.
         """
         pixels = _pixels(frame)
         if self._first is None:
@@ -290,7 +316,8 @@ class Tracker:
 
         >>> tracker.channels(3)
 
-        Raises `InputError` before `start` was called.
+        Raises:
+            InputError: `start` wasn't called yet.
         """
         if self._first is None:
             raise InputError("The tracker has no target yet: call start(frame, box) first.")
