@@ -49,8 +49,8 @@ class Video(AbstractContextManager["Video"]):
     - `seconds`: when the frame read last is shown, from the first one on: as the file says, for frames
       may last differently long, or else by its number and the rate; None where neither is known.
 
-    Raises `InputError` while it is read, if there is no frame in it, a frame is damaged, or a frame
-    has another size than the first.
+    Raises, while it is read:
+        InputError: there is no frame in it, a frame is damaged, or has another size than the first.
     """
 
     name: str
@@ -251,6 +251,13 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
         self._stream: Any = None
 
     def write(self, frame: np.ndarray) -> None:
+        """Add a frame, uint8 [height, width, 3] RGB, of the size of the first.
+
+        >>> out.write(frame)
+
+        Raises:
+            OSError: the file can't be written.
+        """
         height, width = frame.shape[:2]
         even = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         if self._container is None:
@@ -281,6 +288,9 @@ class FrameWriter(AbstractContextManager["FrameWriter"]):
     ...     out.write(frame)                   # uint8 [height, width, 3]
 
     Frames of these names that were there before are replaced; `drop_later` removes those of higher numbers.
+
+    Raises:
+        OSError: the folder or a file can't be written.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -288,6 +298,13 @@ class FrameWriter(AbstractContextManager["FrameWriter"]):
         self._count = 0
 
     def write(self, frame: np.ndarray) -> None:
+        """Write the next frame, uint8 [height, width, 3] RGB, as a JPEG.
+
+        >>> out.write(frame)
+
+        Raises:
+            OSError: the folder or the file can't be written.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         picture = encoded(Image.fromarray(frame), "JPEG", quality=90)
         write(self.path / f"{self._count:05d}.jpg", picture)

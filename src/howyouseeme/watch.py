@@ -25,7 +25,7 @@ class Moment:
     """A frame that was looked at.
 
     >>> moment.number, moment.seconds, moment.label, moment.problem
-    (50, 2.0, 'Arabian camel', '')
+    (50, 2.0, 'Egyptian cat', '')
 
     - `number`: of the frame, from 0; `seconds`: when it is shown, None where nobody knows;
     - `explanation`: of this one frame, in its pixels; None where there is none;
@@ -46,7 +46,7 @@ class Moment:
         """The row of the table, its columns being `COLUMNS`.
 
         >>> moment.row()
-        [50, '2.000', 'Arabian camel', 354, '0.8297', '0.6131', '']
+        [50, '2.000', 'Egyptian cat', 285, '0.7971', '0.0492', '']
         """
         when = "" if self.seconds is None else f"{self.seconds:.3f}"
         if self.explanation is None:
