@@ -50,8 +50,16 @@ def explain(
     >>> explanation = explain(my_model, torch.rand(8, 3, 224, 224), target=281)
     >>> explanation = explain(my_model, "photo.jpg", preprocess=Preprocess((64, 64)), method="seed", k=10)
 
-    To explain more than one batch, make an `Explainer`. Arguments, result and errors are those of
-    `Explainer` and of its call; `parameters` are all that `Explainer` takes by name.
+    `images` are a float tensor [batch, channel, height, width], ready for the model; or, if the preprocessing is
+    known, a picture or a list of pictures (path, bytes, PIL image, array, tensor). To explain more than one
+    batch, make an `Explainer`. Arguments and result are those of `Explainer` and of its call; `parameters` are
+    all that `Explainer` takes by name.
+
+    Raises:
+        InputError, ImageError: the images, the target or a parameter can't be used.
+        ModelError, MissingExtraError: the model of that name can't be loaded; ModelError also where it is in
+            training mode, or answers with NaN or infinity.
+        UnsupportedCallError: the model makes calls without a rule; the message names all of them.
     """
     return Explainer(model, method, **parameters)(images, target)
 
@@ -66,7 +74,8 @@ class Explainer:
 
     Args:
         model: an nn.Module, a `Network` (a module with its preprocessing and classes), a program of
-            torch.export, a Keras model on the torch backend, or a name that `load_model` takes. What torch.compile or data parallelism wrapped is unwrapped.
+            torch.export, a Keras model on the torch backend, or a name that `load_model` takes. What
+            torch.compile or data parallelism wrapped is unwrapped.
         method: 'evidence' (default), 'seed' (How You See Me as published), or 'exact'; or one of
             `howyouseeme.methods`, such as `Evidence(nodes=2000)`.
         preprocess: how a photo becomes the model's input; that of the `Network` by default. A function
@@ -77,20 +86,18 @@ class Explainer:
         multilabel: whether the classes don't exclude each other. Then none is set against the others, and
             probabilities are sigmoids. Not needed where the model itself ends in a sigmoid.
         device: where to run, the model being moved there; where the model is by default.
-        together: whether the images of a batch share a pass, or how many of them: on a CPU together=8
-            takes less time for most networks, half for some. PyTorch's kernels round by the size of the
-            batch, so that points of nearly the same strength may then change places; alone, each image
-            gets to the bit what it gets without the others. None: alone on a CPU, all together
-            elsewhere, where many passes cost far more than one.
-        replay: whether the calls that explain one image are noted, and made again for others of the same
-            shape, without the Python between them: the same explanations, of small networks in two thirds
-            to four fifths of the time on a CPU, and in about an eighth on an NVIDIA GPU, where they become
-            CUDA graphs (which keep the memory of what they make; not by methods that choose nodes, `nodes=2000` and
-            'seed', for whose choice a GPU would be waited for). The second image is traced, which takes
-            several times as long as usual. For models whose code makes the same calls for every image,
-            whatever else the program does; weights, layers and images may change. Where contents decide, an image
-            that differs is explained as usual; a warning says where nothing can be replayed. None: for
-            what `load_model` loads, after eight images.
+        together: how many images of a batch share a pass: a number, True for all, False for one each. None:
+            one each on a CPU, all elsewhere, where many passes cost far more than one. On a CPU together=8
+            takes less time for most networks (docs/benchmarks/speed.md). Alone, each image gets to the bit
+            what it gets without the others; together, points of nearly the same strength may change places,
+            for PyTorch's kernels round by the size of the batch.
+        replay: True: record the calls of one image and repeat them for further images of the same shape: the
+            same results in less time (docs/benchmarks/replay.md; on an NVIDIA GPU as CUDA graphs, which
+            keep the memory of what they make, and not by methods that choose nodes). The second image is
+            slow (it is traced). For models whose code makes the same calls for every image; weights and
+            layers may change. Where contents decide, an image that differs is explained as usual, and a
+            warning says where nothing can be replayed. False: every image is explained as usual. None: for
+            what `load_model` loaded, after eight images.
         parameters: of the method, such as `k` of the seed method.
 
     The model is left as it was: its mode, gradients, hooks and buffers.

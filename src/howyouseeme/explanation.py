@@ -226,8 +226,8 @@ class Explanation:
     def coverage(self) -> tuple[float, ...]:
         """For each image the share of the evidence, 0..1, that the paths kept brought to the pixels.
 
-        >>> explanation.coverage[0]
-        0.93
+        >>> explanation.coverage[0]                     # EfficientNet-Lite0
+        0.049
 
         The rest ended on the way: at nodes that nothing in the image excites (a bias made them what
         they are), and at nodes that were not kept. Evidence for and against is netted where paths
@@ -244,7 +244,8 @@ class Explanation:
         torch.Size([1, 480, 640])
 
         float32 on the CPU, over the user's image; the highest value is 1, and 0 is where the model didn't
-        look (outside of the crop), or nothing speaks for the answer.
+        look (outside of the crop), or nothing speaks for the answer. The standard deviation of the Gaussian
+        is 1/28 of the shorter side of the model's input (docs/method.md), for 'seed' 1/11.
 
         Raises:
             InputError: the images differ in size; take `explanation[i].attention`.
@@ -258,11 +259,16 @@ class Explanation:
         >>> object_ = explanation.saliency[0] > 0.1     # all but the weakest tenth of what counts
 
         A pixel's level is the share of what counts in pixels that count no more than it does, so that a
-        level means the same on every image. Each pixel counts with its own evidence and, with 0.3, that
-        of its surroundings (`attention`): max-pooling picks one pixel where the network saw a window.
-        Where the method goes on from a few `nodes`, it is with 3. And it counts as far as the network
-        describes its place like those where the evidence is, if the method looks at `likeness`: evidence
-        to the power of 0.8, times the likeness, 0..1. Type and place are those of `attention`.
+        level means the same on every image. The formulas are in docs/method.md, 4 and 5; in short,
+
+            counted = evidence + surroundings · blurred evidence
+            saliency = levels(counted^0.8 · reach)
+
+        The evidence is that for the answer, blurred as in `attention`: max-pooling picks one pixel where the
+        network saw a window. `surroundings` is 0.3, and 3 where the method goes on from a few `nodes`. `reach`,
+        0..1, tells how far the network describes a place like those where the evidence is. Of methods that don't
+        look at `likeness`, and of networks without feature maps, saliency is levels(counted). Type and place are
+        those of `attention`.
 
         Raises:
             InputError: the images differ in size; take `explanation[i].saliency`.
@@ -309,10 +315,10 @@ class Explanation:
         >>> found = explanation.boxes()[0][0]
         >>> found.label, found.score, found.box        # x0, y0, x1, y1 in pixels of the user's image
 
-        No box was ever trained: an object is where the evidence is, and what the network describes
-        alike (see `howyouseeme.localize`); of a detector's box that was asked about (`targets.box`) it is that
-        one. `threshold`, 0..1, tells at which level of the strongest
-        place an object ends; 0.22 by default.
+        No box was ever trained: an object is where the evidence is, and what the network describes alike. The
+        boxes are around connected regions of (level · likeness²)^(1/3), as docs/detect.md tells; x1 and y1 are
+        exclusive. `threshold`, 0..1, is the share of the map's maximum at which an object ends, 0.22 by default.
+        Of a detector's box that was asked about (`targets.box`), it is that one.
 
         Raises:
             InputError: the threshold isn't between 0 and 1, or the input is no picture.
