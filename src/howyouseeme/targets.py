@@ -62,6 +62,8 @@ class Target:
     def module(self, network: Network) -> nn.Module | None:
         """The module whose output is read; None for the model itself.
 
+        >>> hysm.targets.channel("features.8", 412).module(network)
+
         Raises:
             InputError: the network has no such module.
         """

@@ -26,11 +26,13 @@ class Network:
     >>> network = Network("mine", module.eval(), Preprocess((64, 64)), ("cat", "dog"))
     >>> network.class_index("dog")                           # 1
 
-    `module` is in eval mode. `preprocess` and `classes`, in the order of the model's outputs, are
-    None where nothing is known about them. What is given as `preprocess` may also be a function from a PIL image to a
-    tensor [channel, height, width]: its `Preprocess.like` is kept. `static` says that the module's code makes the same calls
-    for every image of a shape unless the image itself decides otherwise, so that explanations may be
-    replayed (see `Explainer`).
+    - `module`: in eval mode;
+    - `preprocess`: how a photo becomes its input; None where that isn't known. It may be given as a function
+      from a PIL image to a tensor [channel, height, width]: its `Preprocess.like` is kept;
+    - `classes`: names, one for each score in the order of the model's outputs, or of no and yes where there is
+      a single score; None where they aren't known. Any sequence of names may be given; a tuple is kept;
+    - `static`: whether the module's code makes the same calls for every image of a shape unless the image
+      itself decides otherwise, so that explanations may be replayed (see `Explainer`).
 
     Raises:
         InputError: the preprocessing is none, or the classes are no names.
@@ -90,6 +92,7 @@ class Network:
 
         Case matters only between names that differ in nothing else. Where the network has no names, an index
         is only known to be too high by the `count` of its classes.
+
         Raises:
             InputError: there is no such class, or more than one.
         """
@@ -124,6 +127,7 @@ class Network:
         (281, None)
 
         Case matters only between names that differ in nothing else.
+
         Raises:
             InputError: there is more than one.
         """
