@@ -1092,6 +1092,12 @@ def test_a_photo_becomes_what_the_model_takes(photo: Image.Image, dtype: torch.d
     assert explanation.picture().size[0] > 0
 
 
+def test_a_batch_of_bytes_is_a_list_of_pictures() -> None:
+    explainer = Explainer(make_net(), preprocess=Preprocess((16, 16)))
+    pictures = torch.randint(256, (2, 3, 20, 24), dtype=torch.uint8)
+    same(explainer(pictures), explainer(list(pictures)))
+
+
 def test_a_model_without_parameters(images: Tensor) -> None:
     pool = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten()).eval()
     explanation = Explainer(pool, contrast=False)(images, 1)
@@ -1215,7 +1221,7 @@ def test_images_that_can_not_be_used(net: nn.Module, images: Any, message: str) 
         (["nowhere.jpg"], "There is no file nowhere.jpg"),
         (b"no picture", "not a picture"),
         (torch.rand(3, 16, 16) * 2 + 2, r"scale them to 0\.\.1"),
-        (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), "is not one picture"),
+        (torch.zeros(2, 3, 16, 16, dtype=torch.int64), "is not one picture"),
         (None, "A NoneType is not a picture"),
         ([None], "A NoneType is not a picture"),
     ],

@@ -34,13 +34,17 @@ LIGHT = sorted((Path(onnx.__file__).parent / "backend/test/data/light").glob("li
 
 
 def saved(
-    path: Path, nodes: list[Any], weights: dict[str, np.ndarray] | None = None, opset: int = 18
+    path: Path,
+    nodes: list[Any],
+    weights: dict[str, np.ndarray] | None = None,
+    opset: int = 18,
+    shape: tuple[int, ...] = (1, 3, 8, 8),
 ) -> Path:
-    """A file of a graph from x [1, 3, 8, 8] to y, whose shape isn't said."""
+    """A file of a graph from x to y, whose shape isn't said."""
     graph = helper.make_graph(
         nodes,
         "test",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
         [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()],
     )
@@ -151,7 +155,7 @@ def test_slopes_for_columns_are_not_those_of_channels(tmp_path: Path) -> None:
     x = torch.rand(1, 3, 8, 3) - 1
     slope = torch.tensor([0.1, 0.2, 0.3])
     node = helper.make_node("PRelu", ["x", "s"], ["y"])
-    path = saved(tmp_path / "slope.onnx", [node], {"s": slope.numpy()})
+    path = saved(tmp_path / "slope.onnx", [node], {"s": slope.numpy()}, shape=(1, 3, 8, 3))
     assert torch.allclose(OnnxModule(onnx.load(path))(x), x * slope)
 
 
@@ -727,6 +731,19 @@ def test_a_file_for_so_many_images_says_so(tmp_path: Path) -> None:
     network = load_onnx(several(tmp_path / "four.onnx", [flat], {"y": TensorProto.FLOAT}, 4))
     with pytest.raises(hysm.InputError, match=r"exported for inputs \[4, 3, 8, 8\] alone"):
         hysm.Explainer(network)(torch.rand(1, 3, 8, 8))
+
+
+def test_a_file_is_given_no_other_size_than_it_was_exported_for(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["x"], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["y"]),
+    ]
+    network = load_onnx(several(tmp_path / "size.onnx", nodes, {"y": TensorProto.FLOAT}))
+    assert len(hysm.explain(network, torch.rand(2, 3, 8, 8)).label) == 2
+    with pytest.raises(
+        hysm.InputError, match=r"exported for inputs \[1, 3, 8, 8\] alone; give it such"
+    ):
+        hysm.explain(network, torch.rand(1, 3, 12, 8))
 
 
 def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:

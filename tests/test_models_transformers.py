@@ -53,6 +53,19 @@ def test_an_output_that_is_an_object() -> None:
     assert hysm.explain(module, image).target == (int(expected.argmax()),)
 
 
+def test_a_model_in_memory_names_its_classes(folder: Path) -> None:
+    module = model(id2label={0: "cat", 1: "dog", 2: "cow"})
+    image = torch.randn(1, 3, 32, 32)
+    assert hysm.explain(module, image, "dog").label == ("dog",)
+    assert hysm.Explainer(module, classes=["a", "b", "c"])(image, "b").label == ("b",)
+    module.classifier, module.num_labels = (
+        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 5)),
+        5,
+    )
+    module.eval()
+    assert hysm.explain(module, image, 4).label == ("class 4",)
+
+
 def test_a_folder_without_names_and_preprocessing(tmp_path: Path) -> None:
     model(num_labels=4).save_pretrained(tmp_path)
     network = load_model(f"transformers:{tmp_path}")

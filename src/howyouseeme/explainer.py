@@ -152,7 +152,7 @@ class Explainer:
             images: a float tensor [batch, channel, height, width] ([batch, channel, ...] for networks
                 over other axes), ready for the model, on its device; or, if the preprocessing is
                 known, a picture or a list of pictures of any sizes (path, bytes, PIL image, array, or
-                tensor [3, height, width] of floats in 0..1 or of uint8). For a model with several
+                tensor [3, height, width] of floats in 0..1 or of uint8; of uint8 also a batch). For a model with several
                 inputs a tuple of tensors, each [batch, ...]: the explanation is that of the first with
                 places in it; where several are of floats, its `inputs` has one for each of them.
             target: None for each image's top class (of a model with a single score the class, or where the

@@ -116,6 +116,8 @@ def prepare(network: Network, images: Images) -> Batch:
             "preprocess=Preprocess(...), or a float tensor [batch, channel, height, width]."
         )
     many: Sequence[Any] = images if isinstance(images, (list, tuple)) else [images]
+    if isinstance(images, Tensor) and images.dim() == 4 and images.dtype == torch.uint8:
+        many = list(images)
     if not many:
         raise InputError("There are no images to explain: the list is empty.")
     tensors, samples = [], []

@@ -29,7 +29,7 @@ from .timm import load_timm
 from .torchvision import PREFIX as TORCHVISION
 from .torchvision import load_torchvision, torchvision_names
 from .transformers import PREFIX as TRANSFORMERS
-from .transformers import load_transformers
+from .transformers import load_transformers, names_in
 from .weights import check_finite, load_weights
 
 __all__ = [
@@ -200,7 +200,8 @@ def as_network(
     if is_keras(model):
         model = from_keras(model)
     if isinstance(model, nn.Module):
-        model = Network(type(_unwrapped(model)).__name__, model)
+        bare = _unwrapped(model)
+        model = Network(type(bare).__name__, model, classes=names_in(bare))
     if not isinstance(model, Network):
         kind = (
             f"the class {model.__name__}"

@@ -62,7 +62,7 @@ def load_transformers(place: str, weights: Path | None = None) -> Network:
             f"{PREFIX}{place} lacks weights that fit: {some}; save the model after its training."
         )
     preprocess = _preprocess(transformers, place, options)
-    return Network(PREFIX + place, module.eval(), preprocess, _names(module))
+    return Network(PREFIX + place, module.eval(), preprocess, names_in(module))
 
 
 def _transformers() -> ModuleType:
@@ -74,11 +74,20 @@ def _transformers() -> ModuleType:
         ) from error
 
 
-def _names(module: nn.Module) -> tuple[str, ...] | None:
-    config: Any = module.config
-    names = tuple(str(config.id2label[index]) for index in range(config.num_labels))
+def names_in(module: nn.Module) -> tuple[str, ...] | None:
+    """The names of the classes in the configuration of a model of transformers; None where there are none.
+
+    >>> names_in(AutoModelForImageClassification.from_pretrained("my-resnet"))
+    ('cat', 'dog')
+    """
+    labels = getattr(getattr(module, "config", None), "id2label", None)
+    if not isinstance(labels, dict) or set(labels) != set(range(len(labels))):
+        return None
+    if getattr(module, "num_labels", len(labels)) != len(labels):  # of a head that was changed
+        return None
+    names = tuple(str(labels[index]) for index in range(len(labels)))
     made_up = names == tuple(f"LABEL_{index}" for index in range(len(names)))
-    return None if made_up else names
+    return None if made_up or not names else names
 
 
 def _preprocess(transformers: ModuleType, place: str, options: dict[str, Any]) -> Preprocess | None:

@@ -88,24 +88,36 @@ class OnnxModule(_Graph):
             item[0] if len(self._said[name]) == 3 and _is_one_picture(item) else item
             for name, item in zip(self.inputs, inputs, strict=True)
         ]
+        for name, item in zip(self.inputs, given, strict=True):
+            if isinstance(item, Tensor):  # and no sequence
+                self._check(name, item.shape[1:], self._said[name][1:])
         try:
             answers = self.run(dict(zip(self.inputs, given, strict=True)))
         except HowYouSeeMeError:
             raise
         except Exception as error:
             for name, item in zip(self.inputs, given, strict=True):
-                said = self._said[name]
-                fits = len(said) == item.dim() and all(
-                    size in {None, side} for size, side in zip(said, item.shape, strict=True)
-                )
-                if not fits:
-                    shape = ", ".join("any" if size is None else str(size) for size in said)
-                    raise ValueError(
-                        f"the file was exported for inputs [{shape}] alone; export it for such as this, "
-                        f"or with open axes ({first_line(error)})"
-                    ) from error
+                self._check(name, item.shape, self._said[name], error)
             raise
         return answers[0] if len(answers) == 1 else dict(zip(self.outputs, answers, strict=True))
+
+    def _check(
+        self,
+        name: str,
+        shape: Sequence[int],
+        said: Sequence[int | None],
+        error: Exception | None = None,
+    ) -> None:
+        """Refuse what the file was not exported for. Most take more images at once than they say."""
+        if len(said) == len(shape) and all(
+            size in {None, side} for size, side in zip(said, shape, strict=True)
+        ):
+            return
+        sizes = ", ".join("any" if size is None else str(size) for size in self._said[name])
+        reason = "" if error is None else f" ({first_line(error)})"
+        raise ValueError(
+            f"the file was exported for inputs [{sizes}] alone; give it such, or export it for others{reason}"
+        ) from error
 
 
 class _Node(nn.Module):
