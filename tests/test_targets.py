@@ -493,7 +493,10 @@ def test_a_box_by_a_number_of_numpys() -> None:
         (targets.neuron("second", 1, 3), r"no position \(3,\)"),
         (targets.channel(nn.ReLU(), 1), "layer ReLU is no module of Small"),
         (targets.box(0), "Small is no detector whose answer is known: it is tensor"),
-        (targets.region(torch.ones(8, 8) > 0, 1), "Small is no segmenter"),
+        (
+            targets.region(torch.ones(8, 8) > 0, 1),
+            r"Small answers with tensor \[1, 4\], and not with scores",
+        ),
     ],
 )
 def test_a_target_that_is_not_there(images: Tensor, target: targets.Target, message: str) -> None:
@@ -540,6 +543,35 @@ def test_a_region_by_name(images: Tensor) -> None:
         explainer(images, targets.region(mask, "sun"))
 
 
+def test_a_region_of_a_volume() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, 2, 1)).eval()
+    volume, mask = torch.rand(1, 1, 6, 8, 8), torch.zeros(6, 8, 8, dtype=torch.bool)
+    mask[2:4, :3, 5:] = True
+    found = hysm.explain(net, volume, targets.region(mask, 1), "exact")
+    same(found, hysm.explain(net, volume, lambda out: out[:, 1][:, mask].sum(1), "exact"))
+
+
+def test_a_region_of_the_part_that_has_places(images: Tensor) -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Small(dense=True)
+
+        def forward(self, x: Tensor) -> Any:
+            scores = self.net(x)["out"]
+            return scores, scores.mean((2, 3))
+
+    torch.manual_seed(0)
+    both = Masked().eval()
+    mask = torch.zeros(16, 16, dtype=torch.bool)
+    mask[:4] = True
+    same(
+        hysm.explain(both, images, targets.region(mask, 1)),
+        hysm.explain(both.net, images, targets.region(mask, 1)),
+    )
+
+
 def test_each_image_its_own_region(images: Tensor) -> None:
     explainer = hysm.Explainer(Small(dense=True).eval(), "exact")
     masks = [torch.eye(16).bool(), torch.ones(16, 16).tril().bool()]
@@ -553,7 +585,7 @@ def test_each_image_its_own_region(images: Tensor) -> None:
     ("mask", "category", "message"),
     [
         (torch.ones(16, 16), 1, r"torch.float32 tensor of the shape \(16, 16\)"),
-        (torch.ones(2, 16, 16) > 0, 1, "boolean one"),
+        (torch.ones(2, 16, 16) > 0, 1, "a mask for each image in a list of regions"),
         (torch.zeros(16, 16) > 0, 1, "mask is empty"),
         (torch.ones(10, 16) > 0, 1, r"size \(10, 16\) and the scores \(16, 16\)"),
         (torch.ones(16, 16) > 0, 4, "Small has no class 4; indices go from 0 to 3"),

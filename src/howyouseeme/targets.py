@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from .detectors import boxes_in
 from .errors import InputError
 from .numbers import plain
-from .scores import scores_in
+from .scores import outline, scores_in
 
 if TYPE_CHECKING:
     from .models import Network
@@ -190,15 +190,16 @@ def region(mask: Tensor | np.ndarray, category: int | str) -> Target:
     >>> explanation = explainer(images, target=hysm.targets.region(sky, "sky"))
 
     `mask` [height, width] is true inside of the region, at the size of the model's scores [batch,
-    classes, height, width] (or of its input, if that is larger by a whole factor). The scores are the
-    model's output, its 'out' or its 'logits'. For a mask each, give a list of regions.
+    classes, height, width] (or of its input, if that is larger by a whole factor); of a volume [depth, height,
+    width] likewise. The scores are the model's output, its 'out' or its 'logits', or the only part of it
+    with places. For a mask each, give a list of regions.
 
     Raises:
         InputError: the mask is no mask, or empty; when it is explained: it does not fit the scores, or
             there is no such class.
     """
     inside = torch.as_tensor(np.array(mask, order="C") if isinstance(mask, np.ndarray) else mask)
-    if inside.dim() != 2 or inside.dtype not in {torch.bool, torch.uint8}:
+    if inside.dim() < 1 or inside.dtype not in {torch.bool, torch.uint8}:
         raise InputError(
             f"The mask is a {inside.dtype} tensor of the shape {tuple(inside.shape)}: give a boolean one "
             "[height, width]."
@@ -206,33 +207,51 @@ def region(mask: Tensor | np.ndarray, category: int | str) -> Target:
     inside = inside.bool()
     if not bool(inside.any()):
         raise InputError("The mask is empty: no place lies inside of the region.")
-
     read = partial(_over_region, inside, category)
     return Target("region of {0}", read, classes=(_checked(category),))
 
 
 def _over_region(inside: Tensor, category: int | str, output: Any, network: Network) -> Tensor:
-    if isinstance(output, Mapping):  # of several kinds of scores those that have places
-        named = [output[name] for name in ("out", "logits") if name in output]
-        output = next((one for one in named if isinstance(one, Tensor) and one.dim() == 4), output)
-    output = scores_in(output)
-    if not isinstance(output, Tensor) or output.dim() != 4:
+    scores = _placed(output, inside.dim())
+    if scores is None:
+        axes = ", ".join(("batch", "classes", *("depth", "height", "width")[-inside.dim() :]))
         raise InputError(
-            f"{network.name} is no segmenter whose output is [batch, classes, height, width]: give "
-            "a function of its output as the target, target=lambda output: output[...]."
+            f"{network.name} answers with {outline(output)}, and not with scores [{axes}] for the places of the "
+            f"mask {tuple(inside.shape)}: give a mask for each image in a list of regions, or a function of the "
+            "output as the target, target=lambda output: output[...]."
         )
-    height, width = output.shape[2:]
-    scores = output[:, network.class_index(category, output.shape[1])]
-    rows, columns = inside.shape[0] // height, inside.shape[1] // width
-    if (rows * height, columns * width) != tuple(inside.shape):
+    scores = scores[:, network.class_index(category, scores.shape[1])]
+    places = scores.shape[1:]
+    steps = [given // size for given, size in zip(inside.shape, places, strict=True)]
+    if tuple(size * step for size, step in zip(places, steps, strict=True)) != tuple(inside.shape):
         raise InputError(
-            f"The mask has the size {tuple(inside.shape)} and the scores {(height, width)}: "
+            f"The mask has the size {tuple(inside.shape)} and the scores {tuple(places)}: "
             "make it as large as them."
         )
-    chosen = inside[rows // 2 :: rows, columns // 2 :: columns].to(output.device)
+    chosen = inside[tuple(slice(step // 2, None, step) for step in steps)].to(scores.device)
     if not bool(chosen.any()):
         raise InputError("The mask has no place inside of the region at the size of the scores.")
     return scores[:, chosen].sum(1)
+
+
+def _placed(output: Any, axes: int) -> Tensor | None:
+    """The scores [batch, classes, ...] in an output that have so many axes of places."""
+    named = (
+        [output[name] for name in ("out", "logits") if name in output]
+        if isinstance(output, Mapping)
+        else []
+    )
+    found, others = (
+        [
+            one
+            for one in parts
+            if isinstance(one, Tensor) and one.dim() == 2 + axes and one.is_floating_point()
+        ]
+        for parts in (named, pytree.tree_leaves(output))
+    )
+    if found:
+        return found[0]
+    return others[0] if len(others) == 1 else None
 
 
 def _features(output: Any, layer: str | nn.Module, network: Network) -> Tensor:
