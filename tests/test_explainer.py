@@ -6,6 +6,7 @@ import copy
 import io
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -1090,6 +1091,23 @@ def test_a_photo_becomes_what_the_model_takes(photo: Image.Image, dtype: torch.d
     explanation = explainer(photo)
     assert explanation.samples[0].input.dtype == dtype
     assert explanation.picture().size[0] > 0
+
+
+@dataclass
+class Said:
+    scores: Tensor
+    logits: Tensor
+    name: str = "said"
+
+
+def test_an_answer_in_a_dataclass(images: Tensor) -> None:
+    net = Wrapped(lambda scores: [Said(scores.softmax(1), scores)]).eval()
+    same(
+        Explainer(net)(images, lambda said: said[0].logits[:, 1]),
+        Explainer(make_net())(images, lambda s: s[:, 1]),
+    )
+    one = Wrapped(lambda scores: Said(scores.softmax(1), scores)).eval()
+    same(Explainer(one)(images, 1), Explainer(make_net())(images, 1))
 
 
 def test_a_batch_of_bytes_is_a_list_of_pictures() -> None:

@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any
 
@@ -425,6 +425,17 @@ class _Recorder(TorchDispatchMode):
             memory.copy_(before)
 
 
+def _opened(output: Any) -> Any:
+    """An answer with dicts in place of dataclasses, which PyTorch takes for leaves."""
+
+    def opened(leaf: Any) -> Any:
+        if not is_dataclass(leaf) or isinstance(leaf, type):
+            return leaf
+        return {item.name: _opened(getattr(leaf, item.name)) for item in fields(leaf)}
+
+    return pytree.tree_map(opened, output)
+
+
 @cache
 def _shielded() -> type[_Recorder]:
     """A recorder that torch's compiler leaves alone, where that is at work already."""
@@ -575,7 +586,7 @@ def record(
             with _layers_taken_apart(), _read_by(recorder), recorder.looks, recorder:
                 output = model(*args, **kwargs)
                 recorder.read(None, output)
-            output = pytree.tree_map(recorder.result, output)
+            output = pytree.tree_map(recorder.result, _opened(output))
         finally:
             recorder.restore()
     if recorder.back_from_rounded is not None:
