@@ -197,9 +197,9 @@ def test_the_boxes_that_a_detector_finds_itself() -> None:
         scores = [one["score"] for one in annotations]
         assert len(scores) > 1
         assert scores == sorted(scores, reverse=True)
-        for one in annotations[:2]:  # the number of a box is that of the annotation less 1
-            asked = send(client, params={"box": one["id"] - 1}).json()["target"]
-            assert asked["label"] == f"{names[one['category_id']]}, box {one['id'] - 1}"
+        for one in annotations[:2]:
+            asked = send(client, params={"box": one["number"]}).json()["target"]
+            assert asked["label"] == f"{names[one['category_id']]}, box {one['number']}"
             assert asked["probability"] == pytest.approx(one["score"], abs=1e-4)
         png = send(client, "/v1/detect?own=true", headers={"Accept": "image/png"})
         assert png.status_code == 200

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from .detectors import boxes_in
+from .draw import percent
 from .errors import InputError, MissingExtraError
 from .forward import forward
 from .images import Source
@@ -63,13 +64,25 @@ class Detection:
     - `target`: its class; None where another element than a class was asked for; `label`: its name;
     - `score`: 0..1, the probability of the class (1 where it has none), times how much there is of
       the object in the map, the strongest of the class being 1;
-    - `box`: x0, y0, x1, y1 in pixels of the user's image, x1 and y1 exclusive.
+    - `box`: x0, y0, x1, y1 in pixels of the user's image, x1 and y1 exclusive;
+    - `number`: of a detector's own box, that which `targets.box` takes.
     """
 
     target: int | None
     label: str
     score: float
     box: Box
+    number: int | None = None
+
+    @property
+    def caption(self) -> str:
+        """What is written at its box: its number, if it has one, its name and its score.
+
+        >>> found.caption
+        'Egyptian cat 79.7%'
+        """
+        number = "" if self.number is None else f"{self.number} "
+        return f"{number}{self.label} {percent(self.score)}"
 
 
 def detect(
@@ -172,8 +185,8 @@ def object_map(seen: Tensor, alike: Likeness | None) -> Tensor:
 def found_in(network: Network, image: Source, count: int = 100) -> tuple[Detection, ...]:
     """The boxes that a detector finds in a photo, in the order of the numbers that `targets.box` takes.
 
-    >>> for number, one in enumerate(found_in(howyouseeme.load_model("yolov8n.onnx"), "photo.jpg")):
-    ...     print(number, one.label, one.score, one.box)
+    >>> for one in found_in(howyouseeme.load_model("yolov8n.onnx"), "photo.jpg"):
+    ...     print(one.number, one.label, one.score, one.box)
 
     Each with its class (0 where the detector tells none; 'box 3' where it has no name), its score and its place
     in the photo, in pixels; no more than `count`.
@@ -200,7 +213,7 @@ def found_in(network: Network, image: Source, count: int = 100) -> tuple[Detecti
         category = 0 if found.classes is None else int(found.classes[i])
         label = found.name(i, network) or f"box {i}"
         box = geometry.box_to_image(place)
-        told.append(Detection(category, label, float(found.scores[i]), box))
+        told.append(Detection(category, label, float(found.scores[i]), box, i))
     return tuple(told)
 
 
@@ -269,7 +282,7 @@ def to_coco(
     >>> json.dumps(to_coco({"photo.jpg": found}, {"photo.jpg": (480, 640)}))
 
     `sizes` are height and width of each photo. Images and annotations count from 1; a category's id is
-    its class; each annotation has a `score` as COCO's results do.
+    its class; each annotation has a `score` as COCO's results do, and where it is a detector's own its `number`.
 
     Raises:
         InputError: a photo has no size, or a detection is of no class.
@@ -286,7 +299,8 @@ def to_coco(
             if one.target is None:
                 raise InputError(f"COCO takes classes, and {one.label or 'a target'} is none.")
             x0, y0, x1, y1 = (round(side, 2) for side in one.box)
-            categories[one.target] = one.label or str(one.target)
+            unnamed = not one.label or one.label == f"box {one.number}"
+            categories[one.target] = f"class {one.target}" if unnamed else one.label
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -296,6 +310,7 @@ def to_coco(
                     "area": round((x1 - x0) * (y1 - y0), 2),
                     "iscrowd": 0,
                     "score": round(one.score, 4),
+                    **({} if one.number is None else {"number": one.number}),
                 }
             )
     return {

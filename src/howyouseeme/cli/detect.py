@@ -79,7 +79,7 @@ def detect(
         raise click.UsageError("--target takes a class; for the N likeliest ones give --top N.")
     from .. import localize  # noqa: PLC0415
     from ..detectors import SURE  # noqa: PLC0415
-    from ..draw import boxes_picture, encoded, percent  # noqa: PLC0415
+    from ..draw import boxes_picture, encoded  # noqa: PLC0415
     from ..explainer import Explainer  # noqa: PLC0415
     from ..images import load_image  # noqa: PLC0415
 
@@ -93,17 +93,12 @@ def detect(
         image = load_image(file)
         picture = out / f"{name}.boxes.png"
         if own:
-            boxes = enumerate(localize.found_in(network, image))
-            numbered = [(f"{number} ", one) for number, one in boxes if one.score >= SURE]
+            boxes = [one for one in localize.found_in(network, image) if one.score >= SURE]
         else:
-            found_here = localize.detect(explainer, image, classes, top or 1, level)
-            numbered = [("", one) for one in found_here]
-        told = [
-            (one.box, one.label, f"{number}{one.label} {percent(one.score)}")
-            for number, one in numbered
-        ]
+            boxes = list(localize.detect(explainer, image, classes, top or 1, level))
+        told = [(one.box, one.label, one.caption) for one in boxes]
         write(picture, encoded(boxes_picture(image, told)))
-        found[str(file)] = [one for _, one in numbered]
+        found[str(file)] = boxes
         sizes[str(file)] = image.height, image.width
         # After each photo, so that an interruption leaves what is finished.
         data = json.dumps(localize.to_coco(found, sizes), indent=1)

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 
 from .. import localize
 from ..detectors import SURE
-from ..draw import boxes_picture, encoded, percent, stack_pictures
+from ..draw import boxes_picture, encoded, stack_pictures
 from ..errors import HowYouSeeMeError, InputError, MissingExtraError, ModelError
 from ..explanation import Explanation
 from ..propose import Proposals
@@ -195,8 +195,8 @@ async def detect(
     own: Annotated[
         bool,
         Query(
-            description="Of a detector: the boxes that it finds itself, in their order; the number that /explain "
-            "takes as box is that of the annotation less 1. The picture has those that it is sure of."
+            description="Of a detector: the boxes that it finds itself, in their order, each with the number that "
+            "/explain takes as box. The picture has those that it is sure of."
         ),
     ] = False,
 ) -> Response:
@@ -210,15 +210,8 @@ async def detect(
 
     def render(found: Sequence[localize.Detection], image: Image.Image) -> bytes:
         if kind == PNG:
-            told = [
-                (
-                    one.box,
-                    one.label,
-                    f"{f'{number} ' if own else ''}{one.label} {percent(one.score)}",
-                )
-                for number, one in enumerate(found)
-                if not own or one.score >= SURE
-            ]
+            shown = [one for one in found if not own or one.score >= SURE]
+            told = [(one.box, one.label, one.caption) for one in shown]
             return encoded(boxes_picture(image, told))
         return _json(localize.to_coco({name: found}, {name: (image.height, image.width)}))
 

@@ -86,19 +86,23 @@ def _explanation_schema() -> dict[str, Any]:
     return {name: item for name, item in schema.items() if not name.startswith("$")}
 
 
+_ANNOTATION = _object(
+    id=_WHOLE,
+    image_id=_WHOLE,
+    category_id=_WHOLE,
+    bbox=_list(_NUMBER, minItems=4, maxItems=4),
+    area=_NUMBER,
+    iscrowd=_WHOLE,
+    score=_NUMBER,
+)
+_ANNOTATION["properties"]["number"] = {
+    **_WHOLE,
+    "description": "Of a detector's own box: what /explain takes as box.",
+}
+
 _COCO_SCHEMA = _object(
     images=_list(_object(id=_WHOLE, file_name=_TEXT, width=_WHOLE, height=_WHOLE)),
-    annotations=_list(
-        _object(
-            id=_WHOLE,
-            image_id=_WHOLE,
-            category_id=_WHOLE,
-            bbox=_list(_NUMBER, minItems=4, maxItems=4),
-            area=_NUMBER,
-            iscrowd=_WHOLE,
-            score=_NUMBER,
-        )
-    ),
+    annotations=_list(_ANNOTATION),
     categories=_list(_object(id=_WHOLE, name=_TEXT)),
 )
 
