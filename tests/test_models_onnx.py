@@ -774,6 +774,45 @@ def test_a_network_of_bytes_is_given_the_photo_as_it_is(tmp_path: Path) -> None:
     assert tensor.amax((1, 2)).tolist() == pytest.approx([10, 200, 30])
 
 
+@pytest.mark.parametrize("sides", [(8, 12), ("height", "width")], ids=["fixed", "open"])
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.UINT8], ids=["floats", "bytes"])
+def test_a_file_whose_channels_are_last(tmp_path: Path, kind: int, sides: tuple[Any, Any]) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
+    weights = [
+        numpy_helper.from_array(p.detach().numpy(), n)
+        for n, p in zip("abcd", net.parameters(), strict=True)
+    ]
+    nodes = [
+        helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["f"], ["t"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["t", "a", "b"], ["u"]),
+        helper.make_node("Relu", ["u"], ["v"]),
+        helper.make_node("Conv", ["v", "c", "d"], ["w"]),
+        helper.make_node("GlobalAveragePool", ["w"], ["m"]),
+        helper.make_node("Flatten", ["m"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "test",
+        [helper.make_tensor_value_info("x", kind, ["batch", *sides, 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        weights,
+    )
+    path = tmp_path / "last.onnx"
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path
+    )
+    network = load_onnx(path)
+    fixed_bytes = kind == TensorProto.UINT8 and sides == (8, 12)
+    assert (network.preprocess == Preprocess((8, 12), scale=1.0)) or not fixed_bytes
+    pictures = torch.rand(2, 3, 8, 12)
+    plain = nn.Sequential(net, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    one, other = (hysm.explain(model, pictures, 1) for model in (network, plain))
+    torch.testing.assert_close(one.evidence, other.evidence, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(one.saliency, other.saliency, rtol=1e-3, atol=1e-3)
+
+
 def test_a_preprocessing_of_ones_own(tmp_path: Path) -> None:
     path = saved(tmp_path / "small.onnx", [helper.make_node("Relu", ["x"], ["y"])])
     mine = Preprocess((8, 8))

@@ -20,7 +20,7 @@ from ...images import Preprocess
 from ..network import Network
 from ..weights import check_finite
 from .check import QUANTISED, compare, dtype_of, shape_of
-from .graph import OWN, WITH_GRAPHS, OnnxModule, operators_in, opset_of
+from .graph import OWN, WITH_GRAPHS, OnnxModule, channels_last, operators_in, opset_of
 from .operators import DTYPES, OPERATORS
 
 __all__ = ["load_onnx"]
@@ -76,9 +76,11 @@ def _of_bytes(model: Any, module: OnnxModule) -> Preprocess | None:
     """Of a network that takes bytes it is known how a photo becomes its input: as it is."""
     given = [one for one in model.graph.input if one.name in module.inputs]
     shape = shape_of(given[0]) if len(given) == 1 else []
-    if len(shape) != 4 or shape[1] != 3 or dtype_of(given[0]) != torch.uint8:
+    if len(shape) != 4 or 3 not in (shape[1], shape[3]) or dtype_of(given[0]) != torch.uint8:
         return None
-    return Preprocess((shape[2], shape[3]), scale=1.0)
+    return Preprocess(
+        (shape[1], shape[2]) if channels_last(shape) else (shape[2], shape[3]), scale=1.0
+    )
 
 
 def _of_ultralytics(said: Mapping[str, str]) -> Preprocess | None:

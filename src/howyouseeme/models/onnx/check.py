@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ModelError, UnsupportedCallError, first_line
-from .graph import OnnxModule, operators_in
+from .graph import OnnxModule, channels_last, operators_in, said_shape
 from .operators import DTYPES
 
 __all__ = ["QUANTISED", "compare", "dtype_of", "shape_of"]
@@ -171,11 +171,9 @@ def _same(mine: Any, theirs: Any, tolerance: float) -> bool:
 
 def shape_of(value: Any, side: int = _SIDES[0]) -> list[int]:
     """A shape that the file allows: 1 for an open batch, and `side` for open axes of space."""
-    dims = value.type.tensor_type.shape.dim
-    return [
-        dim.dim_value if dim.dim_value > 0 else (1 if axis < 2 else side)
-        for axis, dim in enumerate(dims)
-    ]
+    said = said_shape(value)
+    places = range(1, 3) if channels_last(said) else range(2, len(said))
+    return [size or (side if axis in places else 1) for axis, size in enumerate(said)]
 
 
 def dtype_of(value: Any) -> torch.dtype:

@@ -78,15 +78,14 @@ class OnnxModule(_Graph):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model.graph, opset_of(model), {})
-        self._said = {one.name: _said_shape(one) for one in model.graph.input}
+        self._said = {one.name: said_shape(one) for one in model.graph.input}
 
     def forward(self, *inputs: Tensor) -> Any:
         """The output, or a dict of several by their names in the file."""
         if len(inputs) != len(self.inputs):
             raise ValueError(f"takes {len(self.inputs)} inputs ({', '.join(self.inputs)})")
         given = [
-            item[0] if len(self._said[name]) == 3 and _is_one_picture(item) else item
-            for name, item in zip(self.inputs, inputs, strict=True)
+            _laid(item, self._said[name]) for name, item in zip(self.inputs, inputs, strict=True)
         ]
         for name, item in zip(self.inputs, given, strict=True):
             if isinstance(item, Tensor):  # and no sequence
@@ -221,14 +220,24 @@ def operators_in(graph: Any) -> set[str]:
     return found
 
 
-def _is_one_picture(item: Any) -> bool:
-    """[1, channel, height, width], which some files take without the axis of the batch."""
-    return isinstance(item, Tensor) and item.dim() == 4 and len(item) == 1
+def channels_last(said: Sequence[int | None]) -> bool:
+    """Whether an input of this shape has its colours on the last axis, as those of TensorFlow have."""
+    return len(said) == 4 and said[3] == 3 and said[1] != 3
 
 
-def _said_shape(value: Any) -> list[int | None]:
+def _laid(item: Any, said: Sequence[int | None]) -> Any:
+    """Pictures [batch, channel, height, width] as the file takes them: of some, one alone, or with channels last."""
+    if not isinstance(item, Tensor) or item.dim() != 4:
+        return item
+    if len(said) == 3 and len(item) == 1:
+        return item[0]
+    last = channels_last(said) and item.shape[1] == 3 != item.shape[3]
+    return item.permute(0, 2, 3, 1) if last else item
+
+
+def said_shape(value: Any) -> list[int | None]:
     """The shape in the file, None for what it leaves open."""
-    return [dim.dim_value or None for dim in value.type.tensor_type.shape.dim]
+    return [max(dim.dim_value, 0) or None for dim in value.type.tensor_type.shape.dim]
 
 
 def _key(name: str, holder: nn.Module) -> str:
