@@ -6,6 +6,7 @@ import json
 import os
 import struct
 import threading
+import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -164,6 +165,71 @@ def test_floating_point_pictures() -> None:
 def test_integers_without_a_known_white_are_refused() -> None:
     with pytest.raises(ImageError, match="32-bit integers"):
         load_image(encoded(Image.fromarray(np.array([[0, 255]], np.int32)), "TIFF"))
+
+
+def tiff(samples: np.ndarray, bits: int, kind: int, meaning: int, extra: Sequence[int]) -> bytes:
+    """A TIFF of one row of pixels [width, samples], in kinds that Pillow doesn't write."""
+    width, count = samples.shape
+    tags: dict[int, Sequence[int]] = {256: [width], 257: [1], 258: [bits] * count, 262: [meaning]}
+    tags |= {273: [8], 277: [count], 278: [1], 279: [samples.nbytes]}
+    tags |= {338: extra, 339: [kind] * count} if extra else {339: [kind] * count}
+    data, entries = samples.tobytes(), b""
+    for tag, values in tags.items():
+        packed = struct.pack(f"<{len(values)}H", *values)
+        at = struct.pack("<I", 8 + len(data)) if len(packed) > 4 else packed.ljust(4, b"\0")
+        data += packed if len(packed) > 4 else b""
+        entries += struct.pack("<HHI", tag, 3, len(values)) + at
+    head = b"II*\0" + struct.pack("<I", 8 + len(data))
+    return head + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize("deep", [np.uint16([0, 13107, 65535]), np.float32([0, 0.2, 1])])
+def test_a_tiff_may_have_its_white_at_zero(deep: np.ndarray) -> None:
+    data = encoded(Image.fromarray(deep[None]), "TIFF", tiffinfo={262: 0})
+    assert Image.open(io.BytesIO(data)).tag_v2[262] == 0
+    assert np.asarray(load_image(data))[0, :, 0].tolist() == [255, 204, 0]
+
+
+def test_signed_integers_are_named() -> None:
+    levels = np.array([[-1000], [3000]], np.int16)
+    with pytest.raises(ImageError, match="signed 16-bit integers, whose black and white are not"):
+        load_image(tiff(levels, 16, 2, 1, []))
+
+
+def test_more_bands_than_a_picture_has() -> None:
+    levels = np.arange(20, dtype=np.uint8).reshape(4, 5)
+    data = tiff(levels, 8, 1, 2, [0, 0])
+    for source in (data, Image.open(io.BytesIO(data))):
+        with pytest.raises(
+            ImageError, match=r"has 5 bands, and a picture at most 4: give .* tensor"
+        ):
+            load_image(source)
+    assert load_image(tiff(levels, 8, 1, 5, [0])).size == (4, 1)  # CMYK and another
+
+
+def test_of_several_pages_the_first_is_taken() -> None:
+    pages = [Image.new("L", (8, 8), level) for level in (50, 100, 150)]
+    data = encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:])
+    with pytest.warns(UserWarning, match="The given data has 3 pages, of which the first is taken"):
+        assert pixel(data) == (50, 50, 50)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        opened = Image.open(io.BytesIO(data))
+        opened.seek(1)
+        assert pixel(opened) == (100, 100, 100)  # which somebody has chosen
+        copies = {"append_images": pages[1:], "tiffinfo": {254: 1}}  # thumbnails say so
+        data = encoded(pages[0], "TIFF", save_all=True, **copies)
+        assert Image.open(io.BytesIO(data)).n_frames == 3
+        assert pixel(data) == (50, 50, 50)
+
+
+def test_the_first_page_is_whole_though_the_next_is_not() -> None:
+    page = Image.new("L", (8, 8), 50)
+    data = encoded(page, "TIFF", save_all=True, append_images=[page])
+    for end in range(len(data) - 150, len(data)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert pixel(data[:end]) == (50, 50, 50)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])

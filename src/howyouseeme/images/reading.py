@@ -6,13 +6,16 @@ import io
 import os
 import threading
 import warnings
+from collections.abc import Mapping
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from ..errors import ImageError, InputError
 from ..files import VIDEOS
@@ -23,6 +26,13 @@ Source = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray | 
 
 # Pillow's limit on pixels is a global, so only one thread at a time may lift it.
 _OPENING = threading.Lock()
+
+# Tags of a TIFF: what a page is, its bits, how they are meant, how many samples a pixel has, and their kind.
+_PAGE, _BITS, _MEANING, _SAMPLES, _KIND = 254, 258, 262, 277, 339
+_WHITE_IS_ZERO, _CMYK, _SIGNED, _SMALLER_COPY = 0, 5, 2, 1
+
+# Nobody counts further, and a small file can have very many.
+_MOST_PAGES = 1000
 
 
 def load_image(source: Source, *, max_pixels: int | None = None) -> Image.Image:
@@ -39,6 +49,7 @@ def load_image(source: Source, *, max_pixels: int | None = None) -> Image.Image:
 
     EXIF orientation is applied, transparency is laid over white, 16-bit values are scaled to 8,
     and of an animation the first frame is taken (of an opened PIL image: the frame it stands at).
+    Of a TIFF of several pages it is the first, with a warning.
 
     `max_pixels` is the most pixels that a file may hold; None: `PIL.Image.MAX_IMAGE_PIXELS`.
 
@@ -130,12 +141,46 @@ def _decode(stream: BinaryIO, what: str, max_pixels: int | None) -> Image.Image:
             f"{_sentence(what)} has {image.width} x {image.height} pixels, more than the limit of "
             f"{limit}; make it smaller, or raise the limit (max_pixels, --max-pixels) if you trust it."
         )
+    pages = _pages(image)
+    if pages > 1:
+        more = " or more" if pages == _MOST_PAGES else ""
+        warnings.warn(
+            f"{_sentence(what)} has {pages}{more} pages, of which the first is taken; "
+            "save another as a file of its own to have that one.",
+            stacklevel=4,
+        )
     return _upright_rgb(image, what)
+
+
+def _pages(image: Image.Image) -> int:
+    """How many pages a TIFF has, not counting those that say that they are smaller copies of others."""
+    if not isinstance(image, TiffImageFile):
+        return 1
+    pages = 0
+    try:
+        for page in islice(ImageSequence.Iterator(image), _MOST_PAGES):
+            pages += not _tags(page).get(_PAGE, 0) & _SMALLER_COPY
+    except Exception:  # as above: the first page may still be whole
+        pass
+    image.seek(0)
+    return pages
+
+
+def _tags(image: Image.Image) -> Mapping[int, Any]:
+    """Those of a TIFF; none of anything else."""
+    return image.tag_v2 if isinstance(image, TiffImageFile) else {}
 
 
 def _upright_rgb(image: Image.Image, what: str) -> Image.Image:
     if 0 in image.size:
         raise ImageError(f"{_sentence(what)} has no pixels ({image.width} x {image.height}).")
+    tags = _tags(image)
+    bands = tags.get(_SAMPLES, 1)
+    if bands > 4 and tags.get(_MEANING) != _CMYK:  # which may have spot colours beside
+        raise ImageError(
+            f"{_sentence(what)} has {bands} bands, and a picture at most 4: "
+            "give the network's input as a tensor instead."
+        )
     try:
         image.load()
     except Exception as error:  # as above
@@ -149,7 +194,7 @@ def _upright_rgb(image: Image.Image, what: str) -> Image.Image:
         )
         upright = image
     if upright.mode == "F" or upright.mode.startswith("I"):
-        upright = _eight_bit_grey(upright, image.format, what)
+        upright = _eight_bit_grey(upright, image, what)
     if upright.has_transparency_data:
         # Premultiplied modes ("La", "RGBa") turn only into their plain ones.
         colour = upright.convert({"La": "LA"}.get(upright.mode, "RGBA")).convert("RGBA")
@@ -158,20 +203,24 @@ def _upright_rgb(image: Image.Image, what: str) -> Image.Image:
     return upright.convert("RGB")
 
 
-def _eight_bit_grey(image: Image.Image, kind: str | None, what: str) -> Image.Image:
-    """Pillow's own conversion clips at 255, so deep greys are scaled here."""
-    values = np.asarray(image)
-    if image.mode == "I":
+def _eight_bit_grey(upright: Image.Image, image: Image.Image, what: str) -> Image.Image:
+    """Pillow's own conversion clips at 255, so deep greys are scaled here, and only inverts 8 bits."""
+    values, tags = np.asarray(upright), _tags(image)
+    if upright.mode == "I":
         # These two formats end at 16 bits, which older Pillows and PPM hold in 32.
-        if kind not in ("PNG", "PPM"):
+        if image.format not in ("PNG", "PPM"):
+            signed = tags.get(_KIND) == (_SIGNED,) and tags.get(_BITS) == (16,)
             raise ImageError(
-                f"{_sentence(what)} holds 32-bit integers, whose white is not known; "
-                "save it with 8 or 16 bits."
+                f"{_sentence(what)} holds {'signed 16' if signed else '32'}-bit integers, whose "
+                "black and white are not known; scale them to unsigned ones of 8 or 16 bits, or "
+                "to floats in 0..1."
             )
         values = values.astype(np.uint16)
     grey = _eight_bit(values, what)
-    if "transparency" in image.info:
-        grey = np.where(values == image.info["transparency"], np.uint8(255), grey)
+    if tags.get(_MEANING) == _WHITE_IS_ZERO:
+        grey = 255 - grey
+    if "transparency" in upright.info:
+        grey = np.where(values == upright.info["transparency"], np.uint8(255), grey)
     return Image.fromarray(grey)
 
 
