@@ -440,8 +440,13 @@ def test_a_path_may_be_asked_for_by_its_point(images: Tensor) -> None:
     assert explanation.path(0, []) == ()
     with pytest.raises(IndexError):
         explanation.path(2, [0])
-    with pytest.raises(IndexError):
-        explanation.path(0, [10_000])
+    count = len(explanation.points[1])
+    for point in (count, -count - 1):
+        with pytest.raises(
+            IndexError, match=f"There is no point {point}: image 1 has {count}, from"
+        ):
+            explanation.path(-1, [0, point])
+    assert explanation.path(0, -1) == explanation.path(0, [len(explanation.points[0]) - 1])
 
 
 def test_no_images_have_no_maps(images: Tensor) -> None:

@@ -401,6 +401,10 @@ class Explanation:
         if not len(points):
             return ()
         image = self._at(image)
+        count = len(self.points[image])
+        for point in points:
+            if not -count <= point < count:
+                raise IndexError(f"There is no point {point}: image {image} has {count}, from 0.")
         found = paths_to(self._views.strongest[image][0][list(points)], self._walk(image))
         return tuple(
             Path(self.points[image][point], nodes)
