@@ -255,6 +255,12 @@ def test_a_factory_in_the_current_folder(run: Run, photo: Path, factories: Path)
     assert Path("howyouseeme-out/photo.dog.png").exists()
 
 
+def test_a_photo_may_be_named_as_if_it_were_two(run: Run, photo: Path, factories: Path) -> None:
+    result = run("explain", photo.rename("cat.png.jpg"), "--model", f"{factories.stem}:network")
+    assert result.exit_code == 0, result.output
+    assert Path("howyouseeme-out/cat.png.json").exists()
+
+
 def test_a_box_of_a_detector(run: Run, photo: Path, factories: Path) -> None:
     model = ["--model", f"{factories.stem}:detector"]
     result = run("explain", photo, *model, "--box", 1, "--out", "out")

@@ -831,6 +831,31 @@ def test_no_photo_is_replaced_by_its_explanation(tmp_path: Path, photo: Image.Im
     assert len(explanation.save(tmp_path, "why")) == 2
 
 
+@pytest.mark.parametrize(
+    ("folder", "name", "message"),
+    [
+        ("new/cat.PNG", None, r"new.cat\.PNG is named as a file, .*: save\('.*new', 'cat'\)"),
+        ("new", "b.png", r"The name 'b\.png' is one with a suffix, .*: give 'b'\."),
+        ("new", "b.npz", "is one with a suffix"),
+        ("new", ["a", "b"], r"The name is one text for all files, .*, not \['a', 'b'\]"),
+        ("file", "a", "file is no folder, or is in none; name another"),
+        ("file/in", "a", "in is no folder, or is in none"),
+        ("taken", "a", r"a\.png is a folder, and a file is to be there; move it"),
+    ],
+)
+def test_files_and_folders_are_told_apart(
+    images: Tensor, tmp_path: Path, folder: str, name: Any, message: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "taken" / "a.png").mkdir(parents=True)
+    (tmp_path / "old.png").mkdir()
+    explanation = Explainer(network())(images[:1])
+    with pytest.raises(InputError, match=message):
+        explanation.save(tmp_path / folder, name)
+    assert not (tmp_path / "new").exists()
+    assert len(explanation.save(tmp_path / "old.png")) == 2
+
+
 def test_a_name_may_be_as_long_as_names_can_be(images: Tensor, tmp_path: Path) -> None:
     name = "x" * 250
     Explainer(network())(images[:1]).save(tmp_path, name)

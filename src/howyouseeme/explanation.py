@@ -501,10 +501,12 @@ class Explanation:
         number appended, from 0. Files of that name are replaced; if interrupted, none is left half written.
 
         Raises:
-            InputError: the input is no picture (`to_dict` has its points), the name is none, or a file
-                would replace one of the photos.
+            InputError: the input is no picture (`to_dict` has its points), the name is none, or that of the
+                folder one of a file; a file stands where the folder goes, or a folder where a file goes; or a
+                file would replace one of the photos.
             OSError: the folder can't be written to.
         """
+        written.check_names(folder, name)
         return written.save(self, folder, name, layers, maps)
 
     def show(self, layers: bool = False) -> None:

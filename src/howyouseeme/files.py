@@ -22,7 +22,14 @@ def write(path: Path, content: bytes) -> None:
     """All of the file or, if interrupted, none of it.
 
     >>> write(Path("out/photo.png"), picture)
+
+    Raises:
+        InputError: a folder is there.
     """
+    if path.is_dir():
+        raise InputError(
+            f"{path} is a folder, and a file is to be there; move it away, or name another."
+        )
     path = path.resolve()  # a link stays one
     # Not named after the file, whose name may be as long as names can be.
     unfinished = path.with_name(f".{secrets.token_hex(8)}.unfinished")

@@ -19,9 +19,12 @@ from .files import identities, spare, write
 if TYPE_CHECKING:
     from .explanation import Explanation
 
-__all__ = ["SCHEMA_VERSION", "as_json", "facts", "provenance", "save"]
+__all__ = ["SCHEMA_VERSION", "as_json", "check_names", "facts", "provenance", "save"]
 
 SCHEMA_VERSION = 1
+
+#: How the names of the files end.
+_SUFFIXES = (".png", ".json", ".npz")
 
 
 def facts(one: Explanation) -> dict[str, Any]:
@@ -66,10 +69,11 @@ def save(
     explanation: Explanation, folder: str | Path, name: str | None, layers: bool, maps: bool
 ) -> list[Path]:
     """Write a PNG, a JSON and, if asked for, the maps of each image; see `Explanation.save`."""
-    if name is not None and Path(name).name != name:
-        raise InputError(f"{name!r} is no name of a file without its folder: give that as folder.")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"{folder} is no folder, or is in none; name another.") from error
     written = []
     stems = [
         name or (Path(sample.name).stem if sample.name else "explanation")
@@ -88,6 +92,31 @@ def save(
             written.append(folder / f"{stem}{suffix}")
             write(written[-1], content)
     return written
+
+
+def check_names(folder: str | Path, name: str | None) -> None:
+    """See that none of the two is the name of a file that `save` writes.
+
+    >>> check_names("out", "cat")
+
+    Raises:
+        InputError: one is, or the name is none.
+    """
+    folder = Path(folder)
+    if folder.suffix.lower() in _SUFFIXES and not folder.is_dir():
+        raise InputError(
+            f"{folder} is named as a file, and a folder is wanted: save({str(folder.parent)!r}, {folder.stem!r})."
+        )
+    if name is None:
+        return
+    if not isinstance(name, str):
+        raise InputError(f"The name is one text for all files, such as 'cat', not {name!r}.")
+    if Path(name).name != name:
+        raise InputError(f"{name!r} is no name of a file without its folder: give that as folder.")
+    if Path(name).suffix.lower() in _SUFFIXES:
+        raise InputError(
+            f"The name {name!r} is one with a suffix, which the files get: give {Path(name).stem!r}."
+        )
 
 
 def _npz(one: Explanation) -> bytes:

@@ -111,6 +111,7 @@ def demo(*, out: Path) -> None:
 def _explain_one(job: _Job, file: Path, name: str) -> Iterator[str]:
     """Write what explains one file; yield what there is to say of it."""
     from ..detectors import SURE  # noqa: PLC0415
+    from ..written import save  # noqa: PLC0415 - a photo's name may end in .png.jpg
 
     explanations = job.wanted.explained(job.explainer, file)
     for i, explanation in enumerate(explanations, start=1):
@@ -121,7 +122,7 @@ def _explain_one(job: _Job, file: Path, name: str) -> Iterator[str]:
             parts.append(rank + _slug(_answer(explanation)))
         full = ".".join(parts) + _method_part(explanation.method.name)
         spare(job.read, [job.out / f"{full}.png"])
-        written = explanation.save(job.out, name=full, layers=job.layers, maps=job.maps)
+        written = save(explanation, job.out, full, job.layers, job.maps)
         picture = next(path for path in written if path.suffix == ".png")
         yield f"{file} → {_told(explanation)} → {picture}"
         if not len(explanation.points[0]):
