@@ -157,6 +157,28 @@ def test_wrong_options_are_usage_errors(run: Run, words: list[str]) -> None:
     assert not Path("howyouseeme-out").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["explain", ""], "It is empty: name a photo or a folder."),
+        (["detect", "x.jpg", ""], "It is empty: name a photo or a folder."),
+        (["explain", "x.jpg", "--out", ""], "It is empty: name a folder."),
+        (["track", "x.mp4", "--target", "cat", "--out", ""], "It is empty: name a folder."),
+        (["watch", ""], "It is empty: name a video, a folder of frames, or a webcam."),
+        (["evaluate", "--images", ""], "Directory '' does not exist."),
+        (["propose", "https://x.org/a.jpg"], "https://x.org/a.jpg is an address: download it"),
+        (["watch", "RTSP://x.org/a"], "RTSP://x.org/a is an address: download it first, and give"),
+    ],
+)
+def test_what_is_no_path_is_a_usage_error(
+    run: Run, photo: Path, words: list[str], sentence: str
+) -> None:
+    result = run(*words)
+    assert result.exit_code == 2
+    assert sentence in result.stderr
+    assert list(Path().iterdir()) == [Path(photo.name)]
+
+
 def test_a_folder_stands_for_its_photos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("b.JPG", "a.png", "c.txt", ".hidden.png", "d.webp"):
         (tmp_path / name).touch()

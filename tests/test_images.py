@@ -252,6 +252,8 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
         load_image("bad\0name.png")
     with pytest.raises(ImageError, match="can't be opened"):
         load_image(f"{'long' * 80}.png")
+    with pytest.raises(ImageError, match=r"https://x\.org/cat\.jpg is an address: download it"):
+        load_image("https://x.org/cat.jpg")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
 from .errors import InputError
 
-__all__ = ["PHOTOS", "VIDEOS", "identities", "spare", "write"]
+__all__ = ["PHOTOS", "VIDEOS", "identities", "is_address", "spare", "write"]
 
 #: How the names of files end that are taken as photos.
 PHOTOS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 #: How the names of videos end, for those who give one where a photo is wanted.
 VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
+
+
+def is_address(source: str) -> bool:
+    """Whether it is one of the web, or the like, and no path.
+
+    >>> is_address("https://example.org/cat.jpg"), is_address("C:/cat.jpg")
+    (True, False)
+    """
+    return re.match("[a-z][a-z0-9+.-]*://", source, re.IGNORECASE) is not None
 
 
 def write(path: Path, content: bytes) -> None:

@@ -13,12 +13,15 @@ from typing import Any
 import click
 
 from ..files import PHOTOS, identities, spare
-from .program import complain, reason, tell
+from .program import Named, complain, reason, tell
 
 _LONGEST_NAME = 180
 
 photos_argument = click.argument(
-    "photos", nargs=-1, type=click.Path(path_type=Path), metavar="PHOTO|FOLDER..."
+    "photos",
+    nargs=-1,
+    type=Named("a photo or a folder", path_type=Path),
+    metavar="PHOTO|FOLDER...",
 )
 
 
@@ -44,7 +47,7 @@ def out_option(content: str = "the pictures") -> Callable[[Callable[..., Any]], 
         "--out",
         default="howyouseeme-out",
         show_default=True,
-        type=click.Path(file_okay=False, writable=True, path_type=Path),
+        type=Named("a folder", file_okay=False, writable=True, path_type=Path),
         help=f"Folder for {content}; made if it is missing. Files of the same name in it are "
         "replaced, but none that is read.",
     )

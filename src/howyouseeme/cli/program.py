@@ -19,6 +19,7 @@ import click
 
 from .. import __version__
 from ..errors import HowYouSeeMeError
+from ..files import is_address
 
 _VERBOSE = "howyouseeme.verbose"
 
@@ -102,6 +103,21 @@ def as_one(argument: str, kind: type[Any], options: Sequence[Callable[..., Any]]
         return wrapped
 
     return decorate
+
+
+class Named(click.Path):
+    """A path that is named: a variable that isn't set would else mean the current folder."""
+
+    def __init__(self, what: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.what = what
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not value:
+            self.fail(f"It is empty: name {self.what}.", param, ctx)
+        if not self.writable and is_address(str(value)):  # of what is read
+            self.fail(f"{value} is an address: download it first, and give the file.", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def verbose_option(command: Callable[..., Any]) -> Callable[..., Any]:

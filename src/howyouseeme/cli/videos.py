@@ -14,14 +14,16 @@ import click
 from ..errors import HowYouSeeMeError
 from ..files import PHOTOS, identities, spare
 from .photos import make_folder
-from .program import complain
+from .program import Named, complain
 
 if TYPE_CHECKING:
     from ..video import FrameWriter, Video, VideoWriter
 
 T = TypeVar("T")
 
-video_argument = click.argument("source", metavar="VIDEO|FOLDER|webcam")
+video_argument = click.argument(
+    "source", metavar="VIDEO|FOLDER|webcam", type=Named("a video, a folder of frames, or a webcam")
+)
 
 
 def refuse_photo(source: str) -> None:

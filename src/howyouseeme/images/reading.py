@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from ..errors import ImageError, InputError
-from ..files import VIDEOS
+from ..files import VIDEOS, is_address
 
 __all__ = ["Source", "load_image", "sample_photo"]
 
@@ -66,6 +66,8 @@ def load_image(source: Source, *, max_pixels: int | None = None) -> Image.Image:
             return _from_channels_last(_tensor_channels_last(source))
         case bytes():
             return _decode(io.BytesIO(source), "the given data", max_pixels)
+        case str() if is_address(source):
+            raise ImageError(f"{source} is an address: download it first, and give the file.")
         case str() | os.PathLike():
             return _read_file(Path(source), max_pixels)
     if hasattr(source, "read"):
