@@ -422,6 +422,10 @@ def test_a_photo_that_does_not_speak_for_the_class(run: Run, photo: Path, factor
     sentence = f"{photo}: nothing in it speaks for dog more than for other classes\n"
     assert result.stderr == sentence
     assert result.stdout.startswith(f"{photo} → dog ")
+    words = ["explain", photo, "--model", f"{factories.stem}:deaf", "--target", "dog", "--nodes"]
+    sentence = f"{photo}: the sample of 1 node holds nothing that speaks for dog; raise --nodes\n"
+    assert run(*words, 1).stderr == sentence
+    assert "sample of 20 nodes holds" in run(*words, 20).stderr
 
 
 def test_max_pixels(run: Run, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,14 +126,22 @@ def _explain_one(job: _Job, file: Path, name: str) -> Iterator[str]:
         picture = next(path for path in written if path.suffix == ".png")
         yield f"{file} → {_told(explanation)} → {picture}"
         if not len(explanation.points[0]):
-            answer = _answer(explanation)
-            yield Note(f"{file}: nothing in it speaks for {answer} more than for other classes")
+            yield Note(f"{file}: {_nothing(explanation)}")
         elif job.check:
             yield from _checked(job, explanation)
         elif job.wanted.box is not None and (explanation.probability[0] or 0) < SURE:
             yield Note(
                 f"{file}: the network is hardly sure of this box; many programs don't show such ones"
             )
+
+
+def _nothing(explanation: Explanation) -> str:
+    """Why there is no evidence: the photo holds none, or the sample of it."""
+    answer, nodes = _answer(explanation), explanation.method.parameters.get("nodes")
+    if nodes is None:
+        return f"nothing in it speaks for {answer} more than for other classes"
+    sample = f"the sample of {nodes} node{'' if nodes == 1 else 's'}"
+    return f"{sample} holds nothing that speaks for {answer}; raise --nodes"
 
 
 def _checked(job: _Job, explanation: Explanation) -> Iterator[str]:
