@@ -497,6 +497,14 @@ def test_one_channel() -> None:
         preprocess.undo(torch.zeros(3, 8, 12))
 
 
+def test_one_grey_in_three_channels() -> None:
+    single, three = (Preprocess((8, 12), channels=channels) for channels in ("grey", "grey3"))
+    picture = noise(8, 12)
+    made = three(picture)[0]
+    assert torch.equal(made, single(picture)[0].expand(3, -1, -1))
+    assert three.undo(made).tobytes() == picture.convert("L").convert("RGB").tobytes()
+
+
 def test_one_number_stands_for_all_channels() -> None:
     one = Preprocess((4, 4), mean=(0.5,), std=(0.2,))
     assert one == Preprocess((4, 4), mean=(0.5,) * 3, std=(0.2,) * 3)
@@ -784,17 +792,18 @@ def test_swapped_channels_are_measured() -> None:
     torch.testing.assert_close(found(picture)[0], prepare(picture).flip(0) * 3, rtol=0, atol=0.2)
 
 
+@pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("crop", [(), (transforms.CenterCrop((48, 64)),)])
-def test_greys_are_measured(crop: tuple[Any, ...]) -> None:
+def test_greys_are_measured(crop: tuple[Any, ...], count: Any) -> None:
     size = 72 if crop else (48, 64)
     prepare = transforms.Compose(
         [
-            *(transforms.Grayscale(), transforms.Resize(size), *crop, transforms.ToTensor()),
-            transforms.Normalize(0.4, 0.2),
+            *(transforms.Grayscale(count), transforms.Resize(size), *crop, transforms.ToTensor()),
+            transforms.Normalize((0.4, 0.5, 0.6)[:count], (0.2, 0.3, 0.4)[:count]),
         ]
     )
     found = Preprocess.like(prepare)
-    assert (found.size, found.channels) == ((48, 64), "grey")
+    assert (found.size, found.channels) == ((48, 64), "grey" if count == 1 else "grey3")
     assert (found.resize, found.crop_from) == (("crop", 72) if crop else ("squash", None))
     picture = load_image(sample_photo("coffee"))
     levels = (found(picture)[0] - prepare(picture)).abs() * 255 * 0.2
@@ -807,7 +816,6 @@ def test_greys_are_measured(crop: tuple[Any, ...]) -> None:
         steps(transforms.RandomHorizontalFlip(1.0), transforms.Resize((32, 32))),
         steps(transforms.CenterCrop(64)),  # the crop of larger pictures is a smaller part
         steps(transforms.Pad(30), transforms.Resize((32, 32))),
-        steps(transforms.Resize((32, 32)), transforms.Grayscale(3)),
         steps(transforms.Resize((32, 32)), transforms.RandomInvert(1.0)),
         steps(transforms.GaussianBlur(9, 4.0), transforms.Resize((128, 128))),
         steps(after=[transforms.Resize((32, 32), antialias=False)]),
@@ -826,12 +834,13 @@ def test_greys_are_measured(crop: tuple[Any, ...]) -> None:
         ),
         steps(transforms.Resize((64, 64), transforms.InterpolationMode.LANCZOS)),
         transforms.Compose([transforms.Grayscale(), transforms.ToTensor()]),
+        lambda picture: transforms.functional.to_tensor(picture.resize((64, 48)).getchannel("R")),
         lambda picture: torch.zeros(3, 8, 8),
         lambda picture: torch.zeros(8),
     ],
 )
 def test_a_function_that_does_something_else_is_refused(prepare: Any) -> None:
-    with pytest.raises(InputError, match="does something else than to resize, cut and scale"):
+    with pytest.raises(InputError, match=r"else than to resize, cut and .* are Resize\(\("):
         Preprocess.like(prepare)
 
 

@@ -58,8 +58,8 @@ _INPUT = (
     click.option("--std", metavar="S|R,G,B", help="What they are divided by after that."),
     click.option(
         "--channels",
-        type=click.Choice(["rgb", "bgr", "grey"]),
-        help="Order of the channels, that of --mean and --std too.",
+        type=click.Choice(["rgb", "bgr", "grey", "grey3"]),
+        help="Order of the channels, that of --mean and --std too; grey3 is the same grey in three.",
     ),
     click.option(
         "--range",

@@ -23,7 +23,8 @@ _INTERPOLATION: dict[Literal["bilinear", "bicubic"], Image.Resampling] = {
 }
 
 # How many channels the model's input has.
-_CHANNELS = {"rgb": 3, "bgr": 3, "grey": 1}
+_CHANNELS = {"rgb": 3, "bgr": 3, "grey": 1, "grey3": 3}
+_Channels = Literal["rgb", "bgr", "grey", "grey3"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Preprocess:
     "crop" its centre after the shorter side was brought to `crop_from` pixels, padded where that is
     too small; with "squash" and `crop_from`, the centre is cut of the picture squashed to `crop_from`
     pixels along its input's shorter side. Padding is grey of the level `fill`, 0..255. Then (value * scale - mean) / std, for values 0..255; `mean` and `std` are
-    in the order of `channels`, or one number for all of them. With "grey" the input is [1, h, w].
+    in the order of `channels`, or one number for all of them. With "grey" the input is [1, h, w],
+    and with "grey3" that thrice, for networks that take RGB.
     Antialiased, with the arithmetic of Pillow and torchvision.
 
     Raises:
@@ -51,7 +53,7 @@ class Preprocess:
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     scale: float = 1 / 255
-    channels: Literal["rgb", "bgr", "grey"] = "rgb"
+    channels: _Channels = "rgb"
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     fill: int = 0
 
@@ -130,8 +132,10 @@ class Preprocess:
         )
         canvas = Image.new("RGB", (self.size[1], self.size[0]), (self.fill,) * 3)
         canvas.paste(part, (x.start, y.start))
-        if self.channels == "grey":
+        if self.channels.startswith("grey"):
             canvas = canvas.convert("L")
+        if self.channels == "grey3":
+            canvas = canvas.convert("RGB")
         levels = torch.from_numpy(np.array(canvas)).reshape(*self.size, -1).permute(2, 0, 1).float()
         tensor = (self._reorder(levels) * self.scale - self._column(self.mean)) / self._column(
             self.std
@@ -196,9 +200,10 @@ class Preprocess:
         if found[1] is not None:
             return found[1]
         raise InputError(
-            f"The preprocessing {name} does something else than to resize, cut and scale an RGB picture "
-            "to [3, height, width], or [1, height, width] of its greys, so that it isn't known where pixels come from: give it "
-            "as howyouseeme.Preprocess(...), or give the tensors that it makes."
+            f"The preprocessing {name} does something else than to resize, cut and scale an RGB picture or its greys "
+            "to [3, height, width], or greys to [1, height, width], so that it isn't known where pixels come from (of "
+            "torchvision understood are Resize((height, width)), Resize(side) with a CenterCrop after it, Grayscale, "
+            "ToTensor and Normalize): give it as howyouseeme.Preprocess(...), or give the tensors that it makes."
         )
 
     def misfit(self, inputs: torch.Tensor) -> str | None:
@@ -341,9 +346,10 @@ def _candidates(
         return
     std, size = 255 / (high - low), (sloped.shape[1], sloped.shape[2])
     level = (sloped - low[:, None, None]) / (high - low)[:, None, None]
-    channels: Literal["rgb", "bgr", "grey"] = "grey"
-    if len(level) == 3:
-        channels = "rgb" if float(red[0].mean()) > float(low[0] + high[0]) / 2 else "bgr"
+    reds = ((red.mean((1, 2)) - low) / (high - low)).tolist()
+    channels: _Channels = "grey" if len(level) == 1 else "grey3"
+    if channels == "grey3" and max(reds) > 0.5:  # as a grey, red is 0.299
+        channels = "rgb" if reds[0] > 0.5 else "bgr"
         down, right = (level if channels == "rgb" else level.flip(0))[:2]
     else:  # all three ramps at once, as ITU-R 601 weighs red, green and blue
         both = (_RAMPS[0] - 1) / (sum(_RAMPS) - 2)
