@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,19 @@ def test_what_is_no_path_is_a_usage_error(
     assert result.exit_code == 2
     assert sentence in result.stderr
     assert list(Path().iterdir()) == [Path(photo.name)]
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_warning_is_a_line(run: Run, photo: Path) -> None:
+    with Image.open(photo) as picture:
+        picture.save("two.tif", save_all=True, append_images=[picture.copy()])
+    usual = warnings.showwarning
+    result = run("detect", "two.tif")
+    assert result.exit_code == 0, result.output
+    (line,) = [line for line in result.stderr.splitlines() if "pages" in line]
+    assert line.startswith("warning: two.tif has 2 pages, of which the first is taken")
+    assert ".py" not in result.stderr
+    assert warnings.showwarning is usual
 
 
 def test_a_folder_stands_for_its_photos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -52,6 +53,23 @@ def _terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+@contextmanager
+def _warnings_in_a_line() -> Iterator[None]:
+    """Tell users what they are warned of, and not where in the code that is."""
+    usual = warnings.showwarning
+
+    def tell_of(message: Any, category: type[Warning], *where: Any) -> None:
+        if not issubclass(category, UserWarning):
+            usual(message, category, *where)
+            return
+        clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # the line of a progress bar
+        click.echo(f"{clear}warning: {' '.join(str(message).split())}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = tell_of  # type: ignore[assignment]
+        yield
+
+
 class _Program(click.Group):
     """Turns whatever ends a command early into a line and an exit status."""
 
@@ -63,7 +81,7 @@ class _Program(click.Group):
             # Not every terminal can write an arrow or every file name; that is no reason to stop.
             sys.stdout.reconfigure(errors="replace")
         try:
-            with _terminated_as_interrupted():
+            with _terminated_as_interrupted(), _warnings_in_a_line():
                 return super().invoke(ctx)
         except KeyboardInterrupt as end:
             kept = "; the pictures written so far are kept"
