@@ -66,6 +66,14 @@ def test_a_model_in_memory_names_its_classes(folder: Path) -> None:
     assert hysm.explain(module, image, 4).label == ("class 4",)
 
 
+def test_an_image_processor_is_a_preprocessing(folder: Path) -> None:
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    network = load_model(f"transformers:{folder}")
+    explainer = hysm.Explainer(network.module, preprocess=processor)
+    assert explainer.network.preprocess == network.preprocess
+    assert explainer(sample_photo("cat"), "dog").label == ("dog",)
+
+
 def test_a_folder_without_names_and_preprocessing(tmp_path: Path) -> None:
     model(num_labels=4).save_pretrained(tmp_path)
     network = load_model(f"transformers:{tmp_path}")

@@ -80,7 +80,7 @@ class Explainer:
             `howyouseeme.methods`, such as `Evidence(nodes=2000)`.
         preprocess: how a photo becomes the model's input; that of the `Network` by default. A function
             from a PIL image to a tensor [channel, height, width] too, such as torchvision's transforms
-            for evaluation, if `Preprocess.like` can tell what it does.
+            for evaluation, or an image processor of transformers, if `Preprocess.like` can tell what it does.
         classes: names of the classes, one for each score, or of no and yes where there is a single
             score; those of the `Network` by default.
         multilabel: whether the classes don't exclude each other. Then none is set against the others, and

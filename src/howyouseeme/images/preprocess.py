@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from numbers import Integral
 from typing import Any, Literal
@@ -154,7 +154,7 @@ class Preprocess:
 
         >>> preprocess = Preprocess.like(torchvision.models.ResNet50_Weights.DEFAULT.transforms())
 
-        What it does is measured, for such functions have many switches: black, white and red pictures
+        It may also be an image processor of transformers. What it does is measured, for such functions have many switches: black, white and red pictures
         give the scale and the order of the channels, and a picture of ramps the resizing and the crop;
         noise of another size, fine and coarse, whether that is all. What is random in it shows in calls on one picture.
 
@@ -171,12 +171,12 @@ class Preprocess:
         try:
             drawn = _drawn()
             black, white, red, sloped, *noisy = (
-                torch.as_tensor(prepare(picture)).float() for picture in pictures
+                _made(prepare, picture).float() for picture in pictures
             )
             small = pictures[4].resize((65, 48))
-            first = torch.as_tensor(prepare(small))
+            first = _made(prepare, small)
             varies = any(
-                not torch.equal(torch.as_tensor(prepare(small)), first)
+                not torch.equal(_made(prepare, small), first)
                 for _ in range(_CALLS if _drawn() == drawn else 8 * _CALLS)
             )
         except Exception as error:  # it is the user's code
@@ -332,6 +332,12 @@ def _apart(mine: torch.Tensor, theirs: torch.Tensor, preprocess: Preprocess) -> 
     return float(
         (torch.stack(levels).cpu() * torch.tensor(preprocess.std, device="cpu")).mean(1).min()
     )
+
+
+def _made(prepare: Callable[[Image.Image], Any], picture: Image.Image) -> torch.Tensor:
+    """The input that a function makes of a picture; image processors of transformers make a dict of batches."""
+    made = prepare(picture)
+    return torch.as_tensor(made["pixel_values"][0] if isinstance(made, Mapping) else made)
 
 
 def _candidates(

@@ -7,8 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import InputError, MissingExtraError, ModelError, first_line
 from ..images import Preprocess
@@ -96,11 +95,7 @@ def _preprocess(transformers: ModuleType, place: str, options: dict[str, Any]) -
     except (OSError, ValueError, ImportError):  # there is none, or it needs more packages
         return None
 
-    def prepare(picture: Image.Image) -> Tensor:
-        made: Tensor = processor(images=picture, return_tensors="pt")["pixel_values"][0]
-        return made
-
     try:
-        return Preprocess.like(prepare)
+        return Preprocess.like(processor)
     except InputError:
         return None
