@@ -287,20 +287,17 @@ class Explainer:
         for first in range(0, len(batch), size):
             part = batch.part(first, size)
             own = [_of_part(target, first, size) for target in targets]
-            held = together or (pair if first < 2 else None)
-            if together is None and (replayed := self._replayed(part, own)) is not None:
-                if held is not None:
-                    self._check_apart(held, first, part, self._record(part, []))
-                parts.append(replayed)
-                continue
-            tape = self._record(part, own)
-            if held is not None:
-                self._check_apart(held, first, part, tape)
-            explanations = self._explain_all(tape, part, own)
+            explanations = self._replayed(part, own) if together is None else None
+            tape = self._record(part, own) if explanations is None else None
+            if (held := together or pair) is not None:
+                self._check_apart(held, first, part, tape or self._record(part, []))
+            if pair is not None and first == 1:  # let go of: it holds all activations
+                pair, self._apart = None, True
+            if tape is not None:
+                explanations = self._explain_all(tape, part, own)
             if explanations is None:  # they mix, which one can't
                 explanations = self._explain_parts(part, own, 1, tape)
             parts.append(explanations)
-        self._apart = self._apart or pair is not None
         return [Explanation.join(each) for each in zip(*parts, strict=True)]
 
     def _replayed(self, batch: Batch, targets: Sequence[Target | Rank]) -> list[Explanation] | None:
