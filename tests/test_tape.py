@@ -1022,6 +1022,16 @@ def test_training_mode_is_refused() -> None:
     model[0][1].train()
     with pytest.raises(ModelError, match=r"training mode \(0\.1\)"):
         record(model, [torch.rand(1, 4, 2, 2)])
+    model[0][1].eval()
+    model[0][0], model[2] = (
+        nn.Identity(),
+        nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.LayerNorm(3)),
+    )
+    assert model[2].training  # which is no matter
+    assert record(model, [torch.rand(1, 4, 2, 2)]).calls
+    model[2].append(nn.RReLU())
+    with pytest.raises(ModelError, match=r"training mode \(2\.3\)"):
+        record(model, [torch.rand(1, 4, 2, 2)])
     model.train()
     with pytest.raises(ModelError, match=r"training mode \(Sequential, 0, 0\.0, \.\.\.\)"):
         record(model, [torch.rand(1, 4, 2, 2)])

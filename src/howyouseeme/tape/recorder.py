@@ -508,6 +508,12 @@ def _same_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
 #: Packages of modules that are made with the flag of training set, which nothing in them reads.
 _WITHOUT_MODE = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 
+#: Where PyTorch has modules that answer the same in either mode, such as those that a new head is made of.
+_EITHER_MODE = tuple(
+    f"torch.nn.modules.{name}"
+    for name in "activation container conv flatten linear normalization padding pooling upsampling".split()
+)
+
 
 def refuse_training(model: nn.Module) -> None:
     """See that batch norm and dropout answer as they are meant to, and keep no statistics of what they are given.
@@ -517,13 +523,18 @@ def refuse_training(model: nn.Module) -> None:
     Raises:
         ModelError: the model, or a part of it, is in training mode.
     """
+    # A head that was put on after model.eval() may be one of these.
+    harmless = _WITHOUT_MODE if getattr(model, "training", False) else _WITHOUT_MODE + _EITHER_MODE
     training = [
         name or type(model).__name__
         for name, module in model.named_modules()
         # Frozen TorchScript has no mode, and torch.fx's empty containers one that means nothing.
         if getattr(module, "training", False)
         and type(module) is not nn.Module
-        and not type(module).__module__.startswith(_WITHOUT_MODE)
+        and not (
+            type(module).__module__.startswith(harmless)
+            and not isinstance(module, (nn.RReLU, nn.MultiheadAttention))
+        )
     ]
     if training:
         # Which refuses: the mode was fixed by the export, and can't be told.
