@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
 from dataclasses import replace
@@ -10,8 +11,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
+import torch
 from nbclient import NotebookClient
 from PIL import Image, ImageFilter
+from torch import nn
 
 import howyouseeme as hysm
 from howyouseeme import watch
@@ -153,6 +156,23 @@ def two_in_one() -> Image.Image:
     return both
 
 
+def likeness() -> None:
+    """What makes a picture of two things like each of two photos, by a network without its head."""
+    network = hysm.load_model()
+    encoder = copy.deepcopy(network.module)
+    encoder._fc = nn.Identity()
+    explainer = hysm.Explainer(encoder, preprocess=network.preprocess)
+    both = two_in_one()
+    panels = [("the picture", both)]
+    for name in ("cat", "coffee"):
+        tensor, _ = network.photo_input(hysm.load_image(hysm.sample_photo(name)))
+        with torch.no_grad():
+            target = hysm.targets.alike(encoder(tensor[None]), f"{name}.jpg")
+        found = explainer(both, target)
+        panels.append((found.label[0], found.frames()[2][2]))
+    side_by_side(panels, "alike")
+
+
 def peers() -> None:
     """The methods and their best-known peers on the same photos, each at its package's defaults."""
     subject = quality.efficientnet()
@@ -261,6 +281,7 @@ def main() -> None:
     path_through_stages(hysm.explain("efficientnet-lite0", hysm.sample_photo("cat")))
     peers()
     wrong_prediction()
+    likeness()
     rules_page()
     gallery()
 

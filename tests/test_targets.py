@@ -543,6 +543,57 @@ def test_a_region_by_name(images: Tensor) -> None:
         explainer(images, targets.region(mask, "sun"))
 
 
+def encoder() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)
+    ).eval()
+
+
+@pytest.mark.parametrize("shape", [(5,), (1, 5), (1, 5, 1, 1)], ids=str)
+def test_likeness_is_the_cosine_of_two_embeddings(images: Tensor, shape: tuple[int, ...]) -> None:
+    net = encoder()
+    with torch.no_grad():
+        other = net(images[1:])
+    target = targets.alike(other.reshape(shape), "b.jpg")
+    found = hysm.explain(net, images, target)
+    same(found, hysm.explain(net, images, lambda out: F.cosine_similarity(out, other)))
+    assert found.label == ("likeness to b.jpg",) * 2
+    assert hysm.explain(net, images, targets.alike(other.numpy())).label == ("likeness",) * 2
+    turned = hysm.explain(net, images, targets.alike(3 * other))  # its length is no matter
+    torch.testing.assert_close(turned.evidence, found.evidence)
+
+
+def test_what_is_like_a_thing_lies_on_it() -> None:
+    """Red on the left, green on the right: channels see one colour each."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 3, 1, bias=False), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    with torch.no_grad():
+        net[0].weight.copy_(torch.eye(3)[:, :, None, None])
+    picture = torch.zeros(1, 3, 8, 8)
+    picture[:, 0, :, :4], picture[:, 1, :, 4:] = 1, 1
+    found = hysm.explain(net.eval(), picture, targets.alike(torch.tensor([1.0, 0.0, 0.0])))
+    evidence = found.evidence.clamp(min=0)
+    assert evidence[..., :4].sum() > 0.99 * evidence.sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("embedding", "message"),
+    [
+        (torch.rand(2, 5), r"one row of features, and this one has the shape \(2, 5\)"),
+        (torch.rand(0), "one row of features"),
+        (torch.zeros(5), "nothing is like that"),
+        (torch.tensor([1.0, torch.nan]), "NaN or infinity"),
+        (torch.rand(7), r"answers with tensor \[1, 5\], and the embedding has 7 features"),
+    ],
+    ids=str,
+)
+def test_an_embedding_that_is_none(images: Tensor, embedding: Tensor, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        hysm.explain(encoder(), images, targets.alike(embedding))
+
+
 def test_a_region_of_a_volume() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, 2, 1)).eval()

@@ -1,4 +1,4 @@
-"""What can be asked besides a class: one class and not another, a box, a region, a neuron, a channel.
+"""What can be asked besides a class: one class and not another, a box, a region, a neuron, a channel, a likeness.
 
 >>> import howyouseeme as hysm
 >>> explainer = hysm.Explainer(detector)
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from .detectors import boxes_in
@@ -27,7 +28,7 @@ from .scores import outline, scores_in
 if TYPE_CHECKING:
     from .models import Network
 
-__all__ = ["Target", "box", "channel", "neuron", "region", "versus"]
+__all__ = ["Target", "alike", "box", "channel", "neuron", "region", "versus"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,6 +253,45 @@ def _placed(output: Any, axes: int) -> Tensor | None:
     if found:
         return found[0]
     return others[0] if len(others) == 1 else None
+
+
+def alike(embedding: Tensor | np.ndarray, name: str | None = None) -> Target:
+    """Why are these two alike? The cosine of an image's embedding and another one.
+
+    >>> with torch.no_grad():
+    ...     other = encoder(another)                            # [1, features]
+    >>> explanation = explainer(images, hysm.targets.alike(other, "another.jpg"))
+
+    The embedding is the model's output [batch, features], or the part of it that a class would be looked for
+    in: `embedding` is one such row, [features] or [1, features], and `name` what pictures call it. To see both
+    sides, explain each of two images by the embedding of the other. For an embedding each, give a list.
+
+    Raises:
+        InputError: the embedding is no row of numbers, or is 0 throughout; when it is explained: the model
+            answers with something else, or with another number of features.
+    """
+    given = torch.as_tensor(embedding).detach()
+    if not given.numel() or (given.dim() > 1 and len(given) > 1):
+        raise InputError(
+            f"An embedding is one row of features, and this one has the shape {tuple(given.shape)}."
+        )
+    row = given.flatten().float()
+    if not bool(torch.isfinite(row).all()) or not bool(row.any()):
+        raise InputError(
+            "The embedding holds NaN or infinity, or nothing but 0: nothing is like that."
+        )
+    label = "likeness" if name is None else f"likeness to {name}"
+    return Target(label, partial(_cosine, F.normalize(row, dim=0)))
+
+
+def _cosine(wanted: Tensor, output: Any, network: Network) -> Tensor:
+    features = scores_in(output)
+    if features.dim() < 2 or features.shape[1:].numel() != len(wanted):
+        raise InputError(
+            f"{network.name} answers with {outline(output)}, and the embedding has {len(wanted)} features: "
+            "give one that this network made."
+        )
+    return (F.normalize(features.flatten(1)) * wanted.to(features)).sum(1)
 
 
 def _features(output: Any, layer: str | nn.Module, network: Network) -> Tensor:
