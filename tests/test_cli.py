@@ -165,6 +165,8 @@ def test_wrong_options_are_usage_errors(run: Run, words: list[str]) -> None:
         (["detect", "x.jpg", ""], "It is empty: name a photo or a folder."),
         (["explain", "x.jpg", "--out", ""], "It is empty: name a folder."),
         (["track", "x.mp4", "--target", "cat", "--out", ""], "It is empty: name a folder."),
+        (["explain", "x.jpg", "--out", "o/why.png"], "o/why.png is named as a file"),
+        (["explain", "x.jpg", "--out", "s3://b/c"], "s3://b/c is an address: name a folder here."),
         (["watch", ""], "It is empty: name a video, a folder of frames, or a webcam."),
         (["evaluate", "--images", ""], "Directory '' does not exist."),
         (["propose", "https://x.org/a.jpg"], "https://x.org/a.jpg is an address: download it"),

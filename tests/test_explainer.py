@@ -6,7 +6,7 @@ import copy
 import io
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torchvision import transforms
 
 import howyouseeme as hysm
@@ -732,6 +733,50 @@ def test_a_bag_of_images_is_no_batch(images: Tensor, target: Any) -> None:
     assert found.probability[0] == pytest.approx(float(bag(images).softmax(1)[0, 1]), rel=1e-4)
 
 
+def with_loss(scores: Tensor) -> Any:
+    return {"logits": scores, "loss": scores.pow(2).mean().reshape(1)}
+
+
+def with_a_list(scores: Tensor) -> Any:
+    return {"logits": scores, "each": [row * 2 for row in scores]}
+
+
+def with_a_table(scores: Tensor) -> Any:
+    """Of the first image three rows, of each other one."""
+    return {"logits": scores, "rows": torch.cat([scores[:1], 2 * scores[:1], scores])}
+
+
+def with_more_for_many(scores: Tensor) -> Any:
+    return {"logits": scores, **({"mean": scores.mean(0)} if len(scores) > 1 else {})}
+
+
+@pytest.mark.parametrize("change", [with_loss, with_a_list, with_a_table, with_more_for_many])
+def test_what_is_not_asked_for_may_depend_on_the_batch(change: Any, images: Tensor) -> None:
+    net, plain = Wrapped(change).eval(), make_net()
+    same(Explainer(net)(images, 1), Explainer(plain)(images, 1))
+    function = [lambda said: said["logits"][:, 1]] * len(images)
+    alone = [lambda scores: scores[:, 1]] * len(images)
+    same(Explainer(net)(images, function), Explainer(plain)(images, alone))
+
+
+def test_a_model_that_takes_one_image_is_asked_once_for_two(images: Tensor) -> None:
+    class One(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = make_net()
+
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) > 1:
+                raise KeyError("one at a time")
+            return self.net(x)
+
+    net = One().eval()
+    calls, explainer = count_forwards(net), Explainer(net)
+    for _ in range(2):
+        same(explainer(images, 1), Explainer(make_net())(images, 1))
+    assert calls == [2, *[1] * len(images), *[1] * len(images)]
+
+
 def test_statistics_of_a_batch_are_not_taken_for_those_of_an_image(images: Tensor) -> None:
     net, images = OwnStatistics().eval(), images * torch.tensor([3.0, 1.0, 0.1]).reshape(3, 1, 1, 1)
     with pytest.raises(InputError, match="depends on the others in its batch"):
@@ -1108,6 +1153,19 @@ def test_an_answer_in_a_dataclass(images: Tensor) -> None:
     )
     one = Wrapped(lambda scores: Said(scores.softmax(1), scores)).eval()
     same(Explainer(one)(images, 1), Explainer(make_net())(images, 1))
+    versus = hysm.targets.versus(1, 2)
+    same(Explainer(one)(images, versus), Explainer(make_net())(images, versus))
+
+
+def test_an_answer_in_a_dataclass_that_pytorch_takes_apart(images: Tensor) -> None:
+    @dataclass
+    class Registered:
+        logits: Tensor
+        late: Any = field(init=False)  # and never set
+
+    pytree.register_dataclass(Registered, field_names=["logits"], drop_field_names=["late"])
+    net = Wrapped(Registered).eval()
+    same(Explainer(net)(images, 1), Explainer(make_net())(images, 1))
 
 
 def test_a_batch_of_bytes_is_a_list_of_pictures() -> None:

@@ -834,7 +834,11 @@ def test_no_photo_is_replaced_by_its_explanation(tmp_path: Path, photo: Image.Im
 @pytest.mark.parametrize(
     ("folder", "name", "message"),
     [
-        ("new/cat.PNG", None, r"new.cat\.PNG is named as a file, .*: save\('.*new', 'cat'\)"),
+        (
+            "new/cat.PNG",
+            None,
+            r"new.cat\.PNG is named as a file, .*: give '.*new', and 'cat' as the name",
+        ),
         ("new", "b.png", r"The name 'b\.png' is one with a suffix, .*: give 'b'\."),
         ("new", "b.npz", "is one with a suffix"),
         ("new", ["a", "b"], r"The name is one text for all files, .*, not \['a', 'b'\]"),

@@ -813,6 +813,20 @@ def test_a_file_whose_channels_are_last(tmp_path: Path, kind: int, sides: tuple[
     torch.testing.assert_close(one.saliency, other.saliency, rtol=1e-3, atol=1e-3)
 
 
+def test_a_file_of_greys_whose_channel_is_last(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[0, 3, 1, 2]),
+        helper.make_node("Flatten", ["t"], ["y"]),
+    ]
+    network = load_onnx(saved(tmp_path / "grey.onnx", nodes, shape=(1, 8, 6, 1)))
+    picture = torch.rand(1, 1, 8, 6)
+    assert torch.equal(network.module(picture), picture.flatten(1))
+    with pytest.raises(
+        hysm.InputError, match=r"\[1, 8, 6, 1\] alone, channels last, which takes \[batch"
+    ):
+        hysm.explain(network, torch.rand(1, 1, 8, 8))
+
+
 def test_a_preprocessing_of_ones_own(tmp_path: Path) -> None:
     path = saved(tmp_path / "small.onnx", [helper.make_node("Relu", ["x"], ["y"])])
     mine = Preprocess((8, 8))

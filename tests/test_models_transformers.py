@@ -58,11 +58,7 @@ def test_a_model_in_memory_names_its_classes(folder: Path) -> None:
     image = torch.randn(1, 3, 32, 32)
     assert hysm.explain(module, image, "dog").label == ("dog",)
     assert hysm.Explainer(module, classes=["a", "b", "c"])(image, "b").label == ("b",)
-    module.classifier, module.num_labels = (
-        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 5)),
-        5,
-    )
-    module.eval()
+    module.classifier = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 5))
     assert hysm.explain(module, image, 4).label == ("class 4",)
 
 

@@ -543,6 +543,23 @@ def test_a_region_by_name(images: Tensor) -> None:
         explainer(images, targets.region(mask, "sun"))
 
 
+def test_scores_and_names_that_differ_in_number(images: Tensor) -> None:
+    """The scores say which classes there are, and those without a name go by their index."""
+    mask = torch.zeros(16, 16, dtype=torch.bool)
+    mask[:4] = True
+    few = hysm.Explainer(Small(dense=True).eval(), classes=["a", "b", "c"])
+    assert few(images, targets.region(mask, 3)).label == ("region of class 3",) * 2
+    many = hysm.Explainer(Small(dense=True).eval(), classes=["a", "b", "c", "d", "e"])
+    for category in (4, "e"):
+        with pytest.raises(InputError, match="Small has no class 4; indices go from 0 to 3"):
+            many(images, targets.region(mask, category))
+
+
+def test_names_that_look_like_places_in_a_label(images: Tensor) -> None:
+    explainer = hysm.Explainer(Small().eval(), classes=["{1}", "{answer}", "c", "d"])
+    assert explainer(images, targets.versus(0, 1)).label == ("{1}, not {answer}",) * 2
+
+
 def encoder() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(

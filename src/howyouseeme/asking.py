@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from .models import Network
 from .numbers import plain
 from .regions import Box
 from .scores import certainties, detection_scores, logits_of, outline, ranked, recorded_scores
-from .tape import Reader, Tape, Value
+from .tape import Reader, Tape, Value, opened
 from .tape.appended import flip
 from .targets import Target as NamedTarget
 
@@ -84,7 +85,7 @@ class Asker:
 
         def read(output: Any) -> Any:
             try:
-                return target(output) if named is None else named.read(output, self.network)
+                return target(output) if named is None else named.read(opened(output), self.network)
             except HowYouSeeMeError:
                 raise
             except Exception as error:
@@ -153,13 +154,19 @@ class Asker:
 
     def _labels(self, target: NamedTarget, tape: Tape, batch: int) -> tuple[str, ...]:
         """That of a `howyouseeme.targets` for each image, with the names of the classes in it."""
-        label = target.label
-        for i, given in enumerate(target.classes):
-            label = label.replace(f"{{{i}}}", self.label(self.network.class_index(given)))
-        if "{answer}" not in label:
-            return (label,) * batch
+        names = {
+            str(i): self.label(one if isinstance(one, int) else self.network.class_index(one))
+            for i, one in enumerate(target.classes)
+        }
+
+        def filled(answer: str) -> str:
+            known = {**names, "answer": answer}
+            return re.sub(r"\{(\w+)\}", lambda at: known.get(at[1], at[0]), target.label)
+
+        if "{answer}" not in target.label:
+            return (filled(""),) * batch
         likeliest = recorded_scores(tape).data.reshape(batch, -1).argmax(1)
-        return tuple(label.replace("{answer}", self.label(c)) for c in likeliest.tolist())
+        return tuple(filled(self.label(top)) for top in likeliest.tolist())
 
     def _boxes(self, index: int, tape: Tape) -> tuple[tuple[str, ...], tuple[Box | None, ...]]:
         """What the box of a number is called in each image, and where it lies."""
@@ -238,7 +245,10 @@ class Asker:
 
     def label(self, index: int | None) -> str:
         """The name of a class; none where no class was asked for."""
-        return "" if index is None else self.network.label(index)
+        if index is None:
+            return ""
+        names = self.network.classes
+        return f"class {index}" if names and index >= len(names) else self.network.label(index)
 
 
 def one_each(target: Any, batch: int) -> Any:

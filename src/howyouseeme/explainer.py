@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from .asking import Asked, Asker, Rank, Target, check_read, one_each
 from .backtrack import plan
-from .errors import InputError
+from .errors import HowYouSeeMeError, InputError
 from .explanation import Explanation
 from .forward import CannotRunError, check_finite, forward
 from .inputs import Batch, Images, prepare
@@ -24,6 +24,7 @@ from .methods.base import Trail
 from .models import Model, Prepare, as_network
 from .numbers import plain
 from .replay import Replays, Way, makes_graphs
+from .scores import recorded_scores
 from .tape import Tape, Value
 from .targets import Target as NamedTarget
 from .walks import Seen, walk_back
@@ -256,12 +257,13 @@ class Explainer:
             return None
         try:
             return forward(self.network, batch.part(0, 2).tensors)
-        except CannotRunError:  # it takes samples one by one, or in other numbers
+        except Exception:  # it takes samples one by one, or in other numbers
+            self._apart = True
             return None
 
     def _check_apart(self, together: Tape, i: int, part: Batch, alone: Tape) -> None:
         """Refuse a model that answers otherwise to sample i of a batch than to it alone."""
-        if _agree(together.output, i, alone.output):
+        if _agree(together, i, alone) is not False:
             return
         again = self._record(part, []).output
         pairs = zip_longest(_values(again), _values(alone.output))
@@ -431,22 +433,39 @@ def _values(output: Any) -> list[Value]:
     return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Value)]
 
 
-def _agree(together: Any, i: int, alone: Any) -> bool:
-    """Whether the i-th answer of a batch is the one given alone, up to rounding."""
-    if isinstance(together, Sequence) and len(alone) == 1 < len(together):  # one answer an image
+def _agree(together: Tape, i: int, alone: Tape) -> bool | None:
+    """Whether a network says of sample i in a batch what it says of it alone, up to rounding.
+
+    That is its scores; where it has none, each part of its answer that has an axis of samples. None where
+    that can't be told.
+    """
+    count = len(together.inputs[0].data)
+    try:
+        batch, one = recorded_scores(together).data, recorded_scores(alone).data
+    except HowYouSeeMeError:
+        return _parts_agree(together.output, i, alone.output, count)
+    if len(batch) == 1 < count and batch.shape == one.shape:  # one answer to all of them
+        return _close(batch, one)
+    row = batch[i] if len(batch) == count else None
+    if row is None or row.numel() != one.numel():  # some squeeze away the axis of a single sample
+        return None
+    return _close(row.flatten(), one.flatten())
+
+
+def _parts_agree(together: Any, i: int, alone: Any, count: int) -> bool | None:
+    listed = isinstance(together, Sequence) and isinstance(alone, Sequence)
+    if listed and len(alone) == 1 and len(together) == count:  # one answer an image
         pairs = zip_longest(_values(together[i]), _values(alone[0]))
         return all(b is not None and a is not None and _close(a.data, b.data) for a, b in pairs)
-    return all(
-        _rows_agree(batch.data, i, one.data)
-        for batch, one in zip(_values(together), _values(alone), strict=True)
-    )
-
-
-def _rows_agree(batch: Tensor, i: int, one: Tensor) -> bool:
-    """The same of one tensor of the answer; one that has no axis of samples is the same for all."""
-    if batch.shape[1:] != one.shape[1:] or one.shape[:1] != (1,):
-        return True
-    return _close(batch[i if len(batch) > 1 else 0], one[0])
+    batch, one = _values(together), _values(alone)
+    if len(batch) != len(one):
+        return None
+    known = [
+        _close(a.data[i], b.data[0])
+        for a, b in zip(batch, one, strict=True)
+        if a.shape[1:] == b.shape[1:] and (a.shape[:1], b.shape[:1]) == ((count,), (1,))
+    ]
+    return all(known) if known else None
 
 
 def _close(batch: Tensor, one: Tensor) -> bool:

@@ -506,7 +506,7 @@ class Explanation:
                 file would replace one of the photos.
             OSError: the folder can't be written to.
         """
-        written.check_names(folder, name)
+        written.check_name(name)
         return written.save(self, folder, name, layers, maps)
 
     def show(self, layers: bool = False) -> None:

@@ -120,7 +120,7 @@ def check_finite(tape: Tape, network: Network, answer: Any) -> None:
             continue
         if value.call is None:
             raise InputError(
-                f"The input overflows where it is made {value.dtype}, as {network.name} takes it: give "
+                f"The input overflows where it is made {torch.float16 if value.rounded else value.dtype}, as {network.name} takes it: give "
                 "smaller numbers, or the model in float32, model.float()."
             )
         raise ModelError(

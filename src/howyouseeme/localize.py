@@ -81,8 +81,8 @@ class Detection:
         >>> found.caption
         'Egyptian cat 79.7%'
         """
-        number = "" if self.number is None else f"{self.number} "
-        return f"{number}{self.label} {percent(self.score)}"
+        number = [] if self.number is None else [str(self.number)]
+        return " ".join([*number, *filter(None, [self.label]), percent(self.score)])
 
 
 def detect(

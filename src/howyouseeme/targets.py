@@ -270,6 +270,10 @@ def alike(embedding: Tensor | np.ndarray, name: str | None = None) -> Target:
         InputError: the embedding is no row of numbers, or is 0 throughout; when it is explained: the model
             answers with something else, or with another number of features.
     """
+    if not isinstance(embedding, (Tensor, np.ndarray)):
+        raise InputError(
+            f"An embedding is a tensor, what the network makes of a picture, not a {type(embedding).__name__}."
+        )
     given = torch.as_tensor(embedding).detach()
     if not given.numel() or (given.dim() > 1 and len(given) > 1):
         raise InputError(
@@ -286,6 +290,8 @@ def alike(embedding: Tensor | np.ndarray, name: str | None = None) -> Target:
 
 def _cosine(wanted: Tensor, output: Any, network: Network) -> Tensor:
     features = scores_in(output)
+    if features.shape == wanted.shape:  # without the axis of a single image
+        features = features[None]
     if features.dim() < 2 or features.shape[1:].numel() != len(wanted):
         raise InputError(
             f"{network.name} answers with {outline(output)}, and the embedding has {len(wanted)} features: "

@@ -96,9 +96,10 @@ def watch(
         except InputError as error:  # the other frames are not to suffer from this one
             return Moment(number, video.seconds, None, " ".join(str(error).split()))
 
-    return write_each(
-        video, look, lambda *seen: seen[2].row(), annotate, table, COLUMNS, picture, every
-    )
+    def row(number: int, seconds: float | None, moment: Moment) -> list[Any]:
+        return moment.row()  # which knows both
+
+    return write_each(video, look, row, annotate, table, COLUMNS, picture, every)
 
 
 def annotate(frame: np.ndarray, moment: Moment) -> np.ndarray:

@@ -19,7 +19,7 @@ from .files import identities, spare, write
 if TYPE_CHECKING:
     from .explanation import Explanation
 
-__all__ = ["SCHEMA_VERSION", "as_json", "check_names", "facts", "provenance", "save"]
+__all__ = ["SCHEMA_VERSION", "as_json", "check_name", "facts", "provenance", "save"]
 
 SCHEMA_VERSION = 1
 
@@ -70,6 +70,11 @@ def save(
 ) -> list[Path]:
     """Write a PNG, a JSON and, if asked for, the maps of each image; see `Explanation.save`."""
     folder = Path(folder)
+    if folder.suffix.lower() in _SUFFIXES and not folder.is_dir():
+        raise InputError(
+            f"{folder} is named as a file, and a folder is wanted: give {str(folder.parent)!r}, and "
+            f"{folder.stem!r} as the name."
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -94,19 +99,14 @@ def save(
     return written
 
 
-def check_names(folder: str | Path, name: str | None) -> None:
-    """See that none of the two is the name of a file that `save` writes.
+def check_name(name: str | None) -> None:
+    """See that a name is none of the files that `save` writes.
 
-    >>> check_names("out", "cat")
+    >>> check_name("cat")
 
     Raises:
-        InputError: one is, or the name is none.
+        InputError: it is, or is no name.
     """
-    folder = Path(folder)
-    if folder.suffix.lower() in _SUFFIXES and not folder.is_dir():
-        raise InputError(
-            f"{folder} is named as a file, and a folder is wanted: save({str(folder.parent)!r}, {folder.stem!r})."
-        )
     if name is None:
         return
     if not isinstance(name, str):

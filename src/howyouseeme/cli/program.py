@@ -123,6 +123,10 @@ def as_one(argument: str, kind: type[Any], options: Sequence[Callable[..., Any]]
     return decorate
 
 
+#: How the names of what is written end.
+_WRITTEN = {".csv", ".json", ".mp4", ".npz", ".png"}
+
+
 class Named(click.Path):
     """A path that is named: a variable that isn't set would else mean the current folder."""
 
@@ -133,8 +137,16 @@ class Named(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not value:
             self.fail(f"It is empty: name {self.what}.", param, ctx)
-        if not self.writable and is_address(str(value)):  # of what is read
-            self.fail(f"{value} is an address: download it first, and give the file.", param, ctx)
+        if is_address(str(value)):
+            what = "name a folder here" if self.writable else "download it first, and give the file"
+            self.fail(f"{value} is an address: {what}.", param, ctx)
+        path = Path(value)
+        if self.writable and path.suffix.lower() in _WRITTEN and not path.is_dir():
+            self.fail(
+                f"{value} is named as a file, and files are written into it: name a folder.",
+                param,
+                ctx,
+            )
         return super().convert(value, param, ctx)
 
 

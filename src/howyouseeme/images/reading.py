@@ -29,7 +29,7 @@ _OPENING = threading.Lock()
 
 # Tags of a TIFF: what a page is, its bits, how they are meant, how many samples a pixel has, and their kind.
 _PAGE, _BITS, _MEANING, _SAMPLES, _KIND = 254, 258, 262, 277, 339
-_WHITE_IS_ZERO, _CMYK, _SIGNED, _SMALLER_COPY = 0, 5, 2, 1
+_WHITE_IS_ZERO, _CMYK, _SIGNED, _SMALLER_COPY, _MASK = 0, 5, 2, 1, 4
 
 # Nobody counts further, and a small file can have very many.
 _MOST_PAGES = 1000
@@ -155,13 +155,13 @@ def _decode(stream: BinaryIO, what: str, max_pixels: int | None) -> Image.Image:
 
 
 def _pages(image: Image.Image) -> int:
-    """How many pages a TIFF has, not counting those that say that they are smaller copies of others."""
+    """How many pages a TIFF has, not counting those that say that they are smaller copies or masks of others."""
     if not isinstance(image, TiffImageFile):
         return 1
     pages = 0
     try:
         for page in islice(ImageSequence.Iterator(image), _MOST_PAGES):
-            pages += not _tags(page).get(_PAGE, 0) & _SMALLER_COPY
+            pages += not bool(_tags(page).get(_PAGE, 0) & (_SMALLER_COPY | _MASK))
     except Exception:  # as above: the first page may still be whole
         pass
     image.seek(0)

@@ -90,8 +90,8 @@ class Network:
 
         >>> network.class_index("tabby"), network.class_index("281"), network.class_index(281)
 
-        Case matters only between names that differ in nothing else. Where the network has no names, an index
-        is only known to be too high by the `count` of its classes.
+        Case matters only between names that differ in nothing else. Indices end with the names,
+        or with the `count` of the scores where that is given.
 
         Raises:
             InputError: there is no such class, or more than one.
@@ -104,7 +104,7 @@ class Network:
         wanted = wanted.strip()
         named = self.class_named(wanted)
         if named is not None:
-            return named
+            return self._checked(named, count)
         if wanted.isdecimal():
             return self._checked(int(wanted), count)
         if self.classes is None:
@@ -118,7 +118,7 @@ class Network:
         ]
         if not inside:
             raise InputError(f"{self.name} has no class {wanted!r}{self._close(wanted)}")
-        return self._only(inside, wanted)
+        return self._checked(self._only(inside, wanted), count)
 
     def class_named(self, name: str) -> int | None:
         """The index of the class of that whole name; None where there is none.
@@ -157,14 +157,12 @@ class Network:
         """
         try:
             return replace(self, module=self.module.to(device))
-        except (
-            RuntimeError,
-            AssertionError,
-        ) as error:  # torch's ways to say that there is no such one
+        except (RuntimeError, AssertionError) as error:  # as torch tells it
             raise InputError(f"The device {device} can't be used: {first_line(error)}.") from error
 
     def _checked(self, index: int, count: int | None = None) -> int:
-        count = count if self.classes is None else len(self.classes)
+        if count is None and self.classes is not None:
+            count = len(self.classes)
         if index < 0 or (count is not None and index >= count):
             last = "" if count is None else f" to {count - 1}"
             raise InputError(f"{self.name} has no class {index}; indices go from 0{last}.")

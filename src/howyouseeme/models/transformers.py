@@ -82,8 +82,10 @@ def names_in(module: nn.Module) -> tuple[str, ...] | None:
     labels = getattr(getattr(module, "config", None), "id2label", None)
     if not isinstance(labels, dict) or set(labels) != set(range(len(labels))):
         return None
-    if getattr(module, "num_labels", len(labels)) != len(labels):  # of a head that was changed
-        return None
+    if hasattr(module, "num_labels"):  # a classifier, whose head may have been changed
+        heads = [one for one in module.modules() if isinstance(one, (nn.Linear, nn.Conv2d))]
+        if not heads or len(heads[-1].weight) != len(labels):
+            return None
     names = tuple(str(labels[index]) for index in range(len(labels)))
     made_up = names == tuple(f"LABEL_{index}" for index in range(len(names)))
     return None if made_up or not names else names

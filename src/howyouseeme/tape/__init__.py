@@ -7,7 +7,7 @@ mode, gradients, hooks and buffers are as they were.
 
 from __future__ import annotations
 
-from .recorder import Reader, record, refuse_training
+from .recorder import Reader, opened, record, refuse_training
 from .values import (
     Call,
     Dropped,
@@ -29,6 +29,7 @@ __all__ = [
     "at_hand",
     "harmless",
     "looks_are_harmless",
+    "opened",
     "record",
     "refuse_training",
     "with_looks",

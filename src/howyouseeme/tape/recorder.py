@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
@@ -21,7 +21,7 @@ from .facts import Facts, facts_of, functional_of
 from .strays import Looks, Strays
 from .values import Call, Tape, Value
 
-__all__ = ["Reader", "record", "refuse_training"]
+__all__ = ["Reader", "opened", "record", "refuse_training"]
 
 
 @dataclass(frozen=True)
@@ -425,15 +425,26 @@ class _Recorder(TorchDispatchMode):
             memory.copy_(before)
 
 
-def _opened(output: Any) -> Any:
-    """An answer with dicts in place of dataclasses, which PyTorch takes for leaves."""
+def opened(output: Any) -> Any:
+    """An answer with dicts in place of dataclasses, which PyTorch takes for leaves unless they are registered.
 
-    def opened(leaf: Any) -> Any:
-        if not is_dataclass(leaf) or isinstance(leaf, type):
-            return leaf
-        return {item.name: _opened(getattr(leaf, item.name)) for item in fields(leaf)}
+    >>> opened([Found(scores=x)])
+    [{'scores': x}]
+    """
 
-    return pytree.tree_map(opened, output)
+    def is_open(item: Any) -> bool:
+        return is_dataclass(item) and not isinstance(item, (type, Mapping))
+
+    def inside(item: Any, around: tuple[int, ...]) -> Any:
+        if not is_open(item) or id(item) in around:
+            return item
+        held = {
+            one.name: getattr(item, one.name) for one in fields(item) if hasattr(item, one.name)
+        }
+        around = (*around, id(item))
+        return pytree.tree_map(lambda part: inside(part, around), held, is_leaf=is_open)
+
+    return pytree.tree_map(lambda item: inside(item, ()), output, is_leaf=is_open)
 
 
 @cache
@@ -597,7 +608,7 @@ def record(
             with _layers_taken_apart(), _read_by(recorder), recorder.looks, recorder:
                 output = model(*args, **kwargs)
                 recorder.read(None, output)
-            output = pytree.tree_map(recorder.result, _opened(output))
+            output = pytree.tree_map(recorder.result, opened(output))
         finally:
             recorder.restore()
     if recorder.back_from_rounded is not None:

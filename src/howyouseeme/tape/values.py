@@ -105,7 +105,7 @@ class Value:
         self.index = index
         self.call = call  # None for an input of the model
         self.output = output
-        self.rounded = False  # whether the contents were half as exact when the call made them
+        self.rounded = False  # whether the contents were float16 when they were made
         self.seen_writes = 0  # how many writes to its storage it has seen
         self._flat: Tensor | None = None
         self._signed: bool | None = None

@@ -88,35 +88,28 @@ class OnnxModule(_Graph):
             _laid(item, self._said[name]) for name, item in zip(self.inputs, inputs, strict=True)
         ]
         for name, item in zip(self.inputs, given, strict=True):
-            if isinstance(item, Tensor):  # and no sequence
-                self._check(name, item.shape[1:], self._said[name][1:])
+            if isinstance(item, Tensor) and not _fits(item.shape[1:], self._said[name][1:]):
+                raise self._misfit(name)
         try:
             answers = self.run(dict(zip(self.inputs, given, strict=True)))
         except HowYouSeeMeError:
             raise
         except Exception as error:
             for name, item in zip(self.inputs, given, strict=True):
-                self._check(name, item.shape, self._said[name], error)
+                if not _fits(item.shape, self._said[name]):  # most take more images than they say
+                    raise self._misfit(name, f" ({first_line(error)})") from error
             raise
         return answers[0] if len(answers) == 1 else dict(zip(self.outputs, answers, strict=True))
 
-    def _check(
-        self,
-        name: str,
-        shape: Sequence[int],
-        said: Sequence[int | None],
-        error: Exception | None = None,
-    ) -> None:
-        """Refuse what the file was not exported for. Most take more images at once than they say."""
-        if len(said) == len(shape) and all(
-            size in {None, side} for size, side in zip(said, shape, strict=True)
-        ):
-            return
-        sizes = ", ".join("any" if size is None else str(size) for size in self._said[name])
-        reason = "" if error is None else f" ({first_line(error)})"
-        raise ValueError(
-            f"the file was exported for inputs [{sizes}] alone; give it such, or export it for others{reason}"
-        ) from error
+    def _misfit(self, name: str, reason: str = "") -> ValueError:
+        """What is said where an input is of another size than the file was exported for."""
+        said = self._said[name]
+        sizes = ", ".join("any" if size is None else str(size) for size in said)
+        turned = ", channels last, which takes [batch, channel, height, width] here"
+        return ValueError(
+            f"the file was exported for inputs [{sizes}] alone{turned if channels_last(said) else ''}; give it "
+            f"such, or export it for others{reason}"
+        )
 
 
 class _Node(nn.Module):
@@ -220,9 +213,13 @@ def operators_in(graph: Any) -> set[str]:
     return found
 
 
+#: How many channels a picture has.
+_COLOURS = {1, 3, 4}
+
+
 def channels_last(said: Sequence[int | None]) -> bool:
-    """Whether an input of this shape has its colours on the last axis, as those of TensorFlow have."""
-    return len(said) == 4 and said[3] == 3 and said[1] != 3
+    """Whether an input of this shape has its channels on the last axis, as those of TensorFlow have."""
+    return len(said) == 4 and said[3] in _COLOURS and said[1] not in _COLOURS
 
 
 def _laid(item: Any, said: Sequence[int | None]) -> Any:
@@ -231,8 +228,14 @@ def _laid(item: Any, said: Sequence[int | None]) -> Any:
         return item
     if len(said) == 3 and len(item) == 1:
         return item[0]
-    last = channels_last(said) and item.shape[1] == 3 != item.shape[3]
+    last = channels_last(said) and item.shape[1] == said[3] != item.shape[3]
     return item.permute(0, 2, 3, 1) if last else item
+
+
+def _fits(shape: Sequence[int], said: Sequence[int | None]) -> bool:
+    return len(said) == len(shape) and all(
+        size in {None, side} for size, side in zip(said, shape, strict=True)
+    )
 
 
 def said_shape(value: Any) -> list[int | None]:
