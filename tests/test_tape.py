@@ -7,6 +7,7 @@ import copy
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import howyouseeme as hysm
 from howyouseeme import backtrack
 from howyouseeme.backtrack import multipliers, plan
 from howyouseeme.errors import ModelError
-from howyouseeme.tape import Tape, Value, record
+from howyouseeme.tape import Tape, Value, record, recorder
 
 
 class Made(nn.Module):
@@ -1489,3 +1490,70 @@ def test_random_numbers_that_reach_activations_are_told(
     assert len(told) == (call is not None)
     if call is not None:
         assert f"draws random numbers (aten.{call} in noisy" in told[0]
+
+
+# -- views that share no element ------------------------------------------------------------------
+
+
+def places(view: Tensor) -> set[int]:
+    base = torch.arange(view.untyped_storage().nbytes() // view.element_size())
+    return set(base.as_strided(view.shape, view.stride(), view.storage_offset()).flatten().tolist())
+
+
+def test_views_that_are_told_apart_share_no_element() -> None:
+    base = torch.zeros(4, 6, 5)
+    views = [
+        base,
+        base.transpose(0, 2),
+        base[0],
+        base[1],
+        base[:, 2],
+        base[:0],
+        base.expand(2, 4, 6, 5),
+    ]
+    for axis, parts in ((0, 2), (1, 3), (2, 5)):
+        views += base.chunk(parts, axis)
+    views += [
+        base[a:b, c:d, e:f]
+        for a, b in ((0, 2), (1, 4))
+        for c, d in ((0, 3), (2, 6))
+        for e, f in ((0, 5), (3, 5))
+    ]
+    views += [
+        base[::2],
+        base[1::2],
+        base[:, ::3, 1:],
+        base.flatten()[7:40],
+        base.view(24, 5)[3:9, :2],
+    ]
+    told = 0
+    for one, other in product(views, views):
+        if recorder._apart(recorder._geometry(one), recorder._geometry(other)):
+            told += 1
+            assert not places(one) & places(other)
+    gates = torch.zeros(3, 32).chunk(4, 1)
+    assert all(
+        recorder._apart(recorder._geometry(a), recorder._geometry(b)) == (a is not b)
+        for a, b in product(gates, gates)
+    )
+    assert told > 50
+
+
+@pytest.mark.parametrize("method", ["evidence", "exact"])
+def test_an_lstm_is_explained_the_same_in_any_precision(method: str) -> None:
+    """By one kernel in float32, by writes into parts of a memory in float64."""
+
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(6, 8, batch_first=True), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.lstm(x)[0][:, -1])
+
+    torch.manual_seed(0)
+    net, x = Last().eval(), torch.rand(2, 5, 6)
+    one = hysm.explain(net, x, 1, method=method)
+    other = hysm.explain(copy.deepcopy(net).double(), x.double(), 1, method=method)
+    torch.testing.assert_close(one.evidence, other.evidence.float(), rtol=1e-3, atol=1e-6)
+    assert one.coverage == pytest.approx(other.coverage, rel=1e-3)

@@ -91,7 +91,8 @@ class Explainer:
             one each on a CPU, all elsewhere, where many passes cost far more than one. On a CPU together=8
             takes less time for most networks (docs/benchmarks/speed.md). Alone, each image gets to the bit
             what it gets without the others; together, points of nearly the same strength may change places,
-            for PyTorch's kernels round by the size of the batch.
+            for PyTorch's kernels round by the size of the batch. None also looks once, by a pass over two
+            images, whether a model's answers to images of a batch are those to each alone.
         replay: True: record the calls of one image and repeat them for further images of the same shape: the
             same results in less time (docs/benchmarks/replay.md; on an NVIDIA GPU as CUDA graphs, which
             keep the memory of what they make, and not by methods that choose nodes). The second image is

@@ -63,6 +63,9 @@ def _running() -> nn.Module | None:
 
 _CALL = nn.Module._wrapped_call_impl.__code__
 
+#: Sizes, strides and offset of a view.
+_Geometry = tuple[tuple[int, ...], tuple[int, ...], int]
+
 
 class _Recorder(TorchDispatchMode):
     """Builds the tape, call by call.
@@ -166,6 +169,12 @@ class _Recorder(TorchDispatchMode):
             return value
         # Stale, or an alias made behind the dispatcher's back (`.data`, a buffer written piecemeal).
         writes = log[value.seen_writes if value is not None else 0 :]
+        if value is not None:
+            mine = _geometry(tensor)
+            writes = [write for write in writes if not _apart(mine, _geometry(write.data))]
+            if not writes:  # other parts of the memory were written, as the gates of an LSTM are
+                value.seen_writes = len(log)
+                return value
         before: Any = value if value is not None else tensor.detach().clone()
         geometry = [_geometry(item) for item in (tensor, *(write.data for write in writes))]
         call = self._add("hysm.reread", None, (before, list(writes), geometry), {})
@@ -457,7 +466,26 @@ def _shielded() -> type[_Recorder]:
     return type("_Shielded", (_Recorder,), methods)
 
 
-def _geometry(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+def _apart(one: _Geometry, other: _Geometry) -> bool:
+    """Whether two views surely share no element: boxes on the grid of one base, apart along some axis."""
+    (size, stride, at), (others, strides, there) = one, other
+    if stride != strides:
+        return False
+    axes = sorted(zip(stride, size, others, strict=True), reverse=True)
+    apart, whole = False, 0
+    for step, n, m in axes:
+        if n == m == 1:
+            continue
+        if step == 0:
+            return False
+        (i, at), (j, there) = divmod(at, step), divmod(there, step)
+        if whole and max(i + n, j + m) * step > whole:  # a box that goes on in the next row
+            return False
+        apart, whole = apart or i + n <= j or j + m <= i, step
+    return apart
+
+
+def _geometry(tensor: Tensor) -> _Geometry:
     return tuple(tensor.shape), tuple(tensor.stride()), int(tensor.storage_offset())
 
 
