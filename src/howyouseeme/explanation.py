@@ -61,7 +61,7 @@ class Explanation:
         samples: the images as the model saw them.
         evidence: at the pixels of the model's input, summed over channels [batch, height, width], with
             sign. In logits for 'evidence' (times the weight, 0..1, of the place, if focused) and
-            'exact', in paths for 'seed'.
+            'exact', in paths for 'seed'. Of a model in float16 it is float32.
         share: the same as a share of the evidence that the walk set out with, not focused.
         target: the class of each image; None where another element than a class was asked for, or a
             model with a single score says no.
