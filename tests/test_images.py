@@ -285,6 +285,16 @@ def test_files_that_are_no_pictures(tmp_path: Path) -> None:
         load_image(path)
 
 
+def test_twelve_bits_are_scaled_too() -> None:
+    packed = np.array([0x00, 0x0F, 0xFF, 0x80, 0x00, 0x00], np.uint8)  # 0, 4095, 2048, 0
+    data = tiff(packed[:, None], 8, 1, 1, [])
+    for tag, before, after in ((256, 6, 4), (258, 8, 12)):  # width, bits
+        data = data.replace(
+            struct.pack("<HHIHH", tag, 3, 1, before, 0), struct.pack("<HHIHH", tag, 3, 1, after, 0)
+        )
+    assert np.asarray(load_image(data))[0, :, 0].tolist() == [0, 255, 128, 0]
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"])
 @pytest.mark.parametrize("share", [0.5, 0.95])
 def test_files_cut_short(tmp_path: Path, kind: str, share: float) -> None:

@@ -218,6 +218,8 @@ def _eight_bit_grey(upright: Image.Image, image: Image.Image, what: str) -> Imag
                 "to floats in 0..1."
             )
         values = values.astype(np.uint16)
+    if tags.get(_BITS) == (12,):  # unpacked, but not scaled
+        values = ((values.astype(np.uint32) * 65535 + 2047) // 4095).astype(np.uint16)
     grey = _eight_bit(values, what)
     if tags.get(_MEANING) == _WHITE_IS_ZERO:
         grey = 255 - grey
