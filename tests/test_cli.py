@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
@@ -180,6 +181,28 @@ def test_what_is_no_path_is_a_usage_error(
     assert result.exit_code == 2
     assert sentence in result.stderr
     assert list(Path().iterdir()) == [Path(photo.name)]
+
+
+def test_what_is_like_another_photo(run: Run, photo: Path) -> None:
+    with Image.open(sample_photo("cat")) as cat, Image.open(sample_photo("coffee")) as cup:
+        both = Image.new("RGB", (600, 300))
+        both.paste(cat.resize((300, 300)), (0, 0))
+        both.paste(cup.resize((300, 300)), (300, 0))
+    both.save("both.png")
+    for name, left in (("cat", True), ("coffee", False)):
+        result = run("explain", "both.png", "--like", sample_photo(name), "--maps", "--out", "o")
+        assert result.exit_code == 0, result.output
+        assert f"likeness to {name}.jpg → " in result.stdout
+        with np.load(f"o/both.likeness-to-{name}-jpg.npz") as maps:
+            seen = maps["saliency"]
+        assert (seen[:, :300].sum() > 0.8 * seen.sum()) == left
+    for more in (["--target", "tabby"], ["--box", 0], ["--check"]):
+        wrong = run("explain", photo, "--like", photo, *more)
+        assert wrong.exit_code == 2
+        assert "--like go" in wrong.stderr
+    missing = run("explain", photo, "--like", "none.jpg")
+    assert missing.exit_code == 2
+    assert "There is no file none.jpg" in missing.stderr
 
 
 @pytest.mark.filterwarnings("default")

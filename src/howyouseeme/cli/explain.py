@@ -76,8 +76,8 @@ def explain(
             "Name at least one photo or folder. To see what comes out without a photo of your "
             "own: howyouseeme demo"
         )
-    if question.box is not None and check:
-        raise click.UsageError("--box goes without --check.")
+    if check and (question.box is not None or question.like is not None):
+        raise click.UsageError("--box and --like go without --check.")
     files = find_photos(photos)
     network = asked.load()
     wanted = question.wanted(network)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from ..errors import InputError
-from .program import as_one
+from .program import Named, as_one
 
 if TYPE_CHECKING:
     from ..explainer import Explainer
     from ..explanation import Explanation
     from ..images import Source
     from ..models import Network
+    from ..targets import Target
 
 DEFAULT_METHOD = "evidence"
 METHODS = ("evidence", "seed", "exact")
@@ -37,6 +39,13 @@ _OPTIONS = (
         metavar="N",
         help="Of a detector: explain the box of this number in its list, from 0; most begin with the most "
         "certain one.",
+    ),
+    click.option(
+        "--like",
+        metavar="PHOTO",
+        type=Named("a photo", path_type=Path),
+        help="Explain what is like another photo to the network: the cosine of its answers, or of its "
+        "features where it has no classes.",
     ),
     click.option(
         "--method",
@@ -71,6 +80,7 @@ class Question:
     target: str | None
     versus: str | None
     box: int | None
+    like: Path | None
     method: str
     k: int | None
     nodes: int | None
@@ -85,6 +95,8 @@ class Question:
             raise click.UsageError(
                 "--box goes without --target and --versus: it is asked for alone."
             )
+        if self.like is not None and (self.target, self.versus, self.box) != (None, None, None):
+            raise click.UsageError("--like goes without --target, --versus and --box.")
 
     def explainer(self, network: Network) -> Explainer:
         """What explains the answers of a network so."""
@@ -97,6 +109,8 @@ class Question:
         """What of a network is to be explained, checked before the first photo."""
         if self.box is not None:
             return Wanted(box=self.box)
+        if self.like is not None:
+            return Wanted(like=_alike(network, self.like))
         wanted = read_target(self.target, network)
         if self.versus is None:
             return wanted
@@ -116,6 +130,7 @@ class Wanted:
     top: int | None = None  # this many of the likeliest classes instead
     rival: int | None = None  # against this class
     box: int | None = None  # the detection of this number instead of a class
+    like: Target | None = None  # the likeness to another photo instead of a class
 
     def explained(self, explainer: Explainer, photo: Source) -> list[Explanation]:
         """That of a photo: one explanation, or as many as the likeliest classes that are asked for."""
@@ -125,6 +140,8 @@ class Wanted:
             return [explainer(photo, targets.versus(self.index, self.rival))]
         if self.box is not None:
             return [explainer(photo, targets.box(self.box))]
+        if self.like is not None:
+            return [explainer(photo, self.like)]
         if self.top is None:
             return [explainer(photo, self.index)]
         return explainer.top(photo, k=self.top)
@@ -132,6 +149,18 @@ class Wanted:
 
 #: Options for what is asked, which the command gets as one argument, `question`.
 question_options = as_one("question", Question, _OPTIONS)
+
+
+def _alike(network: Network, photo: Path) -> Target:
+    """What asks how like a photo is to another one."""
+    from ..forward import forward  # noqa: PLC0415
+    from ..images import load_image  # noqa: PLC0415
+    from ..scores import recorded_scores  # noqa: PLC0415
+    from ..targets import alike  # noqa: PLC0415
+
+    tensor, _ = network.photo_input(load_image(photo))
+    answer = recorded_scores(forward(network, [tensor[None].to(network.like)]))
+    return alike(answer.data, photo.name)
 
 
 def read_target(target: str | None, network: Network) -> Wanted:
