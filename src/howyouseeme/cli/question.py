@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,12 +23,9 @@ if TYPE_CHECKING:
 DEFAULT_METHOD = "evidence"
 METHODS = ("evidence", "seed", "exact")
 
+_CLASS = "Class to explain, by name or index (`howyouseeme classes` lists them)"
+
 _OPTIONS = (
-    click.option(
-        "--target",
-        help="Class to explain, by name or index (`howyouseeme classes` lists them), or top3 for the "
-        "three likeliest (topN for N). The likeliest one if not given.",
-    ),
     click.option(
         "--versus",
         metavar="CLASS",
@@ -147,8 +145,17 @@ class Wanted:
         return explainer.top(photo, k=self.top)
 
 
+def _asking(target: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return as_one("question", Question, (click.option("--target", help=target), *_OPTIONS))
+
+
 #: Options for what is asked, which the command gets as one argument, `question`.
-question_options = as_one("question", Question, _OPTIONS)
+question_options = _asking(
+    f"{_CLASS}, or top3 for the three likeliest (topN for N). The likeliest one if not given."
+)
+
+#: The same where one thing alone can be asked.
+one_question_options = _asking(f"{_CLASS}; each frame's likeliest one if not given.")
 
 
 def _alike(network: Network, photo: Path) -> Target:

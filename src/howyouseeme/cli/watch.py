@@ -11,7 +11,7 @@ import click
 from .network import Asked, network_options
 from .photos import out_option
 from .program import verbose_option
-from .question import Question, question_options
+from .question import Question, one_question_options
 from .videos import go_through, refuse_photo, table_in, video_argument, writer_in
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @video_argument
-@question_options
+@one_question_options
 @click.option(
     "--every",
     type=click.IntRange(min=1),
