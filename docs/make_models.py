@@ -132,9 +132,9 @@ NAMING = """
 | your network | `--model`, `load_model` | weights | preprocessing |
 | --- | --- | --- | --- |
 | EfficientNet-Lite0 | `efficientnet-lite0` | come with a package | known |
-| torchvision's | `torchvision:resnet50` | the hub's, or `--weights` | known |
+| torchvision's classifiers | `torchvision:resnet50` | the hub's, or `--weights` | known |
 | timm's | `timm:resnet50.a1_in1k` | the hub's, or `--weights` | known, but for crops with borders |
-| Hugging Face transformers' | `transformers:FOLDER`, or a name on the hub | the folder's or the hub's, \
+| Hugging Face transformers' classifiers | `transformers:FOLDER`, or a name on the hub | the folder's or the hub's, \
 safetensors only, or `--weights` | measured from the image processor |
 | ONNX | `model.onnx` | in the file | `--size` and so on; Ultralytics' say it themselves |
 | Keras 3, on torch | `model.keras`, `model.h5`; `from_keras(model)` | in the file | `--size` and so on |
@@ -143,7 +143,7 @@ safetensors only, or `--weights` | measured from the image processor |
 | any `nn.Module` | `package.module:factory`, or the module itself | as made, or `--weights` | as the \
 factory says |
 
-`--weights` takes a `.safetensors` file or a state dict made by `torch.save`. Weights are never made up: where
+`--weights` takes a `.safetensors` file or a state dict made by `torch.save`, for the same classes. Weights are never made up: where
 there are none, that is an error. `torch.compile` and `DataParallel` are unwrapped.
 """
 
