@@ -19,7 +19,7 @@ from torch import nn
 import howyouseeme as hysm
 from howyouseeme import watch
 from howyouseeme.decompositions import decompositions
-from howyouseeme.draw import boxes_picture, percent
+from howyouseeme.draw import boxes_picture
 from howyouseeme.explanation import Explanation
 from howyouseeme.localize import detect
 from howyouseeme.propose import Proposer
@@ -54,7 +54,7 @@ def applications() -> None:
     """The README's pictures of what boxes, regions and targets look like."""
     photo = hysm.load_image(hysm.sample_photo("coffee"))
     found = detect(hysm.Explainer("efficientnet-lite0"), photo, top=3)
-    told = [(one.box, one.label, f"{one.label} {percent(one.score)}") for one in found]
+    told = [(one.box, one.label, one.caption) for one in found]
     save(boxes_picture(photo, told), "detect", 700)
     save(Proposer("efficientnet-lite0")(photo).picture(photo), "propose", 700)
     save(followed(), "track")

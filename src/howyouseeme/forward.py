@@ -27,7 +27,7 @@ def forward(
     readers: Sequence[Reader] = (),
     given: str = "",
 ) -> Tape:
-    """The tape of a network's pass over its inputs.
+    """The tape of a network's pass over its inputs, to go on from in float32 where that was in float16.
 
     >>> tape = forward(network, [images])                    # float [batch, channel, height, width]
     >>> recorded_scores(tape).shape

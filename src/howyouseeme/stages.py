@@ -23,7 +23,18 @@ class _Enough(Exception):  # noqa: N818 - ends a pass early; never leaves the mo
 
 
 class Stages:
-    """The stages of a network that are asked, run no further than the last of them."""
+    """The stages of a network that are asked, run no further than the last of them.
+
+    >>> stages = Stages(load_model("efficientnet-lite0"), 224, (4, 8, 16))
+    >>> stages.names, stages(torch.rand(1, 3, 224, 224)).shape
+    (['_blocks.2', '_blocks.4', '_blocks.10'], torch.Size([784, 176]))
+
+    `side` is that of the input, in pixels, and `strides` are those of the stages; the cells of the second one
+    are the nodes.
+
+    Raises:
+        ModelError: the network is in training mode, does not take such an input, or has no such stage.
+    """
 
     def __init__(self, network: Network, side: int, strides: Sequence[int]) -> None:
         refuse_training(network.module)

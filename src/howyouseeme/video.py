@@ -360,8 +360,13 @@ def write_each(
     >>> for brightness in write_each(video, lambda number, frame: frame.mean(), row, draw, Path("a.csv"), ["mean"]):
     ...     ...
 
-    `look` is given each frame and its number from 0, `row` that number, the seconds and what was seen. Of
-    `every` so many frames the first is looked at. No file is made before the first one was.
+    `look` is given each frame, uint8 [height, width, 3], and its number from 0; `row` that number, the seconds and
+    what was seen; `draw` the frame and what was seen. Of `every` so many frames the first is looked at. No file
+    is made before the first one was.
+
+    Raises:
+        InputError: the video has no frames, or is damaged from some frame on.
+        OSError: the table or the picture can't be written.
     """
     frames = ((number, frame) for number, frame in enumerate(video) if number % every == 0)
     number, frame = next(frames)  # a video without frames says so here

@@ -553,6 +553,9 @@ _EITHER_MODE = tuple(
     for name in "activation container conv flatten linear normalization padding pooling upsampling".split()
 )
 
+#: Of these, those that do not.
+_BY_MODE = (nn.RReLU, nn.MultiheadAttention)
+
 
 def refuse_training(model: nn.Module) -> None:
     """See that batch norm and dropout answer as they are meant to, and keep no statistics of what they are given.
@@ -570,10 +573,7 @@ def refuse_training(model: nn.Module) -> None:
         # Frozen TorchScript has no mode, and torch.fx's empty containers one that means nothing.
         if getattr(module, "training", False)
         and type(module) is not nn.Module
-        and not (
-            type(module).__module__.startswith(harmless)
-            and not isinstance(module, (nn.RReLU, nn.MultiheadAttention))
-        )
+        and (isinstance(module, _BY_MODE) or not type(module).__module__.startswith(harmless))
     ]
     if training:
         # Which refuses: the mode was fixed by the export, and can't be told.
