@@ -101,6 +101,12 @@ class Asker:
         found = self._found(tape, target, reads, batch)
         told = found.start.data.reshape(-1)
         scores = told.expand(batch) if len(told) == 1 else told[found.nodes]  # one for all of them
+        if bool((scores == -torch.inf).any()):
+            i = int(scores.argmin())
+            raise InputError(
+                f"{self.network.name} leaves {self.label(found.classes[i]) or 'what is asked for'} out: its score "
+                "is minus infinity. Ask for a class that it does not mask."
+            )
         return found._replace(scores=tuple(scores.tolist()))
 
     def _found(self, tape: Tape, target: Any, reads: Iterator[Any], batch: int) -> Asked:

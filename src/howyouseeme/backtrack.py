@@ -199,7 +199,8 @@ def multipliers(
             waiting[source] = waiting[source] + back if source in waiting else back
         if on_bias is not None and step.bias is not None:
             assert value.call is not None
-            on_bias(value.call, multiplier * step.bias_like(value.data))
+            share = multiplier * step.bias_like(value.data)
+            on_bias(value.call, share.masked_fill_(multiplier == 0, 0))  # a bias may be infinite
     yield from waiting.items()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -101,22 +101,22 @@ def answered(network: Network, image: Tensor) -> Answer:
 
 
 def check_finite(tape: Tape, network: Network, answer: Any) -> None:
-    """Say where NaN or infinity comes from, if an answer has any.
+    """Say where NaN or infinity comes from, if an answer has any but for classes that the network leaves out.
 
     Raises:
         ModelError, InputError: it has.
     """
     module = network.module
-    if _finite(value for value in pytree.tree_leaves(answer) if isinstance(value, Value)):
+    if all(_sound(value) for value in pytree.tree_leaves(answer) if isinstance(value, Value)):
         return
     for name, parameter in module.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise ModelError(f"The model's weight {name} contains NaN or infinity: load it again.")
     for name, buffer in module.named_buffers():
-        if buffer.is_floating_point() and not bool(torch.isfinite(buffer).all()):
+        if buffer.is_floating_point() and not bool((buffer < torch.inf).all()):
             raise ModelError(f"The model's buffer {name} contains NaN or infinity: load it again.")
     for value in tape.values:
-        if not value.data.is_floating_point() or _finite([value]):
+        if not value.data.is_floating_point() or _sound(value):
             continue
         if value.call is None:
             raise InputError(
@@ -129,5 +129,20 @@ def check_finite(tape: Tape, network: Network, answer: Any) -> None:
         )
 
 
-def _finite(values: Iterable[Value]) -> bool:
-    return all(bool(torch.isfinite(value.data).all()) for value in values)
+def _sound(value: Value) -> bool:
+    """Whether it holds finite numbers, or minus infinity where a constant of the network has put it: a mask."""
+    if bool(torch.isfinite(value.data).all()):
+        return True
+    if value.call is None or value.data.is_complex() or not bool((value.data < torch.inf).all()):
+        return False  # NaN is no less
+    given = pytree.tree_leaves((value.call.args, value.call.kwargs))
+    if any(_masks(item) for item in given):
+        return True
+    return any(_masks(item.data) and _sound(item) for item in given if isinstance(item, Value))
+
+
+def _masks(item: Any) -> bool:
+    """Whether a constant is or holds minus infinity."""
+    if isinstance(item, Tensor):
+        return bool((item == -torch.inf).any())
+    return isinstance(item, float) and item == -torch.inf

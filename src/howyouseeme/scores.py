@@ -151,6 +151,9 @@ _SQUASHING = {"aten._softmax", "aten._safe_softmax", "aten._log_softmax", "aten.
 #: What may stand in the place of a score.
 _MASKING = {"aten.masked_fill", "aten.where"}
 
+#: By what a class can be left out: its logit becomes minus infinity.
+_LEAVING_OUT = _MASKING | {"aten.add", "aten.sub"}
+
 #: What never falls, and keeps the order of what is 0 or more. A factor may be negative, as its slope tells.
 _GROWING = {
     f"aten.{name}"
@@ -165,6 +168,8 @@ def _grown_from(value: Value, nodes: Tensor, shifted: bool) -> tuple[Value, Tens
     """What alone these elements were made of, each of one and growing with it, and where that is."""
     call = value.call
     assert call is not None
+    if call.name in _LEAVING_OUT and bool((value.flat[nodes] == -torch.inf).any()):
+        return None  # classes that are left out are nobody's rivals
     if call.name in _MASKING and shifted:  # of a score that was put down, what it would have been
         masked = [v for v in call.inputs if v.data.is_floating_point()]
         if len(masked) == 1 and masked[0].shape == value.shape:

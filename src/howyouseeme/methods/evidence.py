@@ -287,7 +287,8 @@ def _against_rivals(plan: Plan, alone: Tensor) -> Tensor:
     """1 at the class, where `alone` has it, minus its rivals and the mean of all classes, which weigh 1 together.
 
     Rivals weigh in by their probability, and together half. They weigh less against a class that
-    they beat, so that something is left to see of it: half of its lead over the mean at least.
+    they beat, so that something is left to see of it: half of its lead over the mean at least. Classes
+    that the network leaves out, at minus infinity, are none of all.
     """
     scores, seed = plan.start.data, alone
     if scores.dim() == 1 and int((seed > 0).sum()) == 1:  # without the batch
@@ -296,11 +297,13 @@ def _against_rivals(plan: Plan, alone: Tensor) -> Tensor:
     if not plan.exclusive or not table or scores.shape[1] < 2:
         return alone
     rivals = scores.masked_fill(seed > 0, -torch.inf).softmax(1)
-    mean = scores.mean(1, keepdim=True)
+    there = scores.isfinite()
+    scores, count = scores.masked_fill(~there, 0), there.sum(1, keepdim=True)
+    mean = scores.sum(1, keepdim=True) / count
     lead, best = ((scores * one).sum(1, keepdim=True) - mean for one in (seed, rivals))
     weight = torch.where(best > 0, (lead / best).clamp(0, 1), 1) / 2
-    contrast = seed - weight * rivals - (1 - weight) / scores.shape[1]
-    return contrast.reshape(alone.shape)
+    contrast = seed - weight * rivals - (1 - weight) / count * there
+    return torch.where(count > 1, contrast, seed).reshape(alone.shape)
 
 
 def _feature_maps(plan: Plan) -> set[Value]:

@@ -114,7 +114,10 @@ def check_finite(module: nn.Module, name: str) -> None:
     """Raise `ModelError` naming the first parameter or buffer that holds NaN, infinity or nothing yet.
 
     >>> check_finite(module, "my network")
+
+    Minus infinity in a buffer is a mask.
     """
+    weights = dict(module.named_parameters(remove_duplicate=False))
     for key, value in module.state_dict().items():
         if not isinstance(value, torch.Tensor):
             continue
@@ -123,7 +126,9 @@ def check_finite(module: nn.Module, name: str) -> None:
                 f"{name} can't be explained: {key} is on the meta device, where tensors have no "
                 "contents; load its weights first."
             )
-        if not torch.isfinite(value).all():
+        weight = key in weights or value.is_complex()
+        finite = torch.isfinite(value) if weight else value < torch.inf
+        if not finite.all():
             raise ModelError(f"{name} can't be explained: {key} holds NaN or infinity.")
 
 
