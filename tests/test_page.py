@@ -152,7 +152,7 @@ class Visitor:
 
     def saved(self, name: str) -> bytes:
         with self.page.expect_download() as saving:
-            self.page.locator("#viewer .saving").get_by_text(name, exact=True).first.click()
+            self.page.locator(".saving:visible").get_by_text(name, exact=True).first.click()
         return Path(saving.value.path()).read_bytes()
 
     def shoot(self, name: str, whole: bool = False) -> None:
@@ -431,12 +431,32 @@ def test_a_target_is_followed_through_a_video(browser: Any, home: str, tmp_path:
         visitor.page.locator("#follow").click()
         visitor.page.wait_for_selector("#tracked video")
         assert "of 12 frames" in visitor.page.locator("#track-said").inner_text()
-        with visitor.page.expect_download() as saving:
-            visitor.page.get_by_text("Boxes (CSV)").click()
-        rows = Path(saving.value.path()).read_text().splitlines()
+        rows = visitor.saved("Table (CSV)").decode().splitlines()
         assert len(rows) == 13
         assert float(rows[-1].split(",")[4]) > 60  # it has moved to the right
         visitor.shoot("video", whole=True)
+
+
+def test_each_frame_of_a_video_is_explained(browser: Any, home: str, tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    from howyouseeme.video import VideoWriter  # noqa: PLC0415
+
+    photo = Image.open(hysm.sample_photo("cat")).resize((450, 300))
+    with VideoWriter(tmp_path / "walk.mp4", 10) as writer:
+        for step in range(3):
+            writer.write(np.asarray(photo.crop((30 * step, 20, 30 * step + 360, 260))))
+    with Visitor(browser, home) as visitor:
+        visitor.page.get_by_role("tab", name="Video").click()
+        visitor.page.locator("#clip input[type=file]").set_input_files(tmp_path / "walk.mp4")
+        visitor.page.locator("#picker canvas").wait_for()
+        visitor.page.locator("#watch").click()
+        visitor.page.wait_for_selector("#tracked video")
+        said = visitor.page.locator("#track-said").inner_text()
+        assert "Explained 3 of 3 frames: " in said
+        rows = visitor.saved("Table (CSV)").decode().splitlines()
+        assert len(rows) == 4
+        assert rows[1].split(",")[2] in said
+        visitor.shoot("watch", whole=True)
 
 
 def test_what_is_no_video_is_told(browser: Any, home: str, tmp_path: Path) -> None:

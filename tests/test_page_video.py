@@ -17,10 +17,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 pytest.importorskip("gradio", reason="pip install 'howyouseeme[serve]'")
 av = pytest.importorskip("av", reason="pip install 'howyouseeme[serve]'")
 
+import howyouseeme as hysm  # noqa: E402
 from howyouseeme.errors import HowYouSeeMeError, InputError  # noqa: E402
 from howyouseeme.regions import check_box  # noqa: E402
 from howyouseeme.track import Sighting  # noqa: E402
@@ -68,7 +71,22 @@ class OneWorker:
                 raise InputError(f"There is no class {wanted!r}.")
             return 10, 10, 40, 40
 
-        return SimpleNamespace(network=None, proposer=SimpleNamespace(find=find))
+        return SimpleNamespace(network=network(), proposer=SimpleNamespace(find=find))
+
+
+def network() -> hysm.Network:
+    """Two classes, of which noise is the second."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 2),
+    )
+    with torch.no_grad():
+        module[-1].bias += torch.tensor([0.0, 5.0])
+    return hysm.Network("small", module.eval(), hysm.Preprocess((32, 32)), ("quiet", "loud"))
 
 
 @pytest.fixture
@@ -100,10 +118,13 @@ def followed(tab: Videos, path: str, name: Any = None, box: Any = None) -> tuple
     """What was said, and the finished track."""
 
     async def run() -> list[tuple[str, Any]]:
-        return [made async for made in tab._track(path, None, name, box)]
+        return [made async for made in tab._show(path, tab._track(None, name, box))]
 
-    made = asyncio.run(run())
-    key = re.search(r"page/(\w+)/track.mp4", made[-1][1])
+    return _finished(tab, asyncio.run(run()))
+
+
+def _finished(tab: Videos, made: list[tuple[str, Any]]) -> tuple[list[str], Any]:
+    key = re.search(r"page/(\w+)/video.mp4", made[-1][1])
     assert key is not None
     return [said for said, _ in made], tab.shelf.get(key[1])
 
@@ -127,6 +148,27 @@ def test_a_video_of_just_so_many_frames_is_not_cut(
 ) -> None:
     said, _ = followed(tab(frames=5), clip(tmp_path / "a.mp4", 5), None, "10, 10, 100, 100")
     assert "of 5 frames." in said[-1]
+
+
+def test_each_frame_is_explained(tab: Callable[..., Videos], tmp_path: Path) -> None:
+    """The likeliest class of each, or the one that was named."""
+    tabs, path = tab(), clip(tmp_path / "a.mp4", 3)
+
+    async def run(name: str) -> list[tuple[str, Any]]:
+        return [made async for made in tabs._show(path, tabs._watch(None, name))]
+
+    for name, expected in (("", {"1"}), ("quiet", {"0"})):
+        said, film = _finished(tabs, asyncio.run(run(name)))
+        assert "Explaining: frame 1 of 3" in said[0]
+        assert f"Explained 3 of 3 frames: {name or 'loud'} (3)." in said[-1]
+        rows = list(csv.DictReader(io.StringIO(film.table.decode())))
+        assert {row["target"] for row in rows} == expected
+        with av.open(io.BytesIO(film.video)) as video:
+            assert sum(1 for _ in video.decode(video=0)) == 3
+    with pytest.raises(HowYouSeeMeError, match="has no class 'purple'"):
+        asyncio.run(run("purple"))
+    gc.collect()
+    assert not list((tmp_path / "held").iterdir())
 
 
 def test_a_long_video_is_cut_and_a_large_one_made_smaller(
@@ -172,7 +214,7 @@ def test_nothing_stays_of_a_video_whose_visitor_leaves(
     videos = tab()
 
     async def leave() -> None:
-        steps = videos._track(clip(tmp_path / "a.mp4"), None, None, BOX)
+        steps = videos._show(clip(tmp_path / "a.mp4"), videos._track(None, None, BOX))
         await anext(steps)
         await steps.aclose()
 
