@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,9 +19,10 @@ from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
 import howyouseeme as hysm
-from howyouseeme import backtrack
+from howyouseeme import Explainer, backtrack
 from howyouseeme.backtrack import multipliers, plan
 from howyouseeme.errors import ModelError
+from howyouseeme.methods import Evidence
 from howyouseeme.tape import Tape, Value, record, recorder
 
 
@@ -1557,3 +1559,34 @@ def test_an_lstm_is_explained_the_same_in_any_precision(method: str) -> None:
     other = hysm.explain(copy.deepcopy(net).double(), x.double(), 1, method=method)
     torch.testing.assert_close(one.evidence, other.evidence.float(), rtol=1e-3, atol=1e-6)
     assert one.coverage == pytest.approx(other.coverage, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda explainer, x: explainer(x).saliency,
+        lambda explainer, x: explainer(x, lambda output: output[:, 1]).points,
+        lambda explainer, x: explainer.many(x, [0, 1]),
+        lambda explainer, x: explainer(x).layers(),
+        lambda explainer, x: explainer(torch.cat([x, x])).attention,
+    ],
+    ids=["a class", "a function", "two classes", "its layers", "a batch"],
+)
+@pytest.mark.parametrize("method", ["evidence", "exact", "seed", Evidence(nodes=50)])
+def test_activations_are_let_go_of_at_once(method: Any, ask: Callable[..., Any]) -> None:
+    """And not when the garbage collector comes by: the next explanation would have two tapes in memory."""
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+        *(nn.Conv2d(4, 4, 3), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)),
+    ).eval()
+    explainer, x = Explainer(net, method), torch.rand(1, 3, 16, 16)
+    made = ask(explainer, x)  # what is imported, and kept, at first use
+    gc.collect()
+    gc.disable()
+    try:
+        made = ask(explainer, x)
+        alive = [item for item in gc.get_objects() if isinstance(item, Value)]
+    finally:
+        gc.enable()
+    assert not alive
+    del made

@@ -86,8 +86,7 @@ class _Recorder(TorchDispatchMode):
         self._rounded: dict[int, Tensor] = {}  # whole numbers made of activations, by id
         self._given_rounded = False  # whether the call that is being made is given some of them
         self.back_from_rounded: nn.Module | None = None  # what made floats of them
-        self.strays = Strays(self._was_there)
-        self.looks = Looks(self.strays, self.is_activation)
+        self.strays = Strays()
         self._reading = False  # whether what is being made is a reader's
         self._taking_apart = 0  # calls that are being made as the calls that they are made of
         self._thread = threading.get_ident()
@@ -270,7 +269,8 @@ class _Recorder(TorchDispatchMode):
         elif not self.strays.idle(facts):
             made = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
             made += facts.written(*given)
-            self.strays.follow(op, facts, *lifted, made, depends, _running())
+            where = _running()
+            self.strays.follow(op, facts, *lifted, made, depends, where, self._was_there)
 
     def _follow_rounded(self, result: Any, rounded: bool) -> None:
         """Remember whole numbers made of activations, and where they become floats again."""
@@ -633,7 +633,8 @@ def record(
                 inputs.append(value)
         args, kwargs = pytree.tree_unflatten(leaves, spec)
         try:
-            with _layers_taken_apart(), _read_by(recorder), recorder.looks, recorder:
+            looks = Looks(recorder.strays, recorder.is_activation)
+            with _layers_taken_apart(), _read_by(recorder), looks, recorder:
                 output = model(*args, **kwargs)
                 recorder.read(None, output)
             output = pytree.tree_map(recorder.result, opened(output))

@@ -36,8 +36,7 @@ class Strays:
     have come back counts, which is memory that is not PyTorch's own and numbers that were given away.
     """
 
-    def __init__(self, theirs: Callable[[int], bool]) -> None:
-        self._theirs = theirs
+    def __init__(self) -> None:
         self._tainted: dict[int, _Taint] = {}
         self._numbers: set[float] = set()  # that Python was told
         self._away = False  # whether contents were given away as a whole
@@ -86,14 +85,18 @@ class Strays:
         made: list[Tensor],
         depends: bool,
         where: nn.Module | None,
+        theirs: Callable[[int], bool],
     ) -> None:
-        """See what a call does with them: of its arguments, the tensors are those that are no activations."""
+        """See what a call does with them: of its arguments, the tensors are those that are no activations.
+
+        `theirs` tells memory that was there before the forward pass.
+        """
         drawn = Stray(facts.name, where) if facts.random and draws(op, args, kwargs) else None
         outside = facts.name in _FILLS and self.returned((*args, *kwargs.values()))
         if not facts.factory:
             given = args[1:] if facts.name == "aten.copy" else args  # the first is written over
             for tensor in pytree.tree_leaves((given, kwargs)):
-                found = self._taint_of(tensor) if isinstance(tensor, Tensor) else None
+                found = self._taint_of(tensor, theirs) if isinstance(tensor, Tensor) else None
                 if found is not None:
                     drawn = drawn or found.drawn
                     outside = outside or found.drawn is None
@@ -105,13 +108,13 @@ class Strays:
             for tensor in made:
                 self.taint(tensor, drawn)
 
-    def _taint_of(self, tensor: Tensor) -> _Taint | None:
+    def _taint_of(self, tensor: Tensor, theirs: Callable[[int], bool]) -> _Taint | None:
         key = _memory(tensor)
         if key is None:
             return None
         # No call tells of memory that DLPack or a buffer lends.
         lent = self._away and not tensor.untyped_storage().resizable()
-        if lent and key not in self._tainted and not self._theirs(key):
+        if lent and key not in self._tainted and not theirs(key):
             self.taint(tensor)
         return self._tainted.get(key)
 
