@@ -343,6 +343,31 @@ def test_weights_of_the_hub_are_downloaded_once(
         assert network.preprocess is not None
 
 
+@pytest.mark.parametrize("name", ["squeezenet1_1", "googlenet", "densenet121"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_torchvision_fine_tuned_for_other_classes(tmp_path: Path, name: str, prefix: str) -> None:
+    models = pytest.importorskip("torchvision").models
+    options = {"init_weights": False} if name == "googlenet" else {}
+    module = models.get_model(name, num_classes=7, **options)
+    state = {prefix + key: value for key, value in module.state_dict().items()}
+    torch.save(state, tmp_path / "mine.pth")
+    network = load_model(f"torchvision:{name}", tmp_path / "mine.pth")
+    assert network.classes is None
+    assert network.module(torch.rand(1, 3, 64, 64)).shape == (1, 7)
+    for key, value in network.module.state_dict().items():
+        assert torch.equal(value, module.state_dict()[key]), key
+
+
+def test_weights_that_differ_in_more_than_the_classes(tmp_path: Path) -> None:
+    """Fewer channels inside, too: then it is another network."""
+    models = pytest.importorskip("torchvision").models
+    state = models.squeezenet1_1(num_classes=7).state_dict()
+    state["features.0.weight"] = state["features.0.weight"][:32]
+    torch.save(state, tmp_path / "mine.pth")
+    with pytest.raises(ModelError, match=r"of another shape: features\.0\.weight"):
+        load_model(SMALL, tmp_path / "mine.pth")
+
+
 @pytest.mark.parametrize("kind", ["pth", "safetensors"])
 def test_torchvision_with_weights_from_a_file(
     squeezenet: nn.Module, tmp_path: Path, kind: str

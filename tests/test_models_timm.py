@@ -43,6 +43,15 @@ def test_a_model_with_weights_from_a_file(weights: Path) -> None:
     assert len(hysm.explain(network, sample_photo("cat")).points[0]) > 0
 
 
+def test_a_model_that_was_fine_tuned_for_other_classes(tmp_path: Path) -> None:
+    tuned = model("lcnet_035", num_classes=5)
+    torch.save(tuned.state_dict(), tmp_path / "tuned.pth")
+    network, image = load_model("timm:lcnet_035", tmp_path / "tuned.pth"), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(network.module(image), tuned(image))
+    assert network.classes is None
+
+
 def test_the_tag_of_the_weights_chooses_the_preprocessing() -> None:
     first, second = (preprocess_of(model(f"resnet18.{tag}")) for tag in ("a1_in1k", "tv_in1k"))
     assert (first.interpolation, second.interpolation) == ("bicubic", "bilinear")

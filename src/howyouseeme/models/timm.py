@@ -16,7 +16,7 @@ from ..images import Preprocess
 from . import hub
 from .classes import imagenet_classes
 from .network import Network
-from .weights import load_weights
+from .weights import class_count, fill, read_weights
 
 PREFIX = "timm:"
 
@@ -31,7 +31,8 @@ def load_timm(name: str, weights: Path | None = None) -> Network:
     >>> network = load_timm("resnet50", Path("resnet50.safetensors"))
 
     The preprocessing is the one that timm says belongs to the weights of that tag, or, without
-    one, to the model's default ones. Classes have names where there are 1000, as on ImageNet.
+    one, to the model's default ones. Classes are as many as a file of weights is for; they have names where there
+    are 1000, as on ImageNet.
 
     Raises `MissingExtraError` without timm, and `ModelError` for an unknown name, or when the hub
     can't be reached, has no weights of that model, or the file can't be read or doesn't fit.
@@ -46,11 +47,14 @@ def load_timm(name: str, weights: Path | None = None) -> Network:
     if weights is None:
         module = _from_hub(timm, name)
     else:
+        state = read_weights(weights)
         try:
             module = timm.create_model(name, pretrained=False)
+            if count := class_count(module, state):
+                module = timm.create_model(name, pretrained=False, num_classes=count)
         except RuntimeError as error:  # a tag that isn't there
             raise ModelError(f"timm can't make {name!r}: {error}.") from error
-        load_weights(module, weights, PREFIX + name)
+        fill(module, state, str(weights), PREFIX + name)
     classes = imagenet_classes() if module.num_classes == 1000 else None
     return Network(PREFIX + name, module.eval(), preprocess_of(module), classes)
 

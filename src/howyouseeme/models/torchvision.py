@@ -17,7 +17,7 @@ from ..errors import MissingExtraError, ModelError
 from ..images import Preprocess
 from .classes import imagenet_classes
 from .network import Network
-from .weights import fill, read_weights
+from .weights import class_count, fill, read_weights
 
 PREFIX = "torchvision:"
 
@@ -43,7 +43,8 @@ def load_torchvision(name: str, weights: Path | None = None) -> Network:
     >>> network = load_torchvision("resnet50", Path("resnet50.safetensors"))
 
     A file that keeps the name it has in the hub gets the preprocessing of those weights, any
-    other file that of the model's default ones.
+    other file that of the model's default ones. Weights of a network that was trained for other classes give
+    one with as many, which have no names.
 
     Raises `MissingExtraError` without torchvision, and `ModelError` for an unknown name, or when
     the hub can't be reached or the file can't be read or doesn't fit.
@@ -62,15 +63,20 @@ def load_torchvision(name: str, weights: Path | None = None) -> Network:
             f"{f'; did you mean {close}?' if close else '.'}"
         )
     published = models.get_model_weights(name)
+    classes: tuple[str, ...] | None = imagenet_classes()
     if weights is None:
         chosen = published.DEFAULT
         module = _from_hub(models, name, chosen)
     else:
         same_file = (one for one in published if Path(one.url).name == weights.name)
         chosen = next(same_file, published.DEFAULT)
-        module = models.get_model(name, weights=None, **_AS_TRAINED.get(name, {}))
-        fill(module, _renamed(name, read_weights(weights)), str(weights), PREFIX + name)
-    return Network(PREFIX + name, module.eval(), _preprocess(chosen), imagenet_classes())
+        state, options = _renamed(name, read_weights(weights)), _AS_TRAINED.get(name, {})
+        module = models.get_model(name, weights=None, **options)
+        if count := class_count(module, state):
+            classes = None
+            module = models.get_model(name, weights=None, num_classes=count, **options)
+        fill(module, state, str(weights), PREFIX + name)
+    return Network(PREFIX + name, module.eval(), _preprocess(chosen), classes)
 
 
 def _models() -> ModuleType:

@@ -75,9 +75,7 @@ def fill(module: nn.Module, state: Mapping[str, torch.Tensor], source: str, name
     # Starting from the module's own keeps the versions that some modules ask for, and the
     # counters that files older than PyTorch 0.4.1 lack and inference doesn't use.
     complete = module.state_dict()
-    for prefix in _PREFIXES:
-        if all(key.startswith(prefix) and key not in complete for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    state = _unwrapped(state, complete)
     missing = [
         key for key in complete if key not in state and not key.endswith("num_batches_tracked")
     ]
@@ -108,6 +106,32 @@ def fill(module: nn.Module, state: Mapping[str, torch.Tensor], source: str, name
         )
     complete.update(state)
     module.load_state_dict(complete)
+
+
+def class_count(module: nn.Module, state: Mapping[str, torch.Tensor]) -> int | None:
+    """For how many classes a state dict is, where nothing else tells it from the module's own; None elsewhere.
+
+    >>> class_count(resnet50, torch.load("fine-tuned.pth", weights_only=True))
+    10
+    """
+    own = module.state_dict()
+    state = _unwrapped(state, own)
+    shapes = [(own[key].shape, value.shape) for key, value in state.items() if key in own]
+    other = [(mine, given) for mine, given in shapes if mine != given]
+    counts = {(mine[:1], given[:1]) for mine, given in other}
+    if len(counts) != 1 or any(mine[1:] != given[1:] or not given for mine, given in other):
+        return None
+    return int(other[0][1][0])
+
+
+def _unwrapped(
+    state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]
+) -> Mapping[str, torch.Tensor]:
+    """Without what wrappers put before all keys, and the module's own have not."""
+    for prefix in _PREFIXES:
+        if all(key.startswith(prefix) and key not in own for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
 
 
 def check_finite(module: nn.Module, name: str) -> None:
