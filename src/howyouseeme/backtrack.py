@@ -27,7 +27,8 @@ class Plan:
     """The steps from a value back to the inputs: `steps` in the order of the walk, last call first.
 
     `layouts` keeps what `howyouseeme.places.layouts` found out, by input. `shared` is what walks from
-    several nodes of the start keep for each other; None where there is but one, to let it go at once.
+    several nodes of the start keep for each other; None where there is but one, to let it go at once. A walk that
+    `spends` is the last one: it may let go of the activations that it has passed.
     """
 
     start: Value
@@ -36,6 +37,7 @@ class Plan:
     exclusive: bool = True  # whether the start's elements exclude each other, as softmax classes do
     layouts: dict[Value, dict[Value, Any]] = field(default_factory=dict)
     shared: dict[Any, Any] | None = None
+    spends: bool = False
     _step_of: dict[Value, Step] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

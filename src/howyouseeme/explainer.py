@@ -335,7 +335,7 @@ class Explainer:
     ) -> list[Explanation] | None:
         """One explanation a target; None if the samples of the batch mix on the way back."""
         asked = self._find(tape, targets, len(batch))
-        seen = walk_back(self.method, tape, asked, len(batch))
+        seen = walk_back(self.method, tape, asked, len(batch), spend=True)
         return None if seen is None else self._explanations(batch, targets, asked, seen)
 
     def _explanations(

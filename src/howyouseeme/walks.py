@@ -85,9 +85,11 @@ class Seen:
 
 @torch.no_grad()
 def walk_back(
-    method: Method, tape: Tape, asked: Sequence[Asked], batch: int
+    method: Method, tape: Tape, asked: Sequence[Asked], batch: int, spend: bool = False
 ) -> list[list[Seen]] | None:
     """For each target what each of the tape's inputs shows; None if the samples of the batch mix.
+
+    To `spend` the tape is to let go of activations on the way, which nobody may ask for afterwards.
 
     >>> seen = walk_back(Evidence(), tape, [asker.find(tape, 281, iter(()), 1)], 1)
     >>> seen[0][0].evidence.shape
@@ -102,6 +104,7 @@ def walk_back(
         way = plan(tape, first.start, first.exclusive)
         if not way.separable(batch):
             return None
+        way.spends = spend and len(alike) == 1
         described = [likeness(way, given) for given in tape.inputs]
         for i, walked in zip(
             members, method.walk_each(way, [asked[i].nodes for i in members]), strict=True

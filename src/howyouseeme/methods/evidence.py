@@ -105,7 +105,7 @@ class Evidence(Method):
         if self.nodes is not None:
             size = _HEADS
         groups = [targets[i : i + size] for i in range(0, len(targets), size)]
-        plan.shared = {} if len(groups) > 1 else None
+        plan.shared, plan.spends = ({}, False) if len(groups) > 1 else (None, plan.spends)
         for group in groups:
             seeds = torch.cat([one_hot(plan, nodes) for nodes in group])
             walked = self._walk(plan, seeds, len(group))
@@ -190,6 +190,8 @@ class Evidence(Method):
                 if isinstance(part.orientation, Tensor):
                     part.orientation = part.orientation.to(source.dtype)
                 waiting[source] = waiting[source].plus(part) if source in waiting else part
+            if plan.spends:
+                value.drop()
         return {value: arrived.evidence for value, arrived in waiting.items()}, lost
 
 
