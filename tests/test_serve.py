@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from importlib.resources import files
@@ -864,6 +864,30 @@ def test_closing_waits_only_a_moment_for_a_long_job() -> None:
         assert time.monotonic() - begun < 20
     finally:
         ends.set()
+
+
+def test_one_slow_network_lets_others_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither its jobs, nor what is loaded for a first one, tell how long those of another take."""
+    monkeypatch.setattr("howyouseeme.web.worker._give_back", lambda: None)  # which takes longer here
+    worker = Worker(queue=9, batch=1)
+
+    def take(seconds: float) -> Callable[[Sequence[None]], Sequence[None]]:
+        return lambda given: (time.sleep(seconds), given)[1]
+
+    worker.submit(take(0.5), None, key="first", seconds=9).result(9)
+    many = [worker.submit(take(0), None, key="first", seconds=3) for _ in range(4)]
+    for _ in range(4):
+        worker.submit(take(0.6), None, key="slow", seconds=9).result(9)
+    many += [worker.submit(take(0), None, key="fast", seconds=3) for _ in range(5)]
+    for future in many:
+        future.result(9)
+    worker.submit(take(0.6), None, key="slow", seconds=9)
+    held = [worker.submit(take(0.6), None, key="slow", seconds=9) for _ in range(4)]
+    with pytest.raises(BusyError):  # these are what takes time
+        worker.submit(take(0), None, key="fast", seconds=3)
+    for future in held:
+        future.cancel()
+    worker.close()
 
 
 def test_the_worker_runs_nothing_that_nobody_waits_for() -> None:

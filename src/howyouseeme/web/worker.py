@@ -71,7 +71,7 @@ class Worker:
         self._jobs: deque[_Job[Any, Any]] = deque()
         self._ready = threading.Condition()
         self._closed = True
-        self._each = 0.0  # seconds that a job takes, about
+        self._each: dict[Hashable, float] = {}  # seconds that a job of a key takes, about
         self.open()
 
     def open(self) -> None:
@@ -107,7 +107,7 @@ class Worker:
         future: Future[T] = Future()
         job = _Job(run, given, key, time.monotonic() + seconds, future)
         with self._ready:
-            wait = len(self._jobs) * self._each
+            wait = self._wait()
             # What would hardly be done in time is better refused at once.
             full = len(self._jobs) >= self._most or wait > seconds * _PATIENCE
             if self._closed or full:
@@ -117,7 +117,11 @@ class Worker:
         return future
 
     def _busy(self) -> BusyError:
-        return BusyError(max(1, math.ceil(len(self._jobs) * self._each / 2)))
+        return BusyError(max(1, math.ceil(self._wait() / 2)))
+
+    def _wait(self) -> float:
+        """Seconds until all that wait are done, about."""
+        return sum(self._each.get(job.key, 0) for job in self._jobs)
 
     def close(self) -> None:
         """End after the job that is running, or in a moment without it; the others are cancelled."""
@@ -133,11 +137,13 @@ class Worker:
         while jobs := self._take():
             begun = time.monotonic()
             self._run(jobs)
-            count = len(jobs)
+            count, key = len(jobs), jobs[0].key
             del jobs  # a thread that waits shall keep nobody's photo
             _give_back()
             taken = time.monotonic() - begun
-            self._each += _FADING * (taken / count - self._each)
+            # What comes first loads a network, or compiles: it tells nothing of the next.
+            before = self._each.get(key)
+            self._each[key] = 0 if before is None else before + _FADING * (taken / count - before)
             self._watch(count, taken)
 
     def _take(self) -> list[_Job[Any, Any]]:

@@ -571,7 +571,7 @@ function play() {
   let held = at; // where it would be if it were not held at each stage for a while
   let shown = -1;
   const step = (now) => {
-    held += (now - before) / 1000 / SECONDS;
+    held += Math.max(0, now - before) / 1000 / SECONDS; // a frame may be dated before its request
     before = now;
     const floor = Math.floor(held);
     const part = held - floor;
