@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -23,6 +24,7 @@ import howyouseeme
 from howyouseeme import Explainer, cli, draw, sample_photo
 from howyouseeme.cli import explain as explain_of
 from howyouseeme.cli import photos as photos_of
+from howyouseeme.cli import program
 from howyouseeme.cli.network import DEFAULT_MODEL
 from howyouseeme.cli.photos import find_photos
 from howyouseeme.draw import percent
@@ -136,7 +138,7 @@ def test_empty_folder_is_a_usage_error(run: Run, tmp_path: Path) -> None:
     (tmp_path / "empty" / "notes.txt").write_text("no photo")
     result = run("explain", "empty")
     assert result.exit_code == 2
-    assert "no photo in the folder empty" in result.stderr
+    assert "no photo in the folder empty, nor in those inside" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -232,6 +234,39 @@ def test_a_folder_stands_for_its_photos(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "f.HEIC").touch()
     find_photos([tmp_path])
     assert capsys.readouterr().err.endswith("; convert .heic to .jpg\n")
+
+
+def test_on_a_terminal_what_goes_on_takes_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", shown := Terminal())
+    for line in ("1 of 2", "2 of 2", ""):
+        program.show(line)
+    assert shown.getvalue() == "\r\x1b[K1 of 2\r\x1b[K2 of 2\r\x1b[K"
+    monkeypatch.setattr(sys, "stderr", file := io.StringIO())
+    program.show("1 of 2")
+    assert not file.getvalue()
+
+
+def test_a_folder_of_folders_stands_for_the_photos_in_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As data sets have one for each class."""
+    for name in (
+        "dog/1.png",
+        "cat/2.jpg",
+        "cat/1.jpg",
+        "cat/deep/3.gif",
+        "cat/a.txt",
+        ".git/4.png",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = [path.relative_to(tmp_path).as_posix() for path in find_photos([tmp_path])]
+    assert found == ["cat/1.jpg", "cat/2.jpg", "cat/deep/3.gif", "dog/1.png"]
+    assert capsys.readouterr().err == f"{tmp_path}: 4 photos in 3 subfolders\n"
 
 
 def test_names_never_collide() -> None:

@@ -868,7 +868,9 @@ def test_closing_waits_only_a_moment_for_a_long_job() -> None:
 
 def test_one_slow_network_lets_others_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither its jobs, nor what is loaded for a first one, tell how long those of another take."""
-    monkeypatch.setattr("howyouseeme.web.worker._give_back", lambda: None)  # which takes longer here
+    monkeypatch.setattr(
+        "howyouseeme.web.worker._give_back", lambda: None
+    )  # which takes longer here
     worker = Worker(queue=9, batch=1)
 
     def take(seconds: float) -> Callable[[Sequence[None]], Sequence[None]]:

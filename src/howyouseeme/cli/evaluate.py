@@ -10,7 +10,7 @@ import click
 from ..files import identities, spare
 from .network import Asked, network_options
 from .photos import find_photos, max_pixels_option, out_option
-from .program import tell, verbose_option
+from .program import show, verbose_option
 from .question import DEFAULT_METHOD, METHODS
 
 
@@ -68,15 +68,18 @@ def evaluate(
     network = asked.load()
     from ..evaluate import evaluate as measure  # noqa: PLC0415
 
-    found = measure(
-        network,
-        files,
-        boxes,
-        methods=[name.strip() for name in methods.split(",") if name.strip()],
-        limit=limit,
-        grids=grids,
-        say=tell,
-    )
+    try:
+        found = measure(
+            network,
+            files,
+            boxes,
+            methods=[name.strip() for name in methods.split(",") if name.strip()],
+            limit=limit,
+            grids=grids,
+            say=show,
+        )
+    finally:
+        show("")
     click.echo(found.table())
     for line in found.notes:
         click.echo(line, err=True)

@@ -88,7 +88,10 @@ def for_each(files: Sequence[Path], work: Callable[[Path, str], Iterable[str]]) 
 
 
 def find_photos(given: Sequence[Path]) -> list[Path]:
-    """The files that are meant, each once, in the order given; a folder stands for its photos."""
+    """The files that are meant, each once, in the order given; a folder stands for its photos.
+
+    One that has none stands for those of its subfolders, as data sets have one for each class.
+    """
     if not given:
         raise click.UsageError("Name at least one photo or folder.")
     found: dict[str, Path] = {}
@@ -96,22 +99,40 @@ def find_photos(given: Sequence[Path]) -> list[Path]:
         files = [path]
         if path.is_dir():
             try:
-                inside = sorted(one for one in path.iterdir() if not one.name.startswith("."))
+                inside = _seen(path.iterdir(), path)
+                files = _photos(inside) or _photos(_seen(path.rglob("*"), path))
             except OSError as error:
                 raise click.UsageError(f"{path}: {reason(error)}.") from error
-            files = [one for one in inside if one.suffix.lower() in PHOTOS and not one.is_dir()]
             known = " ".join(sorted(PHOTOS))
             heic = any(one.suffix.lower() in {".heic", ".heif"} for one in inside)
             hint = "; convert .heic to .jpg" if heic else ""
             if not files:
-                raise click.UsageError(f"There is no photo in the folder {path} ({known}){hint}.")
-            if len(files) < len(inside):
+                raise click.UsageError(
+                    f"There is no photo in the folder {path}, nor in those inside ({known}){hint}."
+                )
+            if files[0].parent != path:
+                count = len({file.parent for file in files})
+                click.echo(f"{path}: {len(files)} photos in {count} subfolders", err=True)
+            elif len(files) < len(inside):
                 skipped = f"{len(inside) - len(files)} of {len(inside)} skipped"
                 read = f"read are files that end in {known}, not subfolders"
                 click.echo(f"{path}: {skipped}; {read}{hint}", err=True)
         for file in files:
             found.setdefault(os.path.realpath(file), file)  # which a loop of links has, too
     return list(found.values())
+
+
+def _seen(paths: Iterable[Path], folder: Path) -> list[Path]:
+    """In their order, those that are not hidden."""
+    return sorted(
+        path
+        for path in paths
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def _photos(paths: Iterable[Path]) -> list[Path]:
+    return [path for path in paths if path.suffix.lower() in PHOTOS and not path.is_dir()]
 
 
 def _output_names(files: Sequence[Path]) -> list[str]:

@@ -175,6 +175,14 @@ def tell(line: str) -> None:
         click.echo(line, err=True)
 
 
+def show(line: str) -> None:
+    """Say what is going on: on a terminal in the place of what was said before, or a line each, if asked to."""
+    if _verbose() and line:
+        tell(line)
+    elif sys.stderr.isatty():
+        click.echo(f"\r\x1b[K{line}", nl=False, err=True)
+
+
 def complain(file: Path | None, error: Exception) -> None:
     """One line about an error on stderr: what was wrong, or that it is our mistake."""
     if isinstance(error, HowYouSeeMeError):
