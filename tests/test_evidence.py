@@ -11,7 +11,7 @@ from evidence_reference import Net, Op, rivals, walk
 from torch import Tensor, nn
 
 import howyouseeme as hysm
-from howyouseeme import halftone
+from howyouseeme import Explainer, halftone
 from howyouseeme.backtrack import Plan, plan
 from howyouseeme.links import Convolution, Matrix
 from howyouseeme.methods import Evidence, evidence, excitation, get_method
@@ -538,3 +538,48 @@ def test_a_head_of_maxima_has_all_places_to_focus_on(side: int) -> None:
         hysm.explain(net, image, likeness=False, focus=focus).evidence for focus in (True, False)
     )
     assert not torch.equal(with_focus, plain)
+
+
+class Losing(nn.Module):
+    """Two classes, each excited by a colour of its own; the second by much more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(2, 2, 1, bias=False), nn.ReLU())
+        self.mix = nn.Sequential(nn.Conv2d(2, 3, 1, bias=False), nn.ReLU())
+        self.head = nn.Linear(3, 2, bias=False)
+        with torch.no_grad():
+            self.features[0].weight.copy_(torch.eye(2)[:, :, None, None])
+            self.mix[0].weight.copy_(
+                torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])[:, :, None, None]
+            )
+            self.head.weight.copy_(torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 3.0]]))
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.mix(self.features(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("nodes", [None, 50])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_what_speaks_for_a_class_that_loses_is_seen(batch: int, nodes: int | None) -> None:
+    """What speaks against it weighs so much less that a tenth of what speaks for it is left."""
+    x = torch.zeros(batch, 2, 8, 8)
+    x[:, 0, 2, 2] = 4.0
+    x[:, 1, 5, 5] = 4.0
+    method = Evidence(nodes=nodes, focus=False, likeness=False)
+    explainer = Explainer(Losing(), method, together=batch)
+    found = explainer(x, hysm.targets.versus(0, 1))
+    assert all({(point.y, point.x) for point in points} == {(2, 2)} for points in found.points)
+    # Of the map, 4 / 64 for and 7 * 4 / 64 against: at its place 4 of the first channel, 12 of the third; at the
+    # other 4 of the second and 12 of the third.
+    weight = 0.9 * 4 / 28
+    expected = torch.zeros(8, 8)
+    expected[2, 2] = (4 - weight * 12) / 64
+    expected[5, 5] = -weight * 16 / 64
+    for one in found.evidence:
+        torch.testing.assert_close(one, expected, rtol=0.05 if nodes else 1e-6, atol=1e-6)
+    # The other way round nothing is to be weighed.
+    expected[2, 2], expected[5, 5] = (12 - 4) / 64, 16 / 64
+    for one in explainer(x, hysm.targets.versus(1, 0)).evidence:
+        torch.testing.assert_close(one, expected, rtol=0.05 if nodes else 1e-6, atol=1e-6)

@@ -914,7 +914,7 @@ def test_a_single_logit_is_the_only_class(change: Any, images: Tensor) -> None:
     explanation = Explainer(Wrapped(change).eval())(images, 0)
     assert explanation.target == (0, 0, 0)
     assert explanation.probability == pytest.approx(make_net()(images)[:, 0].sigmoid().tolist())
-    plain = Explainer(make_net(), contrast=False)(images, 0)
+    plain = Explainer(make_net(), multilabel=True)(images, 0)
     torch.testing.assert_close(explanation.evidence, plain.evidence)
 
 

@@ -288,7 +288,7 @@ def test_a_box_of_any_kind_of_detector(way: str) -> None:
         inside = [min(max(side, 0), 12) for side in (x0, y0, x0 + 3, y0 + 3)]
         assert explained.box[i] == pytest.approx(inside, abs=1e-4)
         if way not in {"queries", "rows"}:  # which have rivals, or two factors
-            own = hysm.Explainer(net.body, contrast=False, focus=False, likeness=False)
+            own = hysm.Explainer(net.body, focus=False, likeness=False)
             alone = own(images[i : i + 1], lambda y, c=category, at=at: y.flatten(2)[:, c, at])
             torch.testing.assert_close(explained.evidence[i], alone.evidence[0])
 

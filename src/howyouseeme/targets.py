@@ -101,7 +101,8 @@ def versus(one: int | str | None, other: int | str) -> Target:
     >>> explanation = explainer("rocket.jpg", hysm.targets.versus("drilling platform", "missile"))
 
     What speaks for both alike cancels out, and what tells them apart is left: the question to ask of a
-    wrong answer, with the right one as the other. Classes go by index or name; None is the class that
+    wrong answer, with the right one as the other, and the other way round. Where the other class wins, what speaks
+    against this one weighs less, so that what speaks for it can be seen. Classes go by index or name; None is the class that
     the network finds likeliest in each image. The scores are the model's output [batch, classes], or
     its 'logits' or 'out', as they are (axes of one place behind the classes are no matter): a model that ends in a softmax is asked for a difference of probabilities.
 

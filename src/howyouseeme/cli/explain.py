@@ -139,7 +139,7 @@ def _nothing(explanation: Explanation) -> str:
     """Why there is no evidence: the photo holds none, or the sample of it."""
     answer, nodes = _answer(explanation), explanation.method.parameters.get("nodes")
     if nodes is None:
-        return f"nothing in it speaks for {answer} more than for other classes"
+        return f"nothing in it speaks for {answer}"
     sample = f"the sample of {nodes} node{'' if nodes == 1 else 's'}"
     return f"{sample} holds nothing that speaks for {answer}; raise --nodes"
 

@@ -39,6 +39,9 @@ __all__ = ["Evidence"]
 #: detector that found a box: they tell where that is, and not where in its sight the evidence lies.
 _FEW = 0.25
 
+#: Of all that speaks for an answer, what is left at least when what speaks against it is taken off.
+_LEFT = 0.1
+
 #: Calls that take the highest of many places.
 _MAXIMA = {
     *("aten.amax", "aten.max", "aten.max_pool1d", "aten.max_pool2d_with_indices"),
@@ -114,7 +117,7 @@ class Evidence(Method):
     @torch.no_grad()
     def _walk(self, plan: Plan, alone: Tensor, batch: int, trail: Trail | None = None) -> Walked:
         """From the class of each sample, 1 in `alone` and all else 0; `batch` may be that of a stack."""
-        waiting = self._head(plan, alone, trail)
+        waiting = self._head(plan, alone, batch, trail)
         maps = {value: item.evidence for value, item in waiting.items() if value.call is not None}
         if self.nodes is None:
             found, lost = self._body(plan, waiting, batch, trail)
@@ -132,7 +135,9 @@ class Evidence(Method):
             trail.evidence.update(walked.strength)
         return walked
 
-    def _head(self, plan: Plan, alone: Tensor, trail: Trail | None) -> dict[Value, Arrived]:
+    def _head(
+        self, plan: Plan, alone: Tensor, batch: int, trail: Trail | None
+    ) -> dict[Value, Arrived]:
         """Exact evidence at the last feature maps."""
         seed = _against_rivals(plan, alone) if self.contrast else alone
         maps = _feature_maps(plan)
@@ -143,6 +148,8 @@ class Evidence(Method):
                 # What counts for nothing may be infinite, as where a mask has put it.
                 evidence = (multiplier * value.data).masked_fill_(multiplier == 0, 0)
                 reached[value] = Arrived(evidence)
+        if self.contrast and seed is alone:
+            _leave_some([item for value, item in reached.items() if value in maps], batch)
         if trail is not None:  # a path starts at the class, not at a rival that it speaks against
             for value, multiplier in multipliers(plan, alone, until=maps.__contains__):
                 trail.arrive(value, alone if value is plan.start else multiplier * value.data)
@@ -306,6 +313,25 @@ def _against_rivals(plan: Plan, alone: Tensor) -> Tensor:
     weight = torch.where(best > 0, (lead / best).clamp(0, 1), 1) / 2
     contrast = seed - weight * rivals - (1 - weight) / count * there
     return torch.where(count > 1, contrast, seed).reshape(alone.shape)
+
+
+def _leave_some(maps: Sequence[Arrived], batch: int) -> None:
+    """Let what speaks against an answer weigh less where it would leave nearly nothing of what speaks for it.
+
+    Why this class and not that, where the network says that. Against rivals of which a class is one of many, `_against_rivals` sees to that.
+    """
+    if not maps:
+        return
+    parts = [per_sample(item.evidence, batch) for item in maps]
+    most, less = (
+        torch.stack([part.clamp(**side).sum(1) for part in parts]).sum(0)
+        for side in ({"min": 0}, {"max": 0})
+    )
+    weight = ((_LEFT - 1) * most / torch.where(less < 0, less, -torch.inf)).clamp(max=1)
+    weight = torch.where(less < 0, weight, 1)
+    for item, part in zip(maps, parts, strict=True):
+        weighed = torch.where(part < 0, part * weight[:, None], part)
+        item.evidence = weighed.reshape(item.evidence.shape)
 
 
 def _feature_maps(plan: Plan) -> set[Value]:
