@@ -269,6 +269,25 @@ def max_pool(
     return result
 
 
+def fractional_max_pool(x: Array, kernel: Shape, out_space: Shape, draws: Array) -> Map:
+    """The largest place of each window; `draws` [samples, channels, axes] say where they lie (Graham, 2014)."""
+    out_shape = (*x.shape[:2], *out_space)
+    result = empty(x.shape, out_shape)
+    for row, (n, c, *place) in enumerate(places(out_shape)):
+        begin = []
+        for axis, (at, count, k) in enumerate(zip(place, out_space, kernel, strict=True)):
+            size_, draw = x.shape[2 + axis], float(draws[n, c, axis])
+            step = (size_ - k) / (count - 1) if count > 1 else 0.0
+            last = at == count - 1
+            begin.append(size_ - k if last else int((at + draw) * step) - int(draw * step))
+        window = [
+            (n, c, *(b + tap for b, tap in zip(begin, taps, strict=True)))
+            for taps in places(kernel)
+        ]
+        result.matrix[row, flat(strongest(x, window), x.shape)] = 1
+    return result
+
+
 def adaptive_max_pool(x: Array, out_space: Shape) -> Map:
     dims = len(out_space)
     lead, space = x.shape[:-dims], x.shape[-dims:]
@@ -474,6 +493,31 @@ def probed(function: Callable[..., Array], inputs: Sequence[Array], varied: int 
         hot[varied][place] = 1
         matrix[:, column] = function(*hot).reshape(-1) - background
     return Map(matrix, background)
+
+
+def gathered(
+    x: Array, sent: Array, pairs: Sequence[tuple[Shape, Shape]], how: str, own: bool
+) -> list[Map]:
+    """What is made of all that is sent to a place, and of x there: the maps from x and from what is sent.
+
+    `pairs` say to which place of x each place of `sent` goes; x counts if it is its `own`, or alone there.
+    """
+    maps = [empty(x.shape, x.shape), empty(sent.shape, x.shape)]
+    for row, place in enumerate(places(x.shape)):
+        terms = [(1, flat(source, sent.shape)) for to, source in pairs if tuple(to) == place]
+        if own or not terms:
+            terms = [(0, row), *terms]
+        values = [float((x, sent)[which].reshape(-1)[at]) for which, at in terms]
+        best = values.index((min if how == "amin" else max)(values))
+        for i, (which, at) in enumerate(terms):
+            maps[which].matrix[row, at] += {
+                "sum": 1.0,
+                "mean": 1 / len(terms),
+                "prod": math.prod(values[:i] + values[i + 1 :]) / len(terms),
+                "amax": float(i == best),
+                "amin": float(i == best),
+            }[how]
+    return maps
 
 
 # -- products of matrices -------------------------------------------------------------------------
@@ -696,6 +740,31 @@ def settled(at: float, size: int, padding: str, align: bool) -> float:
         while not low <= at <= high:
             at = 2 * low - at if at < low else 2 * high - at
     return at if padding == "zeros" else min(max(at, 0.0), size - 1.0)
+
+
+def cubic_sample(in_shape: Shape, grid: Array, *, padding: str, align: bool) -> Map:
+    """Sixteen places around each position, each as the padding says, by the kernel of Keys (a = -3/4)."""
+    out_shape = (*in_shape[:2], *grid.shape[1:-1])
+    result = empty(in_shape, out_shape)
+    for row, (image, c, *place) in enumerate(places(out_shape)):
+        lines = []
+        for a, size_ in zip(grid[(image, *place)][::-1], in_shape[2:], strict=True):
+            at = (float(a) + 1) / 2 * (size_ - 1) if align else ((float(a) + 1) * size_ - 1) / 2
+            line = dict.fromkeys(range(size_), 0.0)
+            for tap in range(math.floor(at) - 1, math.floor(at) + 3):
+                centre = (
+                    (2.0 * tap / (size_ - 1) - 1)
+                    if align and size_ > 1
+                    else (2.0 * tap + 1) / size_ - 1
+                )
+                shown = round(settled(centre, size_, padding, align))
+                if 0 <= shown < size_:
+                    line[shown] += cubic(at - tap, -0.75)
+            lines.append(line)
+        for i, j in product(*lines):
+            column = flat((image, c, i, j), in_shape)
+            result.matrix[row, column] = lines[0][i] * lines[1][j]
+    return result
 
 
 def grid_sample(in_shape: Shape, grid: Array, *, mode: str, padding: str, align: bool) -> Map:

@@ -258,6 +258,33 @@ class Statistics(nn.Module):
         return self.head(torch.cat(parts, 1))
 
 
+class Gathered(nn.Module):
+    """What is sampled between places, pooled at random, pooled over regions of no fixed shape, and solved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3)
+        self.pool = nn.FractionalMaxPool2d(2, 8, _random_samples=torch.rand(2, 6, 2))
+        self.register_buffer("at", torch.rand(1, 8, 8, 2) * 2.4 - 1.2)
+        self.register_buffer("region", torch.randint(5, (64,)))
+        self.register_buffer("mixed", torch.randn(6, 6) + 3 * torch.eye(6))
+        self.head = nn.Linear(36, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.pool._random_samples = self.pool._random_samples[: len(x)].to(x)
+        x = self.pool(self.conv(x))
+        x = F.grid_sample(x, self.at.expand(len(x), -1, -1, -1), "bicubic", align_corners=False)
+        x = torch.linalg.solve(self.mixed, x.flatten(2))
+        to, none = self.region.expand_as(x), x.new_zeros(*x.shape[:2], 6)
+        parts = [
+            none.scatter_reduce(2, to, x, "mean", include_self=False),
+            none.scatter_reduce(2, to, x, "amax"),
+            none.index_reduce(2, self.region, x.sigmoid(), "prod"),
+        ]
+        x = torch.linalg.cross(*(part.unflatten(1, (2, 3)) for part in parts[:2]), dim=2)
+        return self.head((x.flatten(1, 2).diagonal_scatter(parts[2][..., 0], 0, 1, 2)).flatten(1))
+
+
 def fully_connected() -> nn.Module:
     """VGG's head: flatten, wide layers, dropout."""
     return nn.Sequential(
@@ -306,6 +333,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "modern": Modern,
     "split attention": Split,
     "statistics": Statistics,
+    "gathered": Gathered,
 }
 
 

@@ -151,6 +151,18 @@ def losses() -> Iterator[tuple[str, str, Callable[..., Any], tuple[Tensor, ...]]
 
 _NUMBER = {"none": 0, "mean": 1, "sum": 2}
 
+BAGS, STARTS = torch.tensor([[2, 0], [2, 1]]), torch.tensor([0, 0, 2, 4])
+
+
+def bagged(
+    table: Tensor, weights: Tensor | None = None, mode: str = "sum", **options: Any
+) -> Tensor:
+    """Bags of rows of a table, one of them empty."""
+    if weights is not None:
+        options["per_sample_weights"] = weights[BAGS.flatten()]
+    return nn.functional.embedding_bag(BAGS.flatten(), table, STARTS, mode=mode, **options)
+
+
 CASES: list[tuple[str, str, Callable[..., Any], tuple[Tensor, ...]]] = [
     ("aten.mv", "matrix", lambda a: a @ V, (A,)),
     ("aten.mv", "vector", lambda v: A @ v, (V,)),
@@ -172,6 +184,22 @@ CASES: list[tuple[str, str, Callable[..., Any], tuple[Tensor, ...]]] = [
     ),
     ("aten._trilinear", "both", PAIRED, (A, B)),
     ("aten._trilinear", "one", lambda a: PAIRED(a, B), (A,)),
+    ("aten.linalg_cross", "both", lambda a, b: torch.linalg.cross(a, b, dim=0), (A, B)),
+    ("aten.linalg_cross", "constant", lambda a: torch.cross(B[:, :1], a, dim=0), (A,)),
+    *[
+        ("aten._embedding_bag_forward_only", mode, partial(bagged, mode=mode, **options), (A,))
+        for mode in ("sum", "mean", "max")
+        for options in ({}, {"padding_idx": 1}, {"include_last_offset": True})
+    ],
+    ("aten._embedding_bag_forward_only", "weighted", partial(bagged, weights=C), (A,)),
+    (
+        "aten._embedding_bag",
+        "weights",
+        lambda w: nn.functional.embedding_bag(
+            BAGS, PAIRED.weight[0], per_sample_weights=w, mode="sum"
+        ),
+        (numbers(2, 2),),
+    ),
     ("aten._cdist_forward", "2", lambda a: torch.cdist(a, B), (A,)),
     (
         "aten._cdist_forward",

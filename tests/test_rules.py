@@ -484,6 +484,22 @@ for name, pool, shape, outputs in [
         x,
         lambda x=x, o=outputs: naive.adaptive_max_pool(x.numpy(), o),
     )
+for name, pool, space, kernel, outputs in [
+    ("fractional_max_pool2d", F.fractional_max_pool2d, (5, 7), (2, 3), (3, 4)),
+    ("fractional_max_pool2d", F.fractional_max_pool2d, (6, 6), (3, 2), (1, 5)),
+    ("fractional_max_pool3d", F.fractional_max_pool3d, (4, 6, 5), (2, 2, 1), (2, 3, 3)),
+]:
+    x, draws = numbers(2, 2, *space), weights(2, 2, len(space)).sigmoid()
+    lines = draws.flip(-1) if len(space) == 2 else draws  # in 2-d, the last axis comes first
+    case(
+        name,
+        f"{outputs}",
+        lambda x, p=pool, k=kernel, o=outputs, d=draws: p(x, k, o, _random_samples=d),
+        x,
+        lambda x=x, k=kernel, o=outputs, d=lines: naive.fractional_max_pool(
+            x.numpy(), k, o, d.numpy()
+        ),
+    )
 for name, label, run, axes in [
     ("amax", "space", lambda x: x.amax((2, 3)), (2, 3)),
     ("amax", "keep", lambda x: x.amax((-1, 1), keepdim=True), (1, 3)),
@@ -1126,6 +1142,39 @@ for batch in (1, 2):
         ),
     )
 LEFT, RIGHT = numbers(4, 3), numbers(3, 5, seed=1)
+# Equations: one matrix for all, one each, vectors, from the left and from the right.
+SHARED, APART = weights(4, 4) + 4 * torch.eye(4), weights(2, 4, 4, seed=2) + 4 * torch.eye(4)
+for label, a, shape, left in [
+    ("one", SHARED, (2, 2, 4, 3), True),
+    ("one from the right", SHARED, (2, 2, 3, 4), False),
+    ("each", APART, (2, 4, 3), True),
+    ("each from the right", APART, (2, 3, 4), False),
+    ("each, many", APART, (3, 2, 4, 2), True),
+    ("each, a vector", APART, (2, 4), True),
+    ("a vector", SHARED, (4,), True),
+]:
+
+    def solved(a: Tensor = a, shape: Sequence[int] = shape, left: bool = left) -> Map:
+        inverse = np.linalg.inv(a.numpy())
+        if shape == tuple(a.shape[:-1]):
+            return naive.product_from_left(inverse, (*shape, 1))
+        inverse = np.broadcast_to(inverse, (*shape[:-2], 4, 4))
+        if left:
+            return naive.product_from_left(inverse, shape)
+        return naive.product_from_right(shape, inverse)
+
+    run = lambda b, a=a, o=left: torch.linalg.solve(a, b, left=o)
+    case("_linalg_solve_ex", label, run, numbers(*shape), solved)
+case(
+    "_linalg_solve_ex",
+    "a computed matrix",
+    lambda a, b: torch.linalg.solve(a + 4 * torch.eye(4), b),
+    (numbers(4, 4), numbers(4, 2)),
+    lambda: [
+        None,
+        naive.product_from_left(np.linalg.inv((numbers(4, 4) + 4 * torch.eye(4)).numpy()), (4, 2)),
+    ],
+)
 case(
     "mm",
     "half each",
@@ -1464,6 +1513,69 @@ def _beside(maps: Sequence[Map]) -> Map:
     return Map(sent.matrix, here.matrix @ HERE.reshape(-1).numpy())
 
 
+# What is made of all that is sent to a place: the mean, the product, the largest; nought and ties among them.
+TABLE = torch.tensor([[2, 0, 1, 2], [2, 2, 0, 1]])
+
+
+def gathered(
+    how: str, own: bool, axis: int, index: Tensor, here: Tensor, sent: Tensor
+) -> Callable[[], list[Map]]:
+    """The maps of both, for the reduce of a scatter, or of rows where the index is a vector."""
+    pairs = []
+    for source in naive.places(index.shape if index.dim() > 1 else sent.shape):
+        to = list(source)
+        to[axis] = int(index[tuple(source) if index.dim() > 1 else source[axis]])
+        pairs.append((to, source))
+    return lambda: naive.gathered(here.numpy(), sent.numpy(), pairs, how, own)
+
+
+KEEP, GIVEN, LINES = numbers(3, 4), numbers(3, 4, seed=1), torch.tensor([2, 0, 2, 3])
+for how, own in itertools.product(["sum", "mean", "prod", "amax", "amin"], [True, False]):
+    options = {"reduce": how, "include_self": own}
+    reduced: list[tuple[str, Callable[..., Tensor], Callable[[], list[Map]]]] = [
+        (
+            "scatter_reduce",
+            lambda x, s, o=options: x.scatter_reduce(0, TABLE, s, **o),
+            gathered(how, own, 0, TABLE, KEEP, GIVEN),
+        )
+    ]
+    if how != "sum":
+        by_lines = lambda x, s, o=options: x.index_reduce(1, LINES, s, **o)
+        reduced.append(("index_reduce", by_lines, gathered(how, own, 1, LINES, KEEP, GIVEN)))
+    for name, run, want in reduced:
+        case(name, f"{how}-{own}-both", run, (KEEP, GIVEN), want)
+        case(
+            name,
+            f"{how}-{own}-to a constant",
+            lambda s, r=run: r(KEEP, s),
+            GIVEN,
+            lambda w=want: Map(w()[1].matrix, w()[0].matrix @ KEEP.reshape(-1).numpy()),
+        )
+        case(
+            name,
+            f"{how}-{own}-of a constant",
+            lambda x, r=run: r(x, GIVEN),
+            KEEP,
+            lambda w=want: Map(w()[0].matrix, w()[1].matrix @ GIVEN.reshape(-1).numpy()),
+        )
+case(
+    "scatter",
+    "multiply",
+    lambda x, s: x.scatter(0, TABLE, s, reduce="multiply"),
+    (KEEP, GIVEN),
+    gathered("prod", True, 0, TABLE, KEEP, GIVEN),
+)
+case(
+    "scatter",
+    "multiply by a number",
+    lambda x: x.scatter(0, TABLE[:1], 3.0, reduce="multiply"),
+    KEEP,
+    lambda: Map(
+        (w := gathered("prod", True, 0, TABLE[:1], KEEP, torch.full((1, 4), 3.0))())[0].matrix,
+        w[1].matrix @ np.full(4, 3.0),
+    ),
+)
+
 # The choices of this image: the call says which elements it took.
 for name, label, run in [
     ("topk", "last", lambda x: x.topk(2).values),
@@ -1593,6 +1705,18 @@ for space in ((4, 5), (1, 3), (3, 2, 4)):
             x,
             lambda s=x.shape, g=grid, m=mode, p=padding, a=align: naive.grid_sample(
                 s, g.numpy(), mode=m, padding=p, align=a
+            ),
+        )
+for space, spread in [((4, 5), 1.6), ((4, 5), 0.7), ((1, 3), 1.6)]:
+    x, grid = numbers(2, 2, *space), spread * weights(2, 3, 3, 2, seed=3)
+    for padding, align in itertools.product(["zeros", "border", "reflection"], [False, True]):
+        case(
+            "grid_sampler_2d",
+            f"{space}-{spread}-bicubic-{padding}-{align}",
+            lambda x, g=grid, p=padding, a=align: F.grid_sample(x, g, "bicubic", p, a),
+            x,
+            lambda s=x.shape, g=grid, p=padding, a=align: naive.cubic_sample(
+                s, g.numpy(), padding=p, align=a
             ),
         )
 # A grid that was computed is taken as given; cuDNN's call has fewer arguments.
@@ -1827,6 +1951,11 @@ MOVES: list[tuple[str, str, Callable[[Tensor], Tensor]]] = [
     ("masked_select", "mask", lambda x: x.masked_select(MASK)),
     ("take", "places", lambda x: x.take(torch.tensor([[5, 0], [40, 5]]))),
     ("diag_embed", "plain", lambda x: x[0, 0].diag_embed()),
+    ("diagonal_scatter", "axes", lambda x: x.diagonal_scatter(x[:, :, 0, :2] * 2, 0, 2, 3)),
+    ("diagonal_scatter", "below", lambda x: x.diagonal_scatter(weights(2, 3, 1), -1, 0, 1)),
+    ("block_diag", "two", lambda x: torch.block_diag(x[0, 0], x[1, :, 1])),
+    ("block_diag", "a constant", lambda x: torch.block_diag(weights(1, 2), x[0, 0])),
+    ("embedding", "rows", lambda x: F.embedding(IDX, x[0, 0].mT)),
     ("im2col", "plain", lambda x: F.unfold(x, 2)),
     ("im2col", "padded", lambda x: F.unfold(x, (2, 3), padding=1, stride=2)),
     ("as_strided", "windows", lambda x: (x * 1).as_strided((2, 3, 2), (24, 6, 2))),
@@ -2189,24 +2318,19 @@ REFUSED = [
     ),
     ("kernel in 1-d", lambda x: F.conv1d(x[None, :1], x[None, :1]), "aten.convolution"),
     (
-        "a scatter that multiplies",
-        lambda x: x.scatter(0, IDX[:, :2] * 0, x, reduce="multiply"),
-        "aten.scatter",
-    ),
-    (
-        "a scatter of the largest",
-        lambda x: x.scatter_reduce(0, IDX[:, :2] * 0, x, "amax"),
-        "aten.scatter_reduce",
-    ),
-    (
-        "a scatter without what was there",
-        lambda x: x.scatter_reduce(0, IDX[:, :2] * 0, x, "sum", include_self=False),
-        "aten.scatter_reduce",
-    ),
-    (
         "an infinite norm",
         lambda x: torch.linalg.vector_norm(x, float("inf")),
         "aten.linalg_vector_norm",
+    ),
+    (
+        "a matrix of equations",
+        lambda x: torch.linalg.solve(x + 3 * torch.eye(3), numbers(3, 2)),
+        "aten._linalg_solve_ex",
+    ),
+    (
+        "a right side for several",
+        lambda x: torch.linalg.solve(torch.eye(3).double().expand(2, 3, 3), x),
+        "aten._linalg_solve_ex",
     ),
     ("a median without an axis", lambda x: x.median(), "aten.median"),
     ("two computed operands", lambda x: x.abs() ** (x + 1), "aten.pow"),

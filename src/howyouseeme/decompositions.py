@@ -95,6 +95,12 @@ def trilinear(*args: Any) -> Any:
     return (half @ b[:, :, None]).squeeze(2)
 
 
+@made_of("aten.linalg_cross")
+def cross(a: Tensor, b: Tensor, *, dim: int = -1) -> Tensor:
+    """The vector product along an axis of three: a[1] b[2] - a[2] b[1] and so on"""
+    return a.roll(-1, dim) * b.roll(-2, dim) - a.roll(-2, dim) * b.roll(-1, dim)
+
+
 @made_of("aten._cdist_forward", "aten._euclidean_dist")
 def cdist(a: Tensor, b: Tensor, p: float = 2, _mode: int | None = None) -> Any:
     """The distance of each row of a from each row of b: |a - b|_p"""
@@ -174,6 +180,43 @@ def pixel_unshuffle(x: Tensor, factor: int) -> Any:
         return NotImplemented  # and is refused
     blocks = x.reshape(-1, channels, down, factor, across, factor).permute(0, 1, 3, 5, 2, 4)
     return blocks.reshape(*rest, channels * factor**2, down, across)
+
+
+@made_of("aten._embedding_bag", "aten._embedding_bag_forward_only")
+def embedding_bag(
+    table: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    _scale: bool = False,
+    mode: int = 0,
+    _sparse: bool = False,
+    weights: Tensor | None = None,
+    ends: bool = False,
+    left_out: int = -1,
+) -> Any:
+    """The sum, mean or maximum of the rows of a table in each bag, perhaps times weights"""
+    bags = len(offsets) - ends
+    bag = (
+        torch.searchsorted(
+            offsets[:bags], torch.arange(len(indices), device=indices.device), right=True
+        )
+        - 1
+    )
+    used = indices != left_out
+    rows, bag = table.index_select(0, indices[used]), bag[used]
+    if weights is not None:
+        rows = rows * weights[used, None]
+    count = torch.bincount(bag, minlength=bags)
+    made = rows.new_zeros(bags, table.shape[1])
+    if mode == 2:
+        made = made.scatter_reduce(
+            0, bag[:, None].expand_as(rows), rows, "amax", include_self=False
+        )
+    else:
+        made = made.index_add(0, bag, rows)
+    if mode == 1:
+        made = made / count.clamp(min=1)[:, None]
+    return made, bag, count, count.new_empty(0)
 
 
 # -- losses ---------------------------------------------------------------------------------------

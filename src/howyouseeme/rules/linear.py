@@ -128,3 +128,25 @@ def cumsum(call: Call, output: Value) -> Step:
     size = x.shape[axis] if len(x.shape) else 1
     lower = torch.ones(size, size, dtype=output.dtype, device=x.device).tril()
     return Step([(x, Separable(x.shape, output.shape, {axis: lower}))])
+
+
+@rule("aten._linalg_solve_ex")
+def solve(call: Call, output: Value) -> Step:
+    """a y = b: y = a⁻¹ b, as a quotient: b is the signal, a its gate"""
+    a, b = call.args[:2]
+    if output.output != 0 or not isinstance(b, Value):
+        raise Refusal("only the solution for a computed right side is supported")
+    if b.shape != output.shape:
+        raise Refusal("a right side that is broadcast is not supported")
+    matrix = contents(a, output.data)
+    left, batch = call.argument(2, "left", True), matrix.shape[:-2]
+    vectors = len(b.shape) == 1 or b.shape == matrix.shape[:-1]
+    if batch and not vectors:
+        batch = output.shape[:-2]
+
+    def weight() -> Tensor:
+        inverse: Tensor = torch.linalg.inv(matrix).expand(*batch, *matrix.shape[-2:])
+        return (inverse if left else inverse.mT).reshape(-1, *matrix.shape[-2:])
+
+    columns = 1 if vectors or not left else b.shape[-1]
+    return Step([(b, BatchedMatrix(b.shape, output.shape, weight, columns))])

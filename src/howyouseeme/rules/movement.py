@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from ..links import Diagonal, Link, Pad, Permutation, Selection, Sparse
 from ..links.matrices import sparse
 from ..tape import Call, Value
+from .branches import contents
 from .registry import Refusal, Step, rule_of
 
 rule = rule_of("movement")
@@ -61,6 +62,7 @@ _FILLERS = {"aten.masked_fill", "aten.fill", "aten.scatter"}
     aten.where aten.masked_fill aten.copy aten.slice_scatter aten.select_scatter aten.index_put
     aten.diagonal aten.fill aten.zero aten.im2col aten._unsafe_index aten.tril aten.triu
     aten.scatter aten.index_copy aten.masked_scatter aten.masked_select aten.take aten.diag_embed
+    aten.diagonal_scatter aten.block_diag aten.embedding
     """.split()
 )
 def movement(call: Call, output: Value) -> Step:
@@ -103,38 +105,90 @@ def movement(call: Call, output: Value) -> Step:
     return _selected(output, result.reshape(-1).long(), sources)
 
 
-@rule("aten.scatter_add", "aten.scatter_reduce", "aten.index_add")
+@rule("aten.scatter_add", "aten.scatter_reduce", "aten.index_add", "aten.index_reduce")
 def added(call: Call, output: Value) -> Step:
-    """y = x, and at each place the sum of what is sent there"""
-    x, *args = call.args
-    if call.argument(4, "reduce", "sum") not in {"sum", "add"} or not call.argument(
-        5, "include_self", True
-    ):
-        raise Refusal("only a scatter that replaces or adds is supported")
-    place = torch.arange(output.numel, device=output.device).reshape(output.shape)
-    if call.name == "aten.index_put":
-        indices, sent = args[:2]
-        to = torch.ops.aten.index(place, indices)
-    elif call.name == "aten.index_add":
-        axis, index, sent = args[:3]
-        to = place.index_select(axis, index)
-    else:
-        axis, index, sent = args[:3]
-        to = place.gather(axis, index)
+    """y = x, and at each place the sum of what is sent there; or the mean, product, largest or smallest of all"""
+    x, (sent, edges) = call.args[0], _sent(call, output)
+    how, own = call.argument(4, "reduce", "sum"), call.argument(5, "include_self", True)
+    if how not in {"sum", "add"} or not own:
+        return _reduced(output, x, sent, edges, how, own)
     links: list[tuple[Value, Link]] = []
     if isinstance(x, Value):
         links.append((x, Diagonal(x.shape, output.shape)))
     if isinstance(sent, Value):
-        start = torch.arange(sent.numel, device=sent.device).reshape(sent.shape)
-        if call.name.startswith("aten.scatter"):  # which may send less than all
-            start = start[tuple(slice(size) for size in to.shape)]
-        edges = torch.stack([to.reshape(-1), start.expand(to.shape).reshape(-1)])
         factor = float(call.kwargs.get("alpha", 1))
         weight = torch.full(edges.shape[1:], factor, dtype=output.dtype, device=output.device)
         entries = sparse(edges, weight, (output.numel, sent.numel))
         links.append((sent, Sparse(sent.shape, output.shape, entries)))
     bias = [link.forward(source.data) for source, link in links]
     return Step(links, output.data - torch.stack(bias).sum(0) if len(links) < 2 else None)
+
+
+def _sent(call: Call, output: Value) -> tuple[Any, Tensor]:
+    """What a call sends to places of the output, and [2, n]: to which place each of its elements."""
+    args = call.args[1:]
+    place = torch.arange(output.numel, device=output.device).reshape(output.shape)
+    if call.name == "aten.index_put":
+        indices, sent = args[:2]
+        to = torch.ops.aten.index(place, indices)
+    elif call.name.startswith("aten.index"):
+        axis, index, sent = args[:3]
+        to = place.index_select(axis, index)
+    else:
+        axis, index, sent = args[:3]
+        to = place.gather(axis, index)
+    shape = sent.shape if isinstance(sent, (Value, Tensor)) else torch.Size()
+    start = torch.arange(shape.numel(), device=output.device).reshape(shape)
+    if call.name.startswith("aten.scatter"):  # which may send less than all
+        start = start[tuple(slice(size) for size in to.shape[: len(shape)])]
+    return sent, torch.stack([to.reshape(-1), start.expand(to.shape).reshape(-1)])
+
+
+def _reduced(output: Value, x: Any, sent: Any, edges: Tensor, how: str, own: bool) -> Step:
+    """y = what is made of all that is sent to a place, and of x there; without `own`, if nothing is sent."""
+    y = output.data.reshape(-1)
+    here = torch.arange(output.numel, device=output.device)
+    if not own:
+        here = here[torch.ones_like(here, dtype=torch.bool).index_fill(0, edges[0], False)]
+    parts = [(x, torch.stack([here, here])), (sent, edges)]
+    data = [contents(item, y).reshape(-1)[start] for item, (_, start) in parts]
+    weights = _weights(how, torch.cat(data), torch.cat([here, edges[0]]), y)
+    chosen = how in {"amax", "amin"}
+    links: list[tuple[Value, Link]] = []
+    for (item, (to, start)), weight in zip(
+        parts, weights.split([len(here), edges.shape[1]]), strict=True
+    ):
+        if not isinstance(item, Value):
+            continue
+        if chosen:  # at each place one of all
+            taken = torch.where(weight > 0, start, -1)
+            index = torch.full_like(y, -1, dtype=torch.long).scatter_reduce(0, to, taken, "amax")
+            links.append((item, Selection(item.shape, output.shape, index)))
+        else:
+            entries = sparse(torch.stack([to, start]), weight, (output.numel, item.numel))
+            links.append((item, Sparse(item.shape, output.shape, entries)))
+    made = [link.forward(source.data) for source, link in links]
+    bias = output.data - torch.stack(made).sum(0) if len(links) < 2 else None
+    return Step(links, bias, apart=chosen)
+
+
+def _weights(how: str, data: Tensor, to: Tensor, y: Tensor) -> Tensor:
+    """With which weight each of the data [n], sent to places [n], is in the sum that makes y."""
+    if how in {"amax", "amin"}:  # the first that is y
+        order = torch.arange(len(data), device=data.device)
+        found = order.masked_fill(data != y[to], len(data))
+        first = torch.full_like(y, len(data), dtype=torch.long).scatter_reduce(0, to, found, "amin")
+        return (first[to] == order).to(y.dtype)
+    if how in {"sum", "add"}:
+        return torch.ones_like(data)
+    weight = 1 / torch.zeros_like(y).index_add(0, to, torch.ones_like(data))[to]
+    if how in {"prod", "multiply"}:  # the product of the others, as in `prod`
+        zero = data == 0
+        rest = torch.ones_like(y).scatter_reduce(0, to, data.masked_fill(zero, 1), "prod")
+        zeros = torch.zeros_like(y).index_add(0, to, zero.to(y.dtype))
+        others = zeros[to] == zero.to(y.dtype)
+        weight = weight * others * rest[to] / data.masked_fill(zero, 1)
+    return weight
 
 
 @rule("aten.max_unpool2d", "aten.max_unpool3d")

@@ -23,10 +23,16 @@ def _pooled(
     x: Value, output: Value, at: Tensor, dims: int, pool: Callable[[Tensor], Tensor]
 ) -> Step:
     """`at` holds, for each output, the flat position of its maximum within its own plane."""
+    centres = {axis: _centres(x, axis, dims, pool) for axis in range(-dims, 0)}
+    return _from_planes(x, output, at, dims, centres)
+
+
+def _from_planes(
+    x: Value, output: Value, at: Tensor, dims: int, centres: dict[int, Tensor]
+) -> Step:
     space = prod(x.shape[-dims:])
     planes = torch.arange(x.numel // space, device=at.device).reshape(-1, 1) * space
     index = at.reshape(len(planes), -1) + planes
-    centres = {axis: _centres(x, axis, dims, pool) for axis in range(-dims, 0)}
     centres = {axis % len(x.shape): centre for axis, centre in centres.items()}
     return Step([(x, Selection(x.shape, output.shape, index, centres=centres))])
 
@@ -56,6 +62,19 @@ def max_pool(call: Call, output: Value) -> Step:
         return pooled
 
     return _pooled(x, output, at.data, 3 if "3d" in call.name else 2, pool)
+
+
+@rule("aten.fractional_max_pool2d", "aten.fractional_max_pool3d")
+def fractional_max_pool(call: Call, output: Value) -> Step:
+    """y = max of x over windows that lie at random, which this pass has drawn"""
+    x, kernel, at = call.args[0], call.args[1], call.outputs[1]
+    assert at is not None
+    dims = len(kernel)
+    centres = {}  # on average: they differ from channel to channel
+    for axis, size in enumerate(kernel, start=-dims):
+        ends = (size - 1) / 2, x.shape[axis] - 1 - (size - 1) / 2
+        centres[axis] = torch.linspace(*ends, output.shape[axis], dtype=torch.float64, device="cpu")
+    return _from_planes(x, output, at.data, dims, centres)
 
 
 @rule("aten.max_pool1d")

@@ -112,9 +112,30 @@ def _outer(rows: Tensor, columns: Tensor, image: Tensor, images: int) -> Tensor:
     return sparse(torch.stack([row, column]), weight, size)
 
 
-def _sampled(at: Tensor, size: int, padding: int, aligned: bool) -> Tensor:
-    """Positions -1..1 along an axis as places 0..size - 1, and what lies outside as the padding says."""
-    at = (at + 1) / 2 * (size - 1) if aligned else ((at + 1) * size - 1) / 2
+def _cubic(
+    at: Tensor, size: int, padding: int, aligned: bool, a: float = -0.75
+) -> tuple[Tensor, Tensor]:
+    """The four places [..., 4] around positions along an axis, each as the padding says, and their weights."""
+    low = at.floor()
+    places = torch.stack([low - 1, low, low + 1, low + 2], -1)
+    near = (at[..., None] - places).abs()
+    weights = torch.where(
+        near <= 1,
+        ((a + 2) * near - (a + 3)) * near * near + 1,
+        ((a * near - 5 * a) * near + 8 * a) * near - 4 * a,
+    )
+    places = _padded(places, size, padding, aligned)
+    inside = (places >= 0) & (places < size)
+    return places.clamp(0, size - 1).long(), weights * inside
+
+
+def _place(at: Tensor, size: int, aligned: bool) -> Tensor:
+    """Positions -1..1 along an axis as places 0..size - 1."""
+    return (at + 1) / 2 * (size - 1) if aligned else ((at + 1) * size - 1) / 2
+
+
+def _padded(at: Tensor, size: int, padding: int, aligned: bool) -> Tensor:
+    """Places along an axis, with what lies outside as the padding says."""
     if padding == 2:  # turned back at the outer places, or at their outer edges
         low, span = (0.0, size - 1) if aligned else (-0.5, size)
         at = (at - low).abs() % (2 * span) if span else torch.zeros_like(at)
@@ -126,7 +147,7 @@ def _corners(
     axes: list[tuple[Tensor, Tensor]], shape: torch.Size
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The places around each position, over all axes as one, and their weights."""
-    for sides in product((0, 1), repeat=len(axes)):
+    for sides in product(range(axes[0][0].shape[-1]), repeat=len(axes)):
         place, weight = axes[0][0].new_zeros(()), axes[0][1].new_ones(())
         for side, size, (places, weights) in zip(sides, shape, axes, strict=True):
             place = place * size + places[..., side]
@@ -142,13 +163,15 @@ def grid_sampler(call: Call, output: Value) -> Step:
     ]  # cudnn's has these and no others
     if not isinstance(x, Value):
         raise Refusal("only sampling from computed features is supported")
-    if mode == 2:
-        raise Refusal("bicubic sampling is not supported")
     grid = contents(grid, x.data).to(torch.promote_types(x.dtype, torch.float32))
     images, space = len(grid), x.shape[2:]
     axes = []
     for at, size in zip(grid.flatten(1, -2).flip(-1).unbind(-1), space, strict=True):
-        place = _sampled(at, size, padding, aligned)
+        place = _place(at, size, aligned)
+        if mode == 2:
+            axes.append(_cubic(place, size, padding, aligned))
+            continue
+        place = _padded(place, size, padding, aligned)
         axes.append(_bilinear(place.round() if mode == 1 else place, size))
     places, weights = map(torch.stack, zip(*_corners(axes, space), strict=True))
     image = torch.arange(images, device=places.device)[:, None]
