@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from networks import Made
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -1128,6 +1129,37 @@ def test_evidence_spread_thin_is_kept_in_half_precision(options: dict[str, Any])
     assert found.coverage == pytest.approx(expected.coverage, rel=0.02)
     assert torch.cosine_similarity(found.evidence.flatten(), expected.evidence.flatten(), 0) > 0.999
     assert found.layers()[0].map.dtype == torch.float32
+
+
+@pytest.mark.parametrize("method", ["evidence", "seed", "exact"])
+def test_activations_that_pass_through_8_bits(method: str) -> None:
+    """As networks whose weights will be of 8 bits are trained: few calls of PyTorch can add these up."""
+
+    class Squeezed(nn.Module):
+        def __init__(self, dtype: torch.dtype) -> None:
+            super().__init__()
+            self.dtype, self.conv, self.head = dtype, nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.conv(x).to(self.dtype).float().relu().mean((2, 3)))
+
+    torch.manual_seed(0)
+    net = Squeezed(torch.float8_e4m3fn).eval()
+    wide = Squeezed(torch.float32).eval()
+    wide.load_state_dict(net.state_dict())
+    picture = torch.rand(1, 3, 8, 8)
+    found, want = (hysm.explain(model, picture, 1, method=method) for model in (net, wide))
+    assert found.paths[0]
+    if method != "seed":  # where the strongest nodes may be others
+        torch.testing.assert_close(found.evidence, want.evidence, rtol=0.1, atol=0.02)
+
+
+def test_nested_tensors_are_refused() -> None:
+    def forward(x: Tensor) -> Tensor:
+        return torch.nested.nested_tensor([one * 2 for one in x]).to_padded_tensor(0.0).sum((2, 3))
+
+    with pytest.raises(ModelError, match="makes nested tensors"):
+        hysm.explain(Made(forward), torch.rand(1, 3, 4, 4))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])

@@ -134,6 +134,11 @@ class _Recorder(TorchDispatchMode):
 
     def track(self, tensor: Tensor, call: Call | None = None, output: int = 0) -> Value:
         """A value for a tensor that was just made or written."""
+        if tensor.is_nested and tensor.layout == torch.strided:  # which has no shape
+            raise ModelError(
+                "The model makes nested tensors (torch.nested), which can't be walked back through: let it "
+                "work on padded ones."
+            )
         # Under an object of its own: the network may give its tensor other memory (`h.data = ...`).
         value = Value(tensor.detach(), self.count, call, output)
         self.count += 1
@@ -307,7 +312,10 @@ class _Recorder(TorchDispatchMode):
         ]
         for tensor in tensors:
             self._preserve(tensor, facts.moves)
+        grown = facts.uninitialised and not any(tensor.numel() for tensor in tensors)
         result = op(*args, **kwargs)
+        if grown:
+            result.zero_()
         for tensor, value in zip(tensors, before, strict=True):
             if value is not None and not facts.moves:
                 put = (value, tensor.detach().clone())

@@ -72,6 +72,11 @@ def looks_are_harmless() -> bool:
     return getattr(_LOOKS, "harmless", False)
 
 
+def _is_narrow(dtype: torch.dtype) -> bool:
+    """Whether evidence, spread thin, would become 0 in it, or sums can't be made."""
+    return dtype == torch.float16 or (dtype.is_floating_point and dtype.itemsize == 1)
+
+
 class Dropped(Exception):  # noqa: N818 - no error for users
     """The contents of a `value`, or of something else, were let go of for good."""
 
@@ -141,8 +146,8 @@ class Value:
         return True
 
     def widen(self) -> None:
-        """Take the contents as float32 from now on, where they are float16."""
-        if self.dtype == torch.float16:
+        """Take the contents as float32 from now on, where they are float16 or float8."""
+        if _is_narrow(self.dtype):
             self._data = None if self._data is None else self._data.float()
             self._flat, self.dtype, self.rounded = None, torch.float32, True
 
