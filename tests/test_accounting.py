@@ -285,6 +285,35 @@ class Gathered(nn.Module):
         return self.head((x.flatten(1, 2).diagonal_scatter(parts[2][..., 0], 0, 1, 2)).flatten(1))
 
 
+class Across(nn.Module):
+    """Response norm as it was, a buffer that grows and is filled piece by piece."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 6, 3), nn.CrossMapLRN2d(3, alpha=0.3)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.conv(x)).mean((2, 3)))
+
+
+class Masked(nn.Module):
+    """Masks of minus infinity and of NaN, which count for nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3)
+        self.register_buffer("seen", torch.eye(10) > 0)
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        hidden = x.masked_fill(self.seen, -torch.inf)
+        holes = torch.where(x > 0, x, torch.nan).nan_to_num(0.25)
+        parts = [hidden.softmax(3)[..., 0], hidden.sigmoid(), hidden.exp(), holes]
+        return self.head(torch.cat([part.flatten(2).mean(2) for part in parts], 1))
+
+
 def fully_connected() -> nn.Module:
     """VGG's head: flatten, wide layers, dropout."""
     return nn.Sequential(
@@ -334,6 +363,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "split attention": Split,
     "statistics": Statistics,
     "gathered": Gathered,
+    "across channels": Across,
 }
 
 
@@ -433,6 +463,19 @@ def test_each_bias_is_told_once_and_by_its_module() -> None:
     assert counts["head"] == counts["stem.1"] == counts["project"] == counts["body.0"] == 1
     assert "stem.0" not in counts  # it has no bias
     assert dict(told)["head"] == (2, 5)
+
+
+def test_what_a_mask_hid_counts_for_nothing() -> None:
+    model = network(Masked)
+    tape = record(model, [images(1)])
+    walk = plan(tape, tape.output)
+    for place in range(5):
+        evidence, biases = account(tape, walk, seed_at(tape.output, place))
+        total = float(evidence.sum() + sum(share.sum() for share in biases.values()))
+        assert total == pytest.approx(float(tape.output.flat[place]), rel=1e-9)
+        walked = get_method("exact").walk(walk, torch.tensor([place]))
+        (share,) = walked.share.values()
+        assert share.any()
 
 
 # -- path by path ---------------------------------------------------------------------------------

@@ -667,6 +667,7 @@ ELEMENTWISE: list[tuple[str, Tensor, tuple[Any, ...], Callable[[float], float]]]
     ("round", ANY, (), round),
     ("rsqrt", ABOVE, (), lambda v: v**-0.5),
     ("sigmoid", ANY, (), _sigmoid),
+    ("sgn", ANY, (), lambda v: (v > 0) - (v < 0)),
     ("sign", ANY, (), lambda v: (v > 0) - (v < 0)),
     ("silu", ANY, (), lambda v: v * _sigmoid(v)),
     ("sin", ANY, (), math.sin),
@@ -853,6 +854,49 @@ for dims in (1, 2):
         lambda x, s=shape: F.layer_norm(x, s, eps=1e-3),
         x,
         lambda x=x, d=dims, s=shape: naive.layer_norm(x.numpy(), d, np.ones(s), np.zeros(s), 1e-3),
+    )
+
+# Weights that were computed scale, as gates do, and biases that were get their own share.
+W3, B3 = weights(3, seed=4), weights(3, seed=5)
+ROWS4 = numbers(2, 2, 3)
+
+
+def to_channels(shape: Sequence[int], axis: int) -> Map:
+    """A vector, broadcast along an axis."""
+    line = [1] * len(shape)
+    line[axis] = 3
+    return naive.probed(lambda b: np.broadcast_to(b.reshape(line), shape), [np.zeros(3)])
+
+
+for name, run, x, axis, want in [
+    (
+        "native_batch_norm",
+        lambda x, w, b: F.batch_norm(x, MEAN, VAR, w, b, eps=1e-3),
+        NORM,
+        1,
+        lambda: batch_norm_map(NORM.shape, W3, NOUGHT),
+    ),
+    (
+        "native_group_norm",
+        lambda x, w, b: F.group_norm(x, 3, w, b, eps=1e-3),
+        NORM,
+        1,
+        lambda: naive.group_norm(NORM.numpy(), 3, W3.numpy(), np.zeros(3), 1e-3),
+    ),
+    (
+        "native_layer_norm",
+        lambda x, w, b: F.layer_norm(x, (3,), w, b, eps=1e-3),
+        ROWS4,
+        2,
+        lambda: naive.layer_norm(ROWS4.numpy(), 1, W3.numpy(), np.zeros(3), 1e-3),
+    ),
+]:
+    case(
+        name,
+        "computed weight and bias",
+        run,
+        (x, W3, B3),
+        lambda w=want, s=x.shape, a=axis: [w(), None, to_channels(s, a)],
     )
 
 # Where paths meet.
@@ -1142,6 +1186,24 @@ for batch in (1, 2):
         ),
     )
 LEFT, RIGHT = numbers(4, 3), numbers(3, 5, seed=1)
+# Weights that are stored without their zeros.
+THIN = W * (W > 0)
+for layout in (torch.sparse_coo, torch.sparse_csr):
+    thin = THIN.to_sparse(layout=layout)
+    case(
+        "_sparse_addmm" if layout == torch.sparse_coo else "mm",
+        f"{layout}",
+        lambda b, w=thin: torch.sparse.mm(w, b) if w.layout == torch.sparse_coo else w @ b,
+        RIGHT,
+        lambda: naive.product_from_left(THIN.numpy(), RIGHT.shape),
+    )
+case(
+    "_sparse_addmm",
+    "plus a computed one",
+    lambda c, b: torch.sparse.addmm(c, THIN.to_sparse(), b, beta=2, alpha=-3),
+    (numbers(4, 5), RIGHT),
+    lambda: [times(numbers(4, 5), 2), naive.product_from_left(-3 * THIN.numpy(), RIGHT.shape)],
+)
 # Equations: one matrix for all, one each, vectors, from the left and from the right.
 SHARED, APART = weights(4, 4) + 4 * torch.eye(4), weights(2, 4, 4, seed=2) + 4 * torch.eye(4)
 for label, a, shape, left in [
@@ -1938,6 +2000,22 @@ MOVES: list[tuple[str, str, Callable[[Tensor], Tensor]]] = [
     ("index_put", "mask", lambda x: [x := x * 1, x.__setitem__(MASK, 4), x][2]),
     ("diagonal", "axes", lambda x: x.diagonal(0, 2, 3)),
     ("diagonal", "below", lambda x: x.diagonal(-1, 0, 1)),
+    ("diagonal_copy", "of a matrix", lambda x: x[0, 0].diag()),
+    (
+        "_pack_padded_sequence",
+        "rows",
+        lambda x: torch._pack_padded_sequence(x[:, :, 0], torch.tensor([4, 2]), True)[0],
+    ),
+    (
+        "resize_as",
+        "piece by piece",
+        lambda x: [
+            m := x.new_empty(0).resize_as_(x),
+            m[:, 0].copy_(x[:, 2]),
+            m[:, 1:].copy_(m[:, :1] * 2),
+            m,
+        ][3],
+    ),
     ("fill", "part", lambda x: [x := x * 1, x[:, 1].fill_(3), x][2]),
     ("fill", "computed", lambda x: [x := x * 1, x[:, 1].fill_(x[0, 0, 0, 1]), x][2]),
     ("zero", "part", lambda x: [x := x * 1, x[:, 1].zero_(), x][2]),
@@ -2311,6 +2389,16 @@ def test_float32_weights_stay_float32() -> None:
 
 SQUARE = numbers(3, 3)
 REFUSED = [
+    (
+        "a norm of a constant",
+        lambda x: F.layer_norm(numbers(2, 3), (3,), x[0]),
+        "aten.native_layer_norm",
+    ),
+    (
+        "another size of what was computed",
+        lambda x: (x * 1).resize_as_(numbers(2, 2)),
+        "aten.resize_as",
+    ),
     (
         "kernel of a batch",
         lambda x: F.conv2d(x[:2, None, None], x[None, None, :1]),

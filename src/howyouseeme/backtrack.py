@@ -202,7 +202,8 @@ def multipliers(
         if on_bias is not None and step.bias is not None:
             assert value.call is not None
             share = multiplier * step.bias_like(value.data)
-            on_bias(value.call, share.masked_fill_(multiplier == 0, 0))  # a bias may be infinite
+            # What counts for nothing may be infinite, as where a mask has put it.
+            on_bias(value.call, share.masked_fill_(multiplier == 0, 0))
     yield from waiting.items()
 
 

@@ -53,7 +53,7 @@ def mv(a: Tensor, b: Tensor) -> Tensor:
     return (a @ b[:, None]).squeeze(1)
 
 
-@made_of("aten.dot")
+@made_of("aten.dot", "aten.vdot")
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """a · b, of two vectors"""
     return (a[None] @ b[:, None]).reshape(())
@@ -162,6 +162,12 @@ def nansum(x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = No
     """The sum over the axes, without what is NaN"""
     x = x.masked_fill(x.isnan(), 0)
     return x.sum(dtype=dtype) if not dim else x.sum(dim, keepdim, dtype=dtype)
+
+
+@made_of("aten.trace")
+def trace(x: Tensor) -> Tensor:
+    """The sum of the diagonal"""
+    return x.diagonal().sum()
 
 
 @made_of("aten.aminmax")

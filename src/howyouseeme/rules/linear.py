@@ -42,6 +42,11 @@ def _from_right(a: Value, b: Tensor, output: Value, factor: float = 1) -> tuple[
     return a, BatchedMatrix(a.shape, output.shape, weights)
 
 
+def _dense(weight: Tensor) -> Tensor:
+    """A weight as links take it, which may be stored without its zeros."""
+    return weight if weight.layout == torch.strided else weight.to_dense()
+
+
 def _product(a: Any, b: Any, output: Value, factor: float = 1) -> list[tuple[Value, Link]]:
     """The links of y = factor · a b: weights of attention are frozen, and the values the signal.
 
@@ -49,9 +54,9 @@ def _product(a: Any, b: Any, output: Value, factor: float = 1) -> list[tuple[Val
     over the orders in which the two may come (Shapley).
     """
     if not isinstance(b, Value):
-        return [_from_right(a, b, output, factor)] if isinstance(a, Value) else []
+        return [_from_right(a, _dense(b), output, factor)] if isinstance(a, Value) else []
     if not isinstance(a, Value):
-        return [_from_left(a, b, output, factor)]
+        return [_from_left(_dense(a), b, output, factor)]
     gate_a, gate_b = is_attention(a), is_attention(b)
     if gate_a and not gate_b:
         return [_from_left(a.data, b, output, factor)]
@@ -70,7 +75,7 @@ def product(call: Call, output: Value) -> Step:
     return Step(_product(a, b, output))
 
 
-@rule("aten.addmm", "aten.baddbmm")
+@rule("aten.addmm", "aten.baddbmm", "aten._sparse_addmm")
 def sum_of_product(call: Call, output: Value) -> Step:
     """y = beta · c + alpha · a b, the product as in `product`"""
     c, a, b = call.args[:3]

@@ -43,7 +43,7 @@ def same(call: Call, output: Value) -> Step:
 
 
 # Arguments that say what goes where; every other tensor is contents.
-_PLANS = {"index", "indices", "condition", "mask"}
+_PLANS = {"index", "indices", "condition", "mask", "lengths"}
 # Numbers that become contents.
 _FILLERS = {"aten.masked_fill", "aten.fill", "aten.scatter"}
 
@@ -62,7 +62,8 @@ _FILLERS = {"aten.masked_fill", "aten.fill", "aten.scatter"}
     aten.where aten.masked_fill aten.copy aten.slice_scatter aten.select_scatter aten.index_put
     aten.diagonal aten.fill aten.zero aten.im2col aten._unsafe_index aten.tril aten.triu
     aten.scatter aten.index_copy aten.masked_scatter aten.masked_select aten.take aten.diag_embed
-    aten.diagonal_scatter aten.block_diag aten.embedding
+    aten.diagonal_scatter aten.block_diag aten.embedding aten.diagonal_copy
+    aten._pack_padded_sequence
     """.split()
 )
 def movement(call: Call, output: Value) -> Step:
@@ -189,6 +190,14 @@ def _weights(how: str, data: Tensor, to: Tensor, y: Tensor) -> Tensor:
         others = zeros[to] == zero.to(y.dtype)
         weight = weight * others * rest[to] / data.masked_fill(zero, 1)
     return weight
+
+
+@rule("aten.resize_as")
+def resized(call: Call, output: Value) -> Step:
+    """y = memory of the size of x: what lies there is constant"""
+    if isinstance(call.args[0], Value):
+        raise Refusal("only memory that holds constants may get another size")
+    return Step([], output.data)
 
 
 @rule("aten.max_unpool2d", "aten.max_unpool3d")

@@ -7,10 +7,12 @@ the line goes through another point: (1, f(1)), or (-1, f(-1)) on that side of 0
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
-from ..links import Diagonal
+from ..links import Diagonal, Link, Selection
 from ..tape import Call, Value
 from .branches import one_of
 from .registry import Refusal, Step, rule_of
@@ -49,7 +51,12 @@ def secant(call: Call, output: Value, at_zero: Tensor | None = None) -> Step:
         risen = output.data if zero is None else output.data - zero
         return (risen / x.data).masked_fill(x.data == 0, 0)
 
-    return Step([(x, Diagonal(x.shape, output.shape, slope, call.name in _RISING))], zero)
+    def bias() -> Tensor:  # where x is infinite, as a mask makes it, no line leads there
+        assert zero is not None
+        return torch.where(x.data.isfinite(), zero, output.data)
+
+    link = Diagonal(x.shape, output.shape, slope, call.name in _RISING)
+    return Step([(x, link)], None if zero is None else bias)
 
 
 def _at(call: Call, x: Value, output: Value, place: float) -> Tensor:
@@ -113,7 +120,7 @@ for _name in (
     "floor_divide fmod frac heaviside i0 lgamma rad2deg remainder special_entr "
     "abs acos acosh asin asinh atan atanh ceil celu cos cosh elu erf erfc "
     "exp exp2 expm1 floor gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu log log10 log1p "
-    "log2 log_sigmoid_forward logit mish nan_to_num pow reciprocal relu relu6 round rsqrt sigmoid "
+    "log2 log_sigmoid_forward logit mish pow reciprocal relu relu6 round rsqrt sgn sigmoid "
     "sign silu sin sinc sinh softplus softshrink sqrt square tan tanh threshold trunc"
 ).split():
     rule(f"aten.{_name}")(secant)
@@ -125,6 +132,15 @@ def observed_fake_quantize(call: Call, output: Value) -> Step:
     x = call.args[0]
     slope = (output.data / x.data).masked_fill(x.data == 0, 0)
     return Step([(x, Diagonal(x.shape, output.shape, slope))])
+
+
+@rule("aten.nan_to_num")
+def nan_to_num(call: Call, output: Value) -> Step:
+    """y = x where that is a number, a constant elsewhere"""
+    x = call.args[0]
+    kept = (x.data == output.data) & (x.data != 0)
+    weight = kept.to(output.dtype)
+    return Step([(x, Diagonal(x.shape, output.shape, weight))], output.data.masked_fill(kept, 0))
 
 
 @rule("aten.clamp", "aten.clamp_max", "aten.clamp_min")
@@ -166,15 +182,45 @@ def prelu(call: Call, output: Value) -> Step:
     return secant(call, output, at_zero=call.args[0].data.new_zeros(()))
 
 
-def _affine(x: Value, output: Value, scale: Tensor, shift: Tensor) -> Step:
-    return Step([(x, Diagonal(x.shape, output.shape, scale))], shift)
+def _normed(
+    x: Value | Tensor,
+    output: Value,
+    bias: Value | Tensor | None,
+    shape: Sequence[int],
+    scale: Tensor | Callable[[], Tensor],
+    shift: Tensor | Callable[[], Tensor],
+    rising: bool | Tensor = False,
+) -> Step:
+    """y = scale x + shift, and plus the bias in a shape where that was computed."""
+    if not isinstance(x, Value):
+        raise Refusal("only the norm of a computed input is supported")
+    links: list[tuple[Value, Link]] = [(x, Diagonal(x.shape, output.shape, scale, rising))]
+    if isinstance(bias, Value):
+        at = torch.arange(bias.numel, device=bias.device).reshape(*shape).expand(output.shape)
+        links.append((bias, Selection(bias.shape, output.shape, at)))
+    return Step(links, shift)
+
+
+def _fixed(item: Value | Tensor | None) -> Tensor | None:
+    """A bias that is constant; None for one that has a link of its own."""
+    return None if isinstance(item, Value) else item
+
+
+def _weight(item: Value | Tensor | None) -> Tensor | None:
+    """A weight, which is a gate where it was computed."""
+    return item.data if isinstance(item, Value) else item
+
+
+def _along(x: Value) -> list[int]:
+    """The shape in which a vector over axis 1 broadcasts against x."""
+    return [1, -1, *[1] * (len(x.shape) - 2)]
 
 
 def _per_channel(item: Tensor | None, x: Value, default: float) -> Tensor:
     """A vector over axis 1, ready to broadcast against x."""
     if item is None:
         item = x.data.new_full((x.shape[1],), default)
-    return item.reshape(1, -1, *[1] * (len(x.shape) - 2))
+    return item.reshape(_along(x))
 
 
 @rule(
@@ -188,7 +234,7 @@ def _per_channel(item: Tensor | None, x: Value, default: float) -> Tensor:
 def batch_norm(call: Call, output: Value) -> Step:
     """y = w (x - mean) / sqrt(var + eps) + b, per channel"""
     x, weight, bias, mean, var = call.args[:5]
-    eps = call.args[-1]
+    weight, eps = _weight(weight), call.args[-1]
     has_mode = call.name in {
         "aten.native_batch_norm",
         "aten.cudnn_batch_norm",
@@ -202,7 +248,7 @@ def batch_norm(call: Call, output: Value) -> Step:
             raise Refusal("batch norm with the statistics of the input keeps none on this device")
         mean, spread = saved_mean.data, saved_rstd.data
     else:
-        if isinstance(mean, Value) or mean is None:
+        if isinstance(mean, Value) or isinstance(var, Value) or mean is None:
             raise Refusal("batch norm without running statistics is not supported")
         spread = var
 
@@ -211,28 +257,32 @@ def batch_norm(call: Call, output: Value) -> Step:
         return _per_channel(weight, x, 1.0) * _per_channel(rstd, x, 1.0)
 
     def shift() -> Tensor:
-        return _per_channel(bias, x, 0.0) - _per_channel(mean, x, 0.0) * scale()
+        return _per_channel(_fixed(bias), x, 0.0) - _per_channel(mean, x, 0.0) * scale()
 
     rising = weight is None or (weight > 0).all()
-    return Step([(x, Diagonal(x.shape, output.shape, scale, rising))], shift)
+    return _normed(x, output, bias, _along(x), scale, shift, rising)
 
 
 @rule("aten.native_layer_norm")
 def layer_norm(call: Call, output: Value) -> Step:
     """y = w (x - mean) / std + b, with this input's mean and std taken as constants"""
     x, _, weight, bias = call.args[:4]
+    weight, fixed = _weight(weight), _fixed(bias)
+    if not isinstance(x, Value):
+        raise Refusal("only the norm of a computed input is supported")
     mean, rstd = call.outputs[1:3]
     assert mean is not None
     assert rstd is not None
     scale = rstd.data if weight is None else rstd.data * weight
     shift = -mean.data * scale
-    return _affine(x, output, scale, shift if bias is None else shift + bias)
+    shape = () if bias is None else bias.shape
+    return _normed(x, output, bias, shape, scale, shift if fixed is None else shift + fixed)
 
 
 @rule("aten._fused_rms_norm")
 def rms_norm(call: Call, output: Value) -> Step:
     """y = w x / rms, with this input's root mean square taken as a constant"""
-    x, weight = call.args[0], call.argument(2, "weight")
+    x, weight = call.args[0], _weight(call.argument(2, "weight"))
     rstd = call.outputs[1]
     assert rstd is not None
     scale = rstd.data if weight is None else rstd.data * weight
@@ -243,6 +293,7 @@ def rms_norm(call: Call, output: Value) -> Step:
 def group_norm(call: Call, output: Value) -> Step:
     """y = w (x - mean) / std + b, with each group's mean and std taken as constants"""
     x, weight, bias = call.args[:3]
+    weight = _weight(weight)
     samples, channels, groups = call.args[3], call.args[4], call.args[6]
     mean, rstd = (
         item.data.reshape(samples, groups, 1)
@@ -252,4 +303,5 @@ def group_norm(call: Call, output: Value) -> Step:
         if item is not None
     )
     scale = rstd * _per_channel(weight, x, 1.0)
-    return _affine(x, output, scale, _per_channel(bias, x, 0.0) - mean * scale)
+    shift = _per_channel(_fixed(bias), x, 0.0) - mean * scale
+    return _normed(x, output, bias, _along(x), scale, shift)

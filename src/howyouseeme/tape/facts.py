@@ -114,6 +114,7 @@ _UNINITIALISED = {
     for name in (
         *("empty", "empty_like", "empty_permuted", "empty_strided"),
         *("new_empty", "new_empty_strided"),
+        *("resize", "resize_as"),  # of an empty tensor
     )
 }
 
