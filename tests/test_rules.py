@@ -2395,6 +2395,11 @@ REFUSED = [
         "aten.native_layer_norm",
     ),
     (
+        "a negative divisor",
+        lambda x: F.avg_pool2d(x[None], 2, divisor_override=-4),
+        "aten.avg_pool2d",
+    ),
+    (
         "another size of what was computed",
         lambda x: (x * 1).resize_as_(numbers(2, 2)),
         "aten.resize_as",

@@ -147,6 +147,14 @@ def _beside(a: Tensor, b: Tensor) -> Tensor:
     return torch.stack(torch.broadcast_tensors(a.to(dtype), b.to(dtype)))
 
 
+@made_of("aten.xlogy")
+def xlogy(a: Tensor | float, b: Tensor | float) -> Tensor:
+    """a log b, and 0 where a is"""
+    of = b if isinstance(b, Tensor) else torch.full_like(torch.as_tensor(a), b)
+    nought = torch.as_tensor(a, device=of.device) == 0
+    return (a * torch.where(nought, 1, of).log()).masked_fill(nought, 0)
+
+
 @made_of("aten.index_fill")
 def index_fill(x: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
     """x, with a value at some places of an axis"""

@@ -174,6 +174,8 @@ def _matrices(call: Call, x: Value, dims: int) -> list[Tensor]:
 def _separable(call: Call, output: Value, dims: int) -> Step:
     """Any linear call without negative weights that treats the last `dims` axes one by one."""
     x = call.args[0]
+    if (call.argument(6, "divisor_override") or 1) < 0:
+        raise Refusal("a mean by a negative divisor is not supported")
     first = len(x.shape) - dims
     matrices = {
         first + axis: matrix.to(x.dtype) for axis, matrix in enumerate(_matrices(call, x, dims))
