@@ -583,3 +583,26 @@ def test_what_speaks_for_a_class_that_loses_is_seen(batch: int, nodes: int | Non
     expected[2, 2], expected[5, 5] = (12 - 4) / 64, 16 / 64
     for one in explainer(x, hysm.targets.versus(1, 0)).evidence:
         torch.testing.assert_close(one, expected, rtol=0.05 if nodes else 1e-6, atol=1e-6)
+
+
+def test_a_constant_that_a_smaller_map_is_added_to() -> None:
+    """Asked is what made the sums as they are, as if the map had been made as large before."""
+
+    class Compared(nn.Module):
+        def __init__(self, spread: bool) -> None:
+            super().__init__()
+            self.spread, self.first, self.last = spread, nn.Conv2d(2, 3, 3), nn.Conv2d(3, 4, 3)
+            self.register_buffer("centres", torch.linspace(-2, 2, 5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x).flatten(2).unsqueeze(3)
+            x = x.expand(-1, -1, -1, 5) if self.spread else x
+            return self.last(x - self.centres).mean((2, 3))
+
+    torch.manual_seed(0)
+    model, other = Compared(False).eval(), Compared(True).eval()
+    other.load_state_dict(model.state_dict())
+    picture = torch.randn(1, 2, 6, 6)
+    found, want = (hysm.explain(net, picture, 1).evidence for net in (model, other))
+    assert want.abs().max() > 0
+    torch.testing.assert_close(found, want)

@@ -128,7 +128,11 @@ class Excitation:
                 kept = whole * passes
                 ended = whole - kept
                 arrived = replace(arrived, evidence=kept)
-        return [(source, _moved(value, link, arrived, step.bias is not None))], ended
+        # What is added to an element that moves is a tensor; where it is what lies beside it, a function.
+        shifted = (
+            isinstance(step.bias, Tensor) if isinstance(link, Moves) else step.bias is not None
+        )
+        return [(source, _moved(value, link, arrived, shifted))], ended
 
     def _share_out(
         self, value: Value, step: Step, evidence: Tensor, orientation: Tensor | float
@@ -307,7 +311,7 @@ def _moved(value: Value, link: Link, arrived: Arrived, shifted: bool = False) ->
     if isinstance(link, Moves):
         spread = link.unweighted().transposed()
         evidence = spread.forward(arrived.evidence)
-        if orientation is None and link.weight is None:
+        if orientation is None and link.weight is None and not shifted:
             return Arrived(evidence)
         orientation = arrived.asked(value)
         if link.weight is not None:
