@@ -585,8 +585,9 @@ def test_what_speaks_for_a_class_that_loses_is_seen(batch: int, nodes: int | Non
         torch.testing.assert_close(one, expected, rtol=0.05 if nodes else 1e-6, atol=1e-6)
 
 
-def test_a_constant_that_a_smaller_map_is_added_to() -> None:
-    """Asked is what made the sums as they are, as if the map had been made as large before."""
+@pytest.mark.parametrize("meet", [torch.sub, torch.maximum], ids=["sum", "maximum"])
+def test_a_smaller_map_meets_a_constant(meet: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Asked is what made all as it is, and what the constant made ends there, as with a map as large."""
 
     class Compared(nn.Module):
         def __init__(self, spread: bool) -> None:
@@ -597,12 +598,13 @@ def test_a_constant_that_a_smaller_map_is_added_to() -> None:
         def forward(self, x: Tensor) -> Tensor:
             x = self.first(x).flatten(2).unsqueeze(3)
             x = x.expand(-1, -1, -1, 5) if self.spread else x
-            return self.last(x - self.centres).mean((2, 3))
+            return self.last(meet(x, self.centres)).mean((2, 3))
 
     torch.manual_seed(0)
     model, other = Compared(False).eval(), Compared(True).eval()
     other.load_state_dict(model.state_dict())
     picture = torch.randn(1, 2, 6, 6)
-    found, want = (hysm.explain(net, picture, 1).evidence for net in (model, other))
-    assert want.abs().max() > 0
-    torch.testing.assert_close(found, want)
+    found, want = (hysm.explain(net, picture, 1) for net in (model, other))
+    assert want.evidence.abs().max() > 0
+    torch.testing.assert_close(found.evidence, want.evidence)
+    assert found.coverage == pytest.approx(want.coverage)

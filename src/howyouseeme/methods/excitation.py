@@ -120,9 +120,17 @@ class Excitation:
             return _distribute(value, step, arrived)
         source, link = step.links[0]
         ended = link.ended(arrived.evidence) if isinstance(link, Moves) else None
+        if isinstance(link, Moves) and link.weight is not None:
+            passes = (
+                link.weight.sign().abs_().reshape(value.shape)
+            )  # 0 where the output is the bias
+            if not at_hand(passes) or (passes.numel() and not bool(passes.amin())):
+                kept = arrived.evidence * passes
+                ended = arrived.evidence - kept + link.ended(kept)
+                arrived = replace(arrived, evidence=kept)
         if isinstance(link, Diagonal) and not link.rising:
             assert link.weight is not None
-            passes = link.weight.sign().abs_()  # 0 where the output is the bias
+            passes = link.weight.sign().abs_()
             if not at_hand(passes) or (passes.numel() and not bool(passes.amin())):
                 whole = link.back(arrived.evidence)
                 kept = whole * passes
