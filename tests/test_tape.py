@@ -1590,3 +1590,51 @@ def test_activations_are_let_go_of_at_once(method: Any, ask: Callable[..., Any])
         gc.enable()
     assert not alive
     del made
+
+
+class Branching(nn.Module):
+    """One of two convolutions, by PyTorch's own `if` or by Python's."""
+
+    def __init__(self, choose: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.stem, self.one, self.other = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3)
+        self.choose = choose
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.choose(x.mean() > 0, self.one, self.other, (self.stem(x),)).mean((2, 3))
+
+
+def test_a_call_that_takes_functions_is_recorded_as_what_these_call() -> None:
+    net = Branching(torch.cond).eval()
+    plain = Branching(lambda first, one, other, given: (one if first else other)(*given)).eval()
+    plain.load_state_dict(net.state_dict())
+    picture = torch.rand(1, 3, 5, 5)
+    net.other.padding = plain.other.padding = (1, 1)  # both answer in one shape
+    program = torch.export.export(net, (picture,))
+    for image in (picture, -picture):
+        found, want = (hysm.explain(one, image, 1, method="exact") for one in (program, plain))
+        assert want.evidence.any()
+        torch.testing.assert_close(found.evidence, want.evidence)
+
+
+def test_attention_that_would_be_compiled_is_recorded() -> None:
+    flex = pytest.importorskip("torch.nn.attention.flex_attention")
+    if not hasattr(flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"):
+        pytest.skip("this PyTorch always compiles it")
+    x = torch.rand(1, 2, 6, 8)
+    tape = record(Made(lambda _, x: flex.flex_attention(x, x, x * 2)), [x])
+    want = F.scaled_dot_product_attention(x, x, x * 2)
+    torch.testing.assert_close(tape.output.data, want)
+    assert plan(tape, tape.output).inputs == tape.inputs
+    assert flex._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG is False
+
+
+def test_other_calls_that_take_functions_are_refused() -> None:
+    from torch._higher_order_ops.while_loop import while_loop  # noqa: PLC0415 - private, and may move
+
+    def forward(_: nn.Module, x: Tensor) -> Tensor:
+        ended, more = lambda i, x: i < 3, lambda i, x: (i + 1, x * 2)
+        return while_loop(ended, more, (torch.tensor(0), x))[1]
+
+    with pytest.raises(ModelError, match="call of torch's while_loop"):
+        record(Made(forward), [torch.rand(1, 3)])

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C import DispatchKey
+from torch._ops import HigherOrderOperator
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -76,6 +78,8 @@ class _Recorder(TorchDispatchMode):
     where they overlap, and from what it held before everywhere else. That covers views of views,
     slice assignment and buffers filled piece by piece, with one mechanism.
     """
+
+    supports_higher_order_operators = True
 
     def __init__(self, model: nn.Module, readers: Sequence[Reader] = ()) -> None:
         super().__init__()
@@ -212,8 +216,10 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, op: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        facts = facts_of(op)
         kwargs = kwargs or {}
+        if isinstance(op, HigherOrderOperator):
+            return self._higher(op, args, kwargs)
+        facts = facts_of(op)
         if torch.is_inference_mode_enabled() and not any(
             tensor.is_inference() for tensor in facts.written(args, kwargs)
         ):  # the network's own: there, whole layers come, and not the calls that they are made of
@@ -258,6 +264,25 @@ class _Recorder(TorchDispatchMode):
             self._follow_rounded(result, rounded)
         self._follow_strays(op, facts, (args, kwargs), (lifted, lifted_kwargs), result, depends)
         return result
+
+    def _higher(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Make what takes functions, by the calls that these make."""
+        known = {
+            "cond": lambda chosen, one, other, given: (one if chosen else other)(*given),
+            "flex_attention": op.py_kernels.get(DispatchKey.CompositeExplicitAutograd),
+        }
+        made = known.get(op.name())
+        if made is None:
+            raise ModelError(
+                f"The model makes a call of torch's {op.name()}, which can't be followed: let it make in "
+                "plain Python what that does."
+            )
+        self._taking_apart += 1
+        try:
+            with self:
+                return made(*args, **kwargs)
+        finally:
+            self._taking_apart -= 1
 
     def _follow_strays(
         self,
@@ -521,6 +546,24 @@ def _layers_taken_apart() -> Iterator[None]:
 
 
 @contextmanager
+def _attention_not_compiled() -> Iterator[None]:
+    """Let FlexAttention make its calls as it would while it is debugged, and not through the compiler."""
+    flex: Any = sys.modules.get("torch.nn.attention.flex_attention")
+    before = getattr(flex, _PLAINLY, None)
+    if before is None:
+        yield
+        return
+    setattr(flex, _PLAINLY, True)
+    try:
+        yield
+    finally:
+        setattr(flex, _PLAINLY, before)
+
+
+_PLAINLY = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
+
+
+@contextmanager
 def _read_by(recorder: _Recorder) -> Iterator[None]:
     """Show the recorder the outputs of the modules that it reads."""
     asked = {reader.module for reader in recorder.readers if reader.module is not None}
@@ -642,7 +685,13 @@ def record(
         args, kwargs = pytree.tree_unflatten(leaves, spec)
         try:
             looks = Looks(recorder.strays, recorder.is_activation)
-            with _layers_taken_apart(), _read_by(recorder), looks, recorder:
+            with (
+                _layers_taken_apart(),
+                _attention_not_compiled(),
+                _read_by(recorder),
+                looks,
+                recorder,
+            ):
                 output = model(*args, **kwargs)
                 recorder.read(None, output)
             output = pytree.tree_map(recorder.result, opened(output))
