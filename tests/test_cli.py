@@ -758,7 +758,7 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException, after: int 
     """Let the explainer raise the error, after some photos that work."""
     from howyouseeme.explainer import Explainer  # noqa: PLC0415
 
-    work, calls = Explainer.__call__, []
+    work, calls = Explainer.many, []
 
     def explain(self: Explainer, *args: Any, **kwargs: Any) -> Any:
         calls.append(args)
@@ -766,7 +766,7 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException, after: int 
             raise error
         return work(self, *args, **kwargs)
 
-    monkeypatch.setattr(Explainer, "__call__", explain)
+    monkeypatch.setattr(Explainer, "many", explain)
 
 
 def test_a_bug_is_one_line(run: Run, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:

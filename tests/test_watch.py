@@ -190,7 +190,7 @@ def test_a_video_is_whole_when_the_command_is_terminated(
     with VideoWriter(tmp_path / "walk.mp4", 10) as writer:
         for frame in panning(4):
             writer.write(frame)
-    explain, seen = Explainer.__call__, []
+    explain, seen = Explainer.many, []
 
     def terminated(self: Explainer, *asked: object) -> Explanation:
         seen.append(asked)
@@ -198,7 +198,7 @@ def test_a_video_is_whole_when_the_command_is_terminated(
             signal.raise_signal(signal.SIGTERM)
         return explain(self, *asked)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Explainer, "__call__", terminated)
+    monkeypatch.setattr(Explainer, "many", terminated)
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         result = run(tmp_path / "walk.mp4")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from . import targets
 from .detectors import boxes_in
 from .errors import HowYouSeeMeError, InputError, first_line
 from .models import Network
@@ -22,7 +23,7 @@ from .tape import Reader, Tape, Value, opened
 from .tape.appended import flip
 from .targets import Target as NamedTarget
 
-__all__ = ["Asked", "Asker", "Rank", "Target", "check_read", "one_each"]
+__all__ = ["Asked", "Asker", "Rank", "Target", "check_read", "one_each", "targets_of"]
 
 #: What can be asked for: nothing (the top class), a class, a box, region, neuron or channel
 #: (`howyouseeme.targets`), a function of the output, or one of these for each sample.
@@ -52,6 +53,27 @@ class Rank:
                 f"{'' if count == 1 else 'es'}."
             )
         return self.rank
+
+
+def targets_of(
+    target: Any = None,
+    *,
+    top: int | None = None,
+    versus: int | str | None = None,
+    box: int | None = None,
+) -> list[Any]:
+    """What a question of the command line or the page asks `Explainer.many` for.
+
+    >>> explainer.many("photo.jpg", targets_of("tabby", versus="lynx"))
+
+    That is the `top` so many classes; or the target against the class `versus`; or the box of a number; else
+    the target, which is any that a call takes.
+    """
+    if top is not None:
+        return [Rank(rank) for rank in range(top)]
+    if versus is not None:
+        return [targets.versus(target, versus)]
+    return [target if box is None else targets.box(box)]
 
 
 class Asked(NamedTuple):

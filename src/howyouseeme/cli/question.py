@@ -132,17 +132,12 @@ class Wanted:
 
     def explained(self, explainer: Explainer, photo: Source) -> list[Explanation]:
         """That of a photo: one explanation, or as many as the likeliest classes that are asked for."""
-        from .. import targets  # noqa: PLC0415
+        from ..asking import targets_of  # noqa: PLC0415
 
-        if self.rival is not None:
-            return [explainer(photo, targets.versus(self.index, self.rival))]
-        if self.box is not None:
-            return [explainer(photo, targets.box(self.box))]
-        if self.like is not None:
-            return [explainer(photo, self.like)]
-        if self.top is None:
-            return [explainer(photo, self.index)]
-        return explainer.top(photo, k=self.top)
+        target = self.index if self.like is None else self.like
+        return explainer.many(
+            photo, targets_of(target, top=self.top, versus=self.rival, box=self.box)
+        )
 
 
 def _asking(target: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from .. import localize, targets
+from .. import localize
+from ..asking import targets_of
 from ..errors import HowYouSeeMeError, ImageError, InputError
 from ..explainer import Explainer
 from ..explanation import Explanation
@@ -270,21 +271,15 @@ class Service:
         ready = self.ready(first.model)
         images = [read_photo(question.photo, self.limits) for question, _ in jobs]
         explainer = ready.explainer(first.method)
-        if first.top is not None:
-            together = explainer.top(images, first.top)
-        elif first.versus is not None:
-            together = [explainer(images, targets.versus(first.target, first.versus))]
-        elif first.box is not None:
-            together = [explainer(images, targets.box(first.box))]
-        elif first.target is None:
-            together = [explainer(images)]
-        else:
-            wanted = [
+        target: Any = first.target
+        if target is not None and first.versus is None:
+            target = [
                 ready.network.class_index(question.target)
                 for question, _ in jobs
                 if question.target is not None  # none is: that is part of the key
             ]
-            together = [explainer(images, wanted)]
+        asked = targets_of(target, top=first.top, versus=first.versus, box=first.box)
+        together = explainer.many(images, asked)
         return [
             render([_named(found[i], question.name) for found in together], images[i])
             for i, (question, render) in enumerate(jobs)
