@@ -12,12 +12,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .errors import InputError
+
+if TYPE_CHECKING:
+    from .regions import Box
 
 _MOST_TILES = 6  # in one row of the layers strip
 
@@ -53,7 +56,7 @@ class Subject:
     label: str
     probability: float | None
     method: str
-    box: tuple[float, float, float, float] | None = None  # asked about: x0, y0, x1, y1
+    box: Box | None = None  # asked about: x0, y0, x1, y1
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class LayerView:
     strength: np.ndarray
     # Left, top, right and bottom edge of what the map covers, in image pixels: a network that crops
     # its input does not see all of it.
-    box: tuple[float, float, float, float]
+    box: Box
     places: tuple[int, ...]  # rows and columns of the stage; the map may be drawn finer than that
     which: np.ndarray  # of the layer's nodes: those in padding have no place in the image
 
@@ -184,9 +187,7 @@ def layers_strip(image: Image.Image, layers: Sequence[LayerView]) -> Image.Image
     return canvas
 
 
-def boxes_picture(
-    image: Image.Image, boxes: Sequence[tuple[tuple[float, float, float, float], str, str]]
-) -> Image.Image:
+def boxes_picture(image: Image.Image, boxes: Sequence[tuple[Box, str, str]]) -> Image.Image:
     """The photo with boxes, the first on top: each (x0, y0, x1, y1 in its pixels), its label, its text.
 
     >>> boxes_picture(photo, [((30, 23, 165, 182), "tabby", "tabby 93.0%")])
@@ -222,7 +223,7 @@ def frame_picture(
     photo: Image.Image,
     saliency: np.ndarray,
     text: str,
-    box: tuple[float, float, float, float] | None = None,
+    box: Box | None = None,
 ) -> Image.Image:
     """A photo under its saliency [height, width], 0..1, as large as it is, with a text in its corner.
 
@@ -258,9 +259,7 @@ def outline(
     pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=colour, width=width)
 
 
-def _boxed(
-    panel: Image.Image, box: tuple[float, float, float, float], size: tuple[int, int]
-) -> Image.Image:
+def _boxed(panel: Image.Image, box: Box, size: tuple[int, int]) -> Image.Image:
     """A panel with a box in pixels of a photo of that size."""
     picture = panel.copy()
     line = max(2, round(max(picture.size) / 150))

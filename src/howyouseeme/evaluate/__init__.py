@@ -12,7 +12,7 @@ And one by one:
 
 from __future__ import annotations
 
-from .boxes import Box, Boxes, read_boxes
+from .boxes import Annotation, Annotations, read_boxes
 from .measures import (
     IOUS,
     THRESHOLDS,
@@ -51,8 +51,8 @@ __all__ = [
     "IOUS",
     "MEASURES",
     "THRESHOLDS",
-    "Box",
-    "Boxes",
+    "Annotation",
+    "Annotations",
     "Evaluation",
     "Grid",
     "Interval",

@@ -15,8 +15,9 @@ from xml.etree import ElementTree
 from ..errors import InputError
 from ..models import Network
 from ..numbers import plain
+from ..regions import Box
 
-__all__ = ["Box", "Boxes", "read_boxes"]
+__all__ = ["Annotation", "Annotations", "read_boxes"]
 
 #: By the name of an image's file, rows of class, x0, y0, x1, y1.
 Rows = Mapping[str, Sequence[Sequence[Any]]]
@@ -26,8 +27,8 @@ _VOC = ("xmin", "ymin", "xmax", "ymax")
 
 
 @dataclass(frozen=True)
-class Box:
-    """One object in an image.
+class Annotation:
+    """One annotated object in an image.
 
     >>> box = read_boxes("boxes.csv", load_model()).of["cat.jpg"][0]
     >>> box.target, box.corners, box.where
@@ -40,13 +41,13 @@ class Box:
     """
 
     target: int
-    corners: tuple[float, float, float, float]
+    corners: Box
     where: str
     size: tuple[int, int] | None = None
 
 
 @dataclass
-class Boxes:
+class Annotations:
     """What `read_boxes` returns: the boxes by the image's file name, and what could not be used.
 
     >>> boxes = read_boxes("boxes.csv", load_model())
@@ -55,11 +56,11 @@ class Boxes:
     `problems` are sentences for the user, each naming the file and the line or object.
     """
 
-    of: dict[str, list[Box]] = field(default_factory=dict)
+    of: dict[str, list[Annotation]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
 
-def read_boxes(given: str | Path | Rows, network: Network) -> Boxes:
+def read_boxes(given: str | Path | Rows, network: Network) -> Annotations:
     """The boxes in a file or folder, or in rows, their classes being those of the network.
 
     >>> boxes = read_boxes("boxes.csv", load_model())
@@ -102,9 +103,9 @@ def read_boxes(given: str | Path | Rows, network: Network) -> Boxes:
     return found
 
 
-def _usable(lines: _Lines, network: Network, source: str) -> Boxes:
+def _usable(lines: _Lines, network: Network, source: str) -> Annotations:
     """The boxes of lines that can be used, and what is wrong with the others."""
-    found = Boxes()
+    found = Annotations()
     unknown: Counter[str] = Counter()  # how often a class can't be used, by the reason
     for line in lines:
         if isinstance(line, str):
@@ -120,7 +121,9 @@ def _usable(lines: _Lines, network: Network, source: str) -> Boxes:
         if problem:
             found.problems.append(f"{line.where}: {problem}")
             continue
-        found.of.setdefault(file, []).append(Box(target, line.corners, line.where, line.size))
+        found.of.setdefault(file, []).append(
+            Annotation(target, line.corners, line.where, line.size)
+        )
     found.problems += [
         f"{source}: {count} box(es) left out: {reason}" for reason, count in unknown.items()
     ]
@@ -135,7 +138,7 @@ class _Line:
     where: str
     file: str
     name: str  # the class as it is written; '' where only the id is known
-    corners: tuple[float, float, float, float]
+    corners: Box
     id: int | None = None  # of a COCO category
     size: tuple[int, int] | None = None
 
@@ -260,7 +263,7 @@ def _wrong(corners: Sequence[float]) -> str:
     return ""
 
 
-def _four(items: Iterable[Any]) -> tuple[float, float, float, float]:
+def _four(items: Iterable[Any]) -> Box:
     a, b, c, d = map(float, items)
     return a, b, c, d
 

@@ -26,7 +26,7 @@ from ..images import Geometry, load_image
 from ..methods import Method
 from ..models import Model, Network, Prepare
 from ..scores import certainties, logits_of, recorded_scores, scores_in
-from .boxes import Box, Boxes, Rows, read_boxes
+from .boxes import Annotation, Annotations, Rows, read_boxes
 from .measures import Array, Interval, Predict, bootstrap
 from .randomise import randomised
 from .scoring import MEASURES, Explain, Item, Settings, make_grids, score_grid, score_image, values
@@ -346,7 +346,7 @@ def _by_name(images: Sequence[str | Path]) -> dict[str, Path]:
     return files
 
 
-def _compare_names(files: Mapping[str, Path], boxes: Boxes, found: _Found) -> None:
+def _compare_names(files: Mapping[str, Path], boxes: Annotations, found: _Found) -> None:
     absent = [name for name in boxes.of if name not in files]
     if absent:
         more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
@@ -362,7 +362,7 @@ def _compare_names(files: Mapping[str, Path], boxes: Boxes, found: _Found) -> No
 _FEW = 4
 
 
-def _refuse_fractions(files: Mapping[str, Path], boxes: Boxes) -> None:
+def _refuse_fractions(files: Mapping[str, Path], boxes: Annotations) -> None:
     """Stop where all boxes lie in the first pixel of their photos: no map would score there."""
     every = [box for name in files for box in boxes.of[name]]
     if any(max(box.corners[2:]) > 1 + _BEYOND for box in every):
@@ -379,7 +379,7 @@ def _refuse_fractions(files: Mapping[str, Path], boxes: Boxes) -> None:
 def _load_all(
     explainer: Explainer,
     files: Mapping[str, Path],
-    boxes: Boxes | None,
+    boxes: Annotations | None,
     limit: int | None,
     found: _Found,
 ) -> Predict:
@@ -419,7 +419,7 @@ def _item(
     x: Tensor,
     geometry: Geometry,
     network: Network,
-    boxes: Sequence[Box] | None,
+    boxes: Sequence[Annotation] | None,
     found: _Found,
 ) -> Item | None:
     """The image as the network gets it; None where no box of its answer can be used."""
@@ -441,7 +441,7 @@ def _item(
 _BEYOND = 0.02
 
 
-def _to_input(box: Box, geometry: Geometry, found: _Found) -> list[float] | None:
+def _to_input(box: Annotation, geometry: Geometry, found: _Found) -> list[float] | None:
     """The corners of a box in pixels of the network's input, cut to what the network saw."""
     height, width = geometry.image_size
     if box.size is not None and box.size != (width, height):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..regions import Box
 
 __all__ = ["Geometry"]
 
@@ -55,7 +56,7 @@ class Geometry:
         )
         return image_y, image_x
 
-    def box_to_image(self, box: Sequence[float]) -> tuple[float, float, float, float]:
+    def box_to_image(self, box: Sequence[float]) -> Box:
         """A box (x0, y0, x1, y1) in pixels of the input, in pixels of the picture; cut at its edges.
 
         >>> geometry.box_to_image((10, 10, 20, 20))
