@@ -204,7 +204,7 @@ def boxes_picture(image: Image.Image, boxes: Sequence[tuple[Box, str, str]]) -> 
     spread = np.arange(len(labels)) / max(len(labels) - 1, 1)
     colours = dict(zip(labels, map(tuple, shades(1 - 0.7 * spread).tolist()), strict=True))
     for box, label, _ in reversed(boxes):
-        outline(pen, box, colours[label], line, scale)
+        draw_box(pen, box, colours[label], line, scale)
     taken: list[tuple[int, int, int, int]] = []
     for box, label, text in boxes:
         colour = colours[label]
@@ -244,7 +244,7 @@ def frame_picture(
     return picture
 
 
-def outline(
+def draw_box(
     pen: ImageDraw.ImageDraw,
     box: Sequence[float],
     colour: str | tuple[int, ...],
@@ -253,7 +253,7 @@ def outline(
 ) -> None:
     """Draw a box x0, y0, x1, y1, of which x1 and y1 are exclusive, on a picture of so many times its size.
 
-    >>> outline(ImageDraw.Draw(photo), (30, 23, 165, 182), "white", width=2)
+    >>> draw_box(ImageDraw.Draw(photo), (30, 23, 165, 182), "white", width=2)
     """
     x0, y0, x1, y1 = (round(side * scale) for side in box)
     pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=colour, width=width)
@@ -263,7 +263,7 @@ def _boxed(panel: Image.Image, box: Box, size: tuple[int, int]) -> Image.Image:
     """A panel with a box in pixels of a photo of that size."""
     picture = panel.copy()
     line = max(2, round(max(picture.size) / 150))
-    outline(ImageDraw.Draw(picture), box, _BOX, line, panel.width / size[0])
+    draw_box(ImageDraw.Draw(picture), box, _BOX, line, panel.width / size[0])
     return picture
 
 

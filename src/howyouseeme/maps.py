@@ -20,9 +20,9 @@ __all__ = [
     "inliers",
     "levels",
     "precise",
-    "ranked",
     "scale_each_to_one",
     "scale_to_one",
+    "strongest_elements",
     "strongest_points",
 ]
 
@@ -125,7 +125,7 @@ def strongest_points(evidence: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return torch.stack(torch.unravel_index(order, evidence.shape), 1), flat[order]
 
 
-def ranked(evidence: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def strongest_elements(evidence: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The strongest elements of each map of a batch, ties by place: (value, flat place), each [batch, count].
 
     As `strongest_points`, but for those that are not above zero, and without a look at the contents.

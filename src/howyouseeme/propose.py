@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .backtrack import Plan, plan
-from .draw import outline, paint_map, percent
+from .draw import draw_box, paint_map, percent
 from .errors import InputError, ModelError
 from .forward import answered
 from .images import Geometry, Source, load_image
@@ -100,7 +100,7 @@ class Proposals:
         pen = ImageDraw.Draw(picture)
         thin = max(1, round(min(picture.size) / 250))
         for rank, region in reversed(list(enumerate(self.regions[:boxes]))):
-            outline(pen, region.box, "white", thin if rank else 3 * thin)
+            draw_box(pen, region.box, "white", thin if rank else 3 * thin)
         return picture
 
     def to_dict(self, image: str) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
-from .draw import outline
+from .draw import draw_box
 from .errors import InputError
 from .images import Source, load_image
 from .models import Model, Prepare, as_network
@@ -415,7 +415,7 @@ def annotate(frame: np.ndarray, sighting: Sighting) -> np.ndarray:
     font = ImageFont.load_default(max(12, round(min(picture.size) / 24)))
     text, place, colour = "lost", (2 * line, 2 * line), _LOST
     if sighting.box is not None:
-        outline(pen, sighting.box, _FOUND, line)
+        draw_box(pen, sighting.box, _FOUND, line)
         x, y = (round(side) + line for side in sighting.box[:2])
         text, place, colour = f"{sighting.confidence:.2f}", (x, y), _FOUND
     pen.rectangle(pen.textbbox(place, text, font=font), fill=colour)

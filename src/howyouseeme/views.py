@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from .likeness import Likeness
-from .maps import gaussian_blur, levels, precise, ranked, scale_each_to_one, strongest_points
+from .maps import (
+    gaussian_blur,
+    levels,
+    precise,
+    scale_each_to_one,
+    strongest_elements,
+    strongest_points,
+)
 from .methods import Method
 
 __all__ = ["Views"]
@@ -113,7 +120,7 @@ class Views:
 
     @cached_property
     def _ranked(self) -> tuple[Tensor, Tensor]:
-        return ranked(self.evidence, MOST_POINTS)
+        return strongest_elements(self.evidence, MOST_POINTS)
 
 
 def _stacked(maps: list[Tensor], like: Tensor) -> Tensor:
