@@ -169,7 +169,7 @@ def _unsupported(missing: list[tuple[Call, str]]) -> UnsupportedCallError:
 
 @torch.no_grad()
 def multipliers(
-    walk: Plan,
+    plan: Plan,
     seed: Tensor,
     until: Callable[[Value], bool] = lambda value: False,
     on_bias: Callable[[Call, Tensor], None] | None = None,
@@ -185,8 +185,8 @@ def multipliers(
     what acts on each element alone (an activation, a scale, a mask) lets everything through as it is: what is
     not 0 then has a say, whether this image makes use of it or not.
     """
-    waiting: dict[Value, Tensor] = {walk.start: seed}
-    for value, step in walk.steps:
+    waiting: dict[Value, Tensor] = {plan.start: seed}
+    for value, step in plan.steps:
         if value not in waiting:
             continue
         multiplier = waiting.pop(value)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from . import backtrack
 from .asking import Asked, Asker, Rank, Target, check_read, one_each
-from .backtrack import plan
 from .errors import HowYouSeeMeError, InputError
 from .explanation import Explanation
 from .forward import CannotRunError, check_finite, forward
@@ -416,11 +416,11 @@ class Explainer:
             )
         trail = Trail(len(batch))
         with torch.no_grad():
-            way = plan(tape, asked.start, asked.exclusive)
-            self.method.walk(way, asked.nodes, trail)
+            plan = backtrack.plan(tape, asked.start, asked.exclusive)
+            self.method.walk(plan, asked.nodes, trail)
         given = tape.inputs[batch.floats.index(j)]
         trail.evidence.setdefault(given, torch.zeros_like(given.data))
-        return Walk(way, trail, i, given)
+        return Walk(plan, trail, i, given)
 
 
 def _of_part(target: Any, first: int, size: int) -> Any:

@@ -20,13 +20,13 @@ __all__ = ["Layer", "Node", "Path", "Walk", "layers_of", "paths_to"]
 class Walk(NamedTuple):
     """A walk with all that it passed on the way to one image.
 
-    >>> way, trail, row, given = explanation.walk_again[0]()
+    >>> plan, trail, row, given = explanation.walk_again[0]()
 
-    - `way`: its steps; `trail`: the evidence of each value on it, of a batch;
+    - `plan`: its steps; `trail`: the evidence of each value on it, of a batch;
     - `row`: the image's place in that batch; `given`: the input that is explained.
     """
 
-    way: Plan
+    plan: Plan
     trail: Trail
     row: int
     given: Value
@@ -98,15 +98,15 @@ def layers_of(walk: Walk) -> list[Layer]:
 
     >>> layers_of(explanation.walk_again[0]())
     """
-    way, trail, row, given = walk
+    plan, trail, row, given = walk
     last: dict[str, Value] = {}
-    places = spatial(way)
-    for value, _ in reversed(way.steps):
+    places = spatial(plan)
+    for value, _ in reversed(plan.steps):
         there = value in trail.evidence and places.get(value) == 1 and len(value.shape) > 2
         if there and value.call is not None:
             last.pop(value.call.module, None)
             last[value.call.module] = value
-    known = layouts(way, given)
+    known = layouts(plan, given)
     return [
         _layer(name, value, trail.evidence[value][row], known.get(value, {}))
         for name, value in [("", given), *last.items()]

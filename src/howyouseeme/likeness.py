@@ -55,7 +55,7 @@ class Likeness:
         return torch.where(told, (drawn[0] - low) / (high - low), 1).to(saliency)
 
 
-def likeness(way: Plan, given: Value) -> tuple[Likeness | None, ...]:
+def likeness(plan: Plan, given: Value) -> tuple[Likeness | None, ...]:
     """For each picture of an input [batch, channel, height, width] how its places are described.
 
     >>> likeness(plan(tape, tape.output), tape.inputs[0])[0].features.shape
@@ -65,7 +65,7 @@ def likeness(way: Plan, given: Value) -> tuple[Likeness | None, ...]:
     where the network has none, or the input is no picture.
     """
     batch = given.shape[0] if given.shape else 1
-    stage = _stage(way, given) if len(given.shape) == 4 else None
+    stage = _stage(plan, given) if len(given.shape) == 4 else None
     if stage is None:
         return (None,) * batch
     value, layout = stage
@@ -95,16 +95,16 @@ def spread(seen: Tensor, features: Tensor) -> Tensor:
     return (alike @ ((alike @ seen) / whole)) / whole
 
 
-def _stage(way: Plan, given: Value) -> tuple[Value, Layout] | None:
+def _stage(plan: Plan, given: Value) -> tuple[Value, Layout] | None:
     """The last feature map of the stage before the last, and where its places lie."""
-    known, channels = layouts(way, given), spatial(way)
+    known, channels = layouts(plan, given), spatial(plan)
     made: set[Value] = set()  # what the network found, not what was done to the pixels before
-    for value, step in reversed(way.steps):
+    for value, step in reversed(plan.steps):
         if any(source in made or isinstance(link, Convolution) for source, link in step.links):
             made.add(value)
     strides: dict[Value, float] = {}
     spacing: dict[int, float] = {}  # by line, most of which are the same object
-    for value, _ in way.steps:  # the last call first
+    for value, _ in plan.steps:  # the last call first
         apart = channels.get(value) == 1 and len(value.shape) == 4 and min(value.shape[2:]) > 1
         if apart and value in made:
             line = known.get(value, {}).get(2)

@@ -22,7 +22,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
-from .backtrack import Plan, plan
+from . import backtrack
+from .backtrack import Plan
 from .draw import draw_box, paint_map, percent
 from .errors import InputError, ModelError
 from .forward import answered
@@ -241,19 +242,19 @@ class Proposer:
             raise ModelError(
                 f"{self.network.name} has a single score, and proposals compare classes."
             )
-        way = plan(tape, found.start, found.exclusive)
+        plan = backtrack.plan(tape, found.start, found.exclusive)
         if target is not None:
             self.network.class_index(target, len(chances))
         likely = order[: self.top]
         asked = dict(zip(likely.tolist(), chances[likely].tolist(), strict=True))
-        last, middle = self._stages(way)
-        alike = likeness(way, way.inputs[0])[0]
+        last, middle = self._stages(plan)
+        alike = likeness(plan, plan.inputs[0])[0]
         where = torch.zeros(_CELLS, _CELLS, device="cpu")
         fine = torch.zeros(_CELLS, _CELLS, device="cpu")
         objects = torch.zeros(_CELLS, _CELLS, device="cpu")
         for index, chance in (asked if target is None else {target: 1.0}).items():
             trail = Trail()
-            Evidence(focus=False).walk(way, torch.tensor([index], device=like.device), trail)
+            Evidence(focus=False).walk(plan, torch.tensor([index], device=like.device), trail)
             place = scale_to_one(_resized(trail.evidence[last][0].sum(0)))
             detail = _resized(trail.evidence[middle][0].sum(0)).clamp(min=0)
             detail = scale_to_one(gaussian_blur(detail, 1.5))
@@ -273,16 +274,16 @@ class Proposer:
             geometry=geometry,
         )
 
-    def _stages(self, way: Plan) -> tuple[Value, Value]:
+    def _stages(self, plan: Plan) -> tuple[Value, Value]:
         """The last feature map, and the last one of the stage of stride 8."""
-        places = spatial(way)  # the axis of the channels, by value
+        places = spatial(plan)  # the axis of the channels, by value
         maps: dict[int, Value] = {}  # by width: the last one
-        for value, _ in way.steps:
+        for value, _ in plan.steps:
             if places.get(value) == 1 and len(value.shape) == 4 and value.shape[2] > 1:
                 maps.setdefault(value.shape[2], value)
         if not maps:
             raise ModelError(f"{self.network.name} has no feature maps to look at.")
-        width = way.inputs[0].shape[2]
+        width = plan.inputs[0].shape[2]
         return maps[min(maps)], maps[min(maps, key=lambda size: abs(size - width / 8))]
 
 

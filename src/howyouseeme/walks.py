@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from . import backtrack
 from .asking import Asked
-from .backtrack import plan
 from .errors import ModelError
 from .likeness import Likeness, likeness
 from .methods import Method
@@ -101,13 +101,13 @@ def walk_back(
     found: dict[int, list[Seen]] = {}
     for members in alike.values():
         first = asked[members[0]]
-        way = plan(tape, first.start, first.exclusive)
-        if not way.separable(batch):
+        plan = backtrack.plan(tape, first.start, first.exclusive)
+        if not plan.separable(batch):
             return None
-        way.spends = spend and len(alike) == 1
-        described = [likeness(way, given) for given in tape.inputs]
+        plan.spends = spend and len(alike) == 1
+        described = [likeness(plan, given) for given in tape.inputs]
         for i, walked in zip(
-            members, method.walk_each(way, [asked[i].nodes for i in members]), strict=True
+            members, method.walk_each(plan, [asked[i].nodes for i in members]), strict=True
         ):
             found[i] = [
                 Seen.of(method, walked, given, places)

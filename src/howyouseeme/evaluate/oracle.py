@@ -1,7 +1,7 @@
 """The strongest paths through a network, exactly: slow, and the measure of what a walk loses.
 
->>> way, trail, row, given = explanation.walk_again[0]()
->>> for path in top_paths(way, start_node, k=20): ...
+>>> plan, trail, row, given = explanation.walk_again[0]()
+>>> for path in top_paths(plan, start_node, k=20): ...
 >>> compare(explanation, k=20)
 
 A path runs from an element of the target to an element of the input, along the links of the plan. How
@@ -75,7 +75,7 @@ class Comparison(NamedTuple):
 
 @torch.no_grad()
 def top_paths(
-    way: Plan, node: int, k: int = 20, by: Weight = "contribution", apart: bool = False
+    plan: Plan, node: int, k: int = 20, by: Weight = "contribution", apart: bool = False
 ) -> list[OraclePath]:
     """The k strongest paths from an element of the plan's start to the inputs, strongest first.
 
@@ -83,8 +83,8 @@ def top_paths(
     ...     print(path.weight, [index for value, index in path.nodes])
 
     Args:
-        way: of a small network.
-        node: a flat index into `way.start`.
+        plan: of a small network.
+        node: a flat index into `plan.start`.
         by: what a path weighs, see above.
         apart: only the strongest path to each input element.
 
@@ -95,17 +95,17 @@ def top_paths(
     """
     if k < 1:
         raise InputError(f"The {k} strongest paths are none: give 1 or more.")
-    bound = _bounds(way, node, by, largest=True)
+    bound = _bounds(plan, node, by, largest=True)
     taken: list[OraclePath] = []
     seen: set[tuple[Value, int, int]] = set()
     tie = count()  # of equally strong paths the one found first
-    first = _Prefix(way.start, node, 0, 1.0, 1.0, None)
-    queue = [(-float(bound[way.start][0, node]), next(tie), first)]
+    first = _Prefix(plan.start, node, 0, 1.0, 1.0, None)
+    queue = [(-float(bound[plan.start][0, node]), next(tie), first)]
     while queue and len(taken) < k:
         found, _, prefix = heapq.heappop(queue)
         if found == 0:
             break
-        step = way.step(prefix.value)
+        step = plan.step(prefix.value)
         if (
             apart
         ):  # the strongest way to a node is found first, and the others end in the same pixels
@@ -133,7 +133,7 @@ def top_paths(
     return taken
 
 
-def total(way: Plan, node: int, by: Weight = "contribution") -> float:
+def total(plan: Plan, node: int, by: Weight = "contribution") -> float:
     """The weights of all paths from an element of the plan's start to the inputs, added up.
 
     >>> total(plan(tape, tape.output), 281, by="excitation")        # 1 at most
@@ -144,20 +144,20 @@ def total(way: Plan, node: int, by: Weight = "contribution") -> float:
     Raises:
         InputError: there is no such node.
     """
-    return float(_bounds(way, node, by, largest=False)[way.start][0, node])
+    return float(_bounds(plan, node, by, largest=False)[plan.start][0, node])
 
 
 @torch.no_grad()
-def weigh(way: Plan, nodes: Sequence[tuple[Value, int]], by: Weight = "contribution") -> float:
+def weigh(plan: Plan, nodes: Sequence[tuple[Value, int]], by: Weight = "contribution") -> float:
     """What a path weighs, given its nodes from the target to the pixel; 0 where an edge is missing.
 
-    >>> weigh(way, top_paths(way, 281)[0].nodes)
+    >>> weigh(plan, top_paths(plan, 281)[0].nodes)
 
     Where several edges join two nodes, the strongest is taken. Contributions have their sign.
     """
     prefix = _Prefix(*nodes[0], 0, 1.0, 1.0, None)
     for (value, index), (source, wanted) in pairwise(nodes):
-        step = way.step(value)
+        step = plan.step(value)
         options = [
             _Prefix(
                 source,
@@ -194,7 +194,7 @@ def compare(
         IndexError: there is no such image.
         InputError: nothing speaks for the target in that image.
     """
-    way, trail, row, given = explanation.walk_again[image]()
+    plan, trail, row, given = explanation.walk_again[image]()
     evidence = trail.evidence[given][row]
     strongest = evidence.sum(0).reshape(-1).sort(descending=True, stable=True)
     pixels = strongest.indices[:k][strongest.values[:k] > 0]
@@ -203,11 +203,11 @@ def compare(
     plane = evidence[0].numel()
     channel = evidence.reshape(len(evidence), -1)[:, pixels].argmax(0)
     hops = trail.paths(given, row * evidence.numel() + channel * plane + pixels)
-    walked = [weigh(way, [(hop.value, hop.index) for hop in path], by) for path in hops]
+    walked = [weigh(plan, [(hop.value, hop.index) for hop in path], by) for path in hops]
     start = hops[0][0].index
-    best = top_paths(way, start, len(hops), by, apart=True)
+    best = top_paths(plan, start, len(hops), by, apart=True)
     return Comparison(
-        sum(map(abs, walked)), sum(abs(path.weight) for path in best), total(way, start, by)
+        sum(map(abs, walked)), sum(abs(path.weight) for path in best), total(plan, start, by)
     )
 
 
@@ -269,20 +269,20 @@ def _flat(link: Link, nodes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _bounds(way: Plan, node: int, by: Weight, largest: bool) -> dict[Value, Tensor]:
+def _bounds(plan: Plan, node: int, by: Weight, largest: bool) -> dict[Value, Tensor]:
     """For each value and state [2, elements] the largest weight, or the sum, of what can follow."""
     if by not in get_args(Weight):
         raise InputError(f"by={by!r} is not known: {' or '.join(get_args(Weight))}.")
-    if not 0 <= node < way.start.numel:
-        raise InputError(f"There is no node {node}: the target has {way.start.numel} elements.")
+    if not 0 <= node < plan.start.numel:
+        raise InputError(f"There is no node {node}: the target has {plan.start.numel} elements.")
     states = (0, 1) if by == "excitation" else (0,)
     ahead = {
         value: (value.flat.double().abs() if by == "contribution" else value.flat.double() * 0 + 1)
         .reshape(1, -1)
         .expand(2, -1)
-        for value in way.inputs
+        for value in plan.inputs
     }
-    for value, step in reversed(way.steps):
+    for value, step in reversed(plan.steps):
         found = torch.zeros(2, value.numel, dtype=torch.float64)
         rows = max(_CHUNK // max([1, *(link.fan_in() for _, link in step.links)]), 1)
         for nodes in torch.arange(value.numel).split(rows):

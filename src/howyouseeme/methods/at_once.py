@@ -25,11 +25,11 @@ from ..work import note
 __all__ = ["at_once"]
 
 #: What a walk makes of the contents of a plan, and of tensors: fresh ones, as many of the same shapes each time.
-Walk = Callable[[Plan, Sequence[Tensor]], list[Tensor]]
+_Walk = Callable[[Plan, Sequence[Tensor]], list[Tensor]]
 
 
 def at_once(
-    walk: Walk, plan: Plan, starts: Iterable[Value], given: Sequence[Tensor], *, moved: bool
+    walk: _Walk, plan: Plan, starts: Iterable[Value], given: Sequence[Tensor], *, moved: bool
 ) -> list[Tensor]:
     """What a walk from the values `starts` of a plan makes of `given`, as one call where calls are noted.
 
@@ -47,8 +47,8 @@ def at_once(
     count = len(given)
 
     def work(tensors: Sequence[Tensor]) -> list[Tensor]:
-        with hollow.filled(tensors[count:]) as way:
-            return walk(way, tensors[:count])
+        with hollow.filled(tensors[count:]) as filled:
+            return walk(filled, tensors[:count])
 
     found = do(work, [*given, *hollow.contents])
     hollow.contents.clear()

@@ -36,8 +36,8 @@ def descend(
         return _descend(plan, maps, nodes, batch, trail)
     values = list(maps)
 
-    def walk(way: Plan, evidence: Sequence[Tensor]) -> list[Tensor]:
-        found, lost = _descend(way, dict(zip(values, evidence, strict=True)), nodes, batch)
+    def walk(plan: Plan, evidence: Sequence[Tensor]) -> list[Tensor]:
+        found, lost = _descend(plan, dict(zip(values, evidence, strict=True)), nodes, batch)
         return [lost, *found.values()]
 
     lost, *found = at_once(walk, plan, values, list(maps.values()), moved=False)

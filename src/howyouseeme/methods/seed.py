@@ -88,8 +88,8 @@ class Seed(Method):
         if trail is not None:
             return self._walk(plan, nodes, trail)
 
-        def walk(way: Plan, given: Sequence[Tensor]) -> list[Tensor]:
-            walked = self._walk(way, given[0])
+        def walk(plan: Plan, given: Sequence[Tensor]) -> list[Tensor]:
+            walked = self._walk(plan, given[0])
             return [*walked.strength.values(), *walked.share.values()]
 
         found = at_once(walk, plan, [plan.start], [nodes], moved=True)
