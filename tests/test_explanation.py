@@ -337,14 +337,14 @@ def test_joining_undoes_indexing(images: Tensor) -> None:
 
 def test_what_can_not_be_joined(images: Tensor) -> None:
     one = Explainer(network())(images)
-    joined = Explanation.join([one, Explainer(one.model.module)(images)])  # a network of its own
+    joined = Explanation.join([one, Explainer(one.network.module)(images)])  # a network of its own
     assert len(joined) == 2 * len(one)
     with pytest.raises(InputError, match="no explanations to join"):
         Explanation.join([])
     with pytest.raises(InputError, match=r"one model and method.*residual.*residual"):
         Explanation.join([one, Explainer(network())(images)])
     with pytest.raises(InputError, match="Seed"):
-        Explanation.join([one, Explainer(one.model, "seed")(images)])
+        Explanation.join([one, Explainer(one.network, "seed")(images)])
     small = Explainer(make_residual())
     with pytest.raises(InputError, match=r"\(16, 12\) with \(8, 8\)"):
         Explanation.join([small(images), small(images[:, :, :8, :8])])
@@ -780,7 +780,7 @@ def test_images_are_taken_by_number_or_slice(images: Tensor, tmp_path: Path) -> 
         assert len(none) == 0
         assert none.evidence.shape == none.share.shape == (0, *explanation.evidence.shape[1:])
         assert none.samples == none.label == none.box == none.inputs == ()
-        assert none.model is explanation.model
+        assert none.network is explanation.network
     assert torch.equal(explanation[::-1].evidence, explanation.evidence.flip(0))
     assert explanation[::-1].target == explanation.target[::-1]
     assert explanation.path(-1, 0) == explanation.path(1, [0])

@@ -484,7 +484,7 @@ def test_a_network_can_be_pickled_with_what_explains_it(tmp_path: Path) -> None:
     explanation = hysm.Explainer(network)(image, target=1)
     again = pickle.loads(pickle.dumps(explanation))
     assert torch.equal(again.evidence, explanation.evidence)
-    assert torch.equal(again.model.module(image), network.module(image))
+    assert torch.equal(again.network.module(image), network.module(image))
 
 
 def test_without_onnxruntime_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

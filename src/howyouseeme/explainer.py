@@ -369,7 +369,7 @@ class Explainer:
             target=asked.classes,
             label=asked.labels or tuple(map(self._asker.label, asked.classes)),
             probability=asked.probability,
-            model=self.network,
+            network=self.network,
             method=self.method,
             walk_again=tuple(
                 partial(self._walk_again, batch, i, again, c, j, score)

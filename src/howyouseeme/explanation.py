@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Explanation", "Layer", "Node", "Path", "Sample"]
 
 #: What a batch has once; of all its other fields each image has its own.
-_ONCE = ("model", "method", "inputs")
+_ONCE = ("network", "method", "inputs")
 
 #: What an explanation keeps once it was asked for, one item an image.
 _BY_IMAGE = (
@@ -69,7 +69,7 @@ class Explanation:
             any other function.
         probability: of that class, 0..1: softmax over the model's scores, or sigmoid where the model
             ends in one or has a single score; of a box its score; None for any other element.
-        model: the network with its preprocessing and classes.
+        network: the model with its preprocessing and classes.
         method: the method with its parameters.
         walk_again: for each image, the walk with all that it passed; for `path` and `layers`.
         alike: for each image, how the network describes its places; None where it has no feature maps,
@@ -86,7 +86,7 @@ class Explanation:
     target: tuple[int | None, ...]
     label: tuple[str, ...]
     probability: tuple[float | None, ...]
-    model: Network
+    network: Network
     method: Method
     walk_again: tuple[Callable[[], Walk], ...]
     alike: tuple[Likeness | None, ...]
@@ -140,10 +140,10 @@ class Explanation:
             raise InputError("There are no explanations to join.")
         first = parts[0]
         for part in parts[1:]:
-            if part.model.module is not first.model.module or part.method != first.method:
+            if part.network.module is not first.network.module or part.method != first.method:
                 raise InputError(
                     "Only explanations by one model and method can be joined, not "
-                    f"{first.model.name} by {first.method} with {part.model.name} by {part.method}."
+                    f"{first.network.name} by {first.method} with {part.network.name} by {part.method}."
                 )
             if part.evidence.shape[1:] != first.evidence.shape[1:]:
                 raise InputError(
@@ -173,7 +173,7 @@ class Explanation:
             f"{label or 'the target'}{'' if p is None else f' {draw.percent(p)}'}"
             for label, p in zip(self.label, self.probability, strict=True)
         ]
-        return f"Explanation({self.model.name}, {self.method.name}: {', '.join(answers)})"
+        return f"Explanation({self.network.name}, {self.method.name}: {', '.join(answers)})"
 
     # -- what is responsible ------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ def photo(one: Explanation) -> Image.Image:
         InputError: the input is no picture.
     """
     sample = one.samples[0]
-    return sample.image or _displayed(sample.input, one.model)
+    return sample.image or _displayed(sample.input, one.network)
 
 
 def subject(one: Explanation) -> Subject:
@@ -114,14 +114,14 @@ def blurred(picture: Image.Image, where: Tensor, others: bool = False) -> Image.
     return Image.composite(*pair, Image.fromarray(where.numpy()))
 
 
-def _displayed(tensor: Tensor, model: Network) -> Image.Image:
+def _displayed(tensor: Tensor, network: Network) -> Image.Image:
     if tensor.dim() != 3:
         raise InputError(
             f"An input of the shape {tuple(tensor.shape)} can't be drawn as a picture: take points, "
             "attention or to_dict() instead."
         )
-    if model.preprocess is not None and tensor.shape[0] == 3:
-        return model.preprocess.undo(tensor)
+    if network.preprocess is not None and tensor.shape[0] == 3:
+        return network.preprocess.undo(tensor)
     colours = tensor if tensor.shape[0] == 3 else tensor.mean(0, keepdim=True).expand(3, -1, -1)
     low, high = colours.min(), colours.max()
     scaled = (colours - low) / (high - low).clamp(min=1e-12)

@@ -50,18 +50,18 @@ def facts(one: Explanation) -> dict[str, Any]:
 
 def provenance(one: Explanation) -> dict[str, Any]:
     """What it takes to make the explanation of an image again; see `Explanation.provenance`."""
-    given, model = one.samples[0].input, one.model
+    given, network = one.samples[0].input, one.network
     return {
         "howyouseeme": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "model": model.name,
+        "model": network.name,
         "method": one.method.name,
         "parameters": one.method.parameters,
         "input_shape": list(given.shape),
         "dtype": str(given.dtype).removeprefix("torch."),
         "device": str(given.device),
-        "preprocess": model.preprocess.describe() if model.preprocess else None,
+        "preprocess": network.preprocess.describe() if network.preprocess else None,
     }
 
 

@@ -178,7 +178,7 @@ def make_scene(explanation: Explanation, likeliest: Sequence[Explanation]) -> Sc
         "photo": data_uri(shown, "JPEG", quality=88),
         "width": image.width,
         "height": image.height,
-        "model": explanation.model.name,
+        "model": explanation.network.name,
         "label": explanation.label[0],
         "index": explanation.target[0],
         "probability": explanation.probability[0],
