@@ -24,7 +24,6 @@ from howyouseeme.evaluate import (
     inside,
     intersection_over_union,
     largest_region,
-    max_box_accuracy,
     pointing,
     rank_correlation,
     road,
@@ -265,12 +264,6 @@ def test_threshold_is_the_best_of_the_other_half() -> None:
     # Halves that agree: their own thresholds would not be found better.
     assert box_hits([even, even, odd, odd]).tolist() == [True, True, False, False]
     assert box_hits([even, odd], half=[True, False]).tolist() == [False, False]
-
-
-def test_accuracy_is_the_mean_over_overlaps() -> None:
-    curves = [[0.6], [0.6], [0.4], [0.8]]
-    assert max_box_accuracy(curves, [0.5]) == 0.75
-    assert max_box_accuracy(curves) == pytest.approx((1 + 0.75 + 0.25) / 3)
 
 
 @pytest.mark.parametrize("half", [None, [True]])

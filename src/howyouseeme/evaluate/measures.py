@@ -38,7 +38,6 @@ __all__ = [
     "inside",
     "intersection_over_union",
     "largest_region",
-    "max_box_accuracy",
     "pointing",
     "rank_correlation",
     "road",
@@ -240,7 +239,8 @@ def box_hits(curves: ArrayLike, iou: float = 0.5, half: ArrayLike | None = None)
         half: [images], False or True: which half an image is in; every second one, by default.
 
     For each half the threshold is chosen that finds most in the other (of equals the lowest), so no
-    image has a say in its own threshold.
+    image has a say in its own threshold. The mean is MaxBoxAcc, over `IOUS` as well MaxBoxAccV2, of Choe et
+    al. 2020 (arXiv 2001.07437), but that these choose on the images that they score.
 
     Raises:
         InputError: a half has no image.
@@ -255,20 +255,6 @@ def box_hits(curves: ArrayLike, iou: float = 0.5, half: ArrayLike | None = None)
     for mine in (side, ~side):
         hits[mine] = found[mine][:, found[~mine].mean(0).argmax()]
     return hits
-
-
-def max_box_accuracy(
-    curves: ArrayLike, ious: Sequence[float] = IOUS, half: ArrayLike | None = None
-) -> float:
-    """The share of images whose box is found, 0..1, averaged over `ious`.
-
-    >>> max_box_accuracy(curves)                   # over .3, .5 and .7: MaxBoxAccV2
-    >>> max_box_accuracy(curves, [0.5])            # MaxBoxAcc
-
-    `curves` and `half` are those of `box_hits`: unlike in Choe et al. 2020 (arXiv 2001.07437), the
-    threshold is chosen on one half and scored on the other.
-    """
-    return float(np.mean([box_hits(curves, iou, half) for iou in ious]))
 
 
 # -- does the answer follow the evidence? ---------------------------------------------------------
