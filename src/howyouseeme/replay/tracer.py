@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..rounding import is_unrounded
 from ..tape import looks_are_harmless, with_looks
 from ..tape.facts import facts_of
+from ..tape.strays import LEAVES, MAKERS, memory_of
 from ..work import Work, noted
 
 __all__ = ["Guard", "Instruction", "Part", "Slot", "Tracer", "Unfit"]
@@ -195,12 +196,10 @@ class Tracer(TorchDispatchMode):
 
     def _storage(self, tensor: Tensor) -> int:
         """Which memory a tensor lies in."""
-        try:
-            return int(tensor.untyped_storage()._cdata)
-        except (NotImplementedError, RuntimeError):
-            raise self.refuse(
-                "there are tensors without memory of their own (sparse, mkldnn)"
-            ) from None
+        memory = memory_of(tensor)
+        if memory is None:
+            raise self.refuse("there are tensors without memory of their own (sparse, mkldnn)")
+        return memory
 
     def _geometry(self, tensor: Tensor) -> tuple[Any, ...]:
         """Where the elements of a tensor lie, and what they are."""
@@ -485,15 +484,10 @@ _LOOKS: set[Callable[..., Any]] = {
 }
 
 #: What gives the memory itself away.
-_LEAVES: set[Callable[..., Any]] = {
-    *(Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.data_ptr)
-}
+_LEAVES = LEAVES | {Tensor.data_ptr}
 
 #: What makes a tensor, or places, of numbers, which may be in tensors in lists.
-_LISTS: set[Callable[..., Any]] = {
-    *(torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor),
-    *(Tensor.__getitem__, Tensor.__setitem__),
-}
+_LISTS = MAKERS | {Tensor.__getitem__, Tensor.__setitem__}
 
 _SPLITS: set[Callable[..., Any]] = {torch.tensor_split, Tensor.tensor_split}
 

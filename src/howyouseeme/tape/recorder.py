@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import InputError, ModelError
 from .facts import Facts, facts_of, functional_of
-from .strays import Looks, Strays
+from .strays import Looks, Strays, memory_of
 from .values import Call, Tape, Value
 
 __all__ = ["Reader", "opened", "record", "refuse_training"]
@@ -35,14 +35,6 @@ class Reader:
 
     function: Callable[[Any], Any]
     module: nn.Module | None = None
-
-
-def _storage(tensor: Tensor) -> int | None:
-    """Identifies the memory behind a tensor; None where it has none of its own (sparse, mkldnn)."""
-    try:
-        return int(tensor.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):
-        return None
 
 
 _UNKNOWN: tuple[None, None] = None, None
@@ -120,20 +112,20 @@ class _Recorder(TorchDispatchMode):
 
     def protect(self, tensor: Tensor) -> None:
         """What the forward pass writes to the memory of this tensor is undone at the end."""
-        self._given.add(_storage(tensor))
+        self._given.add(memory_of(tensor))
 
     def _is_theirs(self, key: int) -> bool:
         """Whether memory is that of the model or the caller, and not of this forward pass."""
         if self._theirs is None:
             tensors = (*self._model.parameters(), *self._model.buffers())
-            self._theirs = self._given.union(map(_storage, tensors))
+            self._theirs = self._given.union(map(memory_of, tensors))
         return key in self._theirs
 
     def _was_there(self, key: int) -> bool:
         """Whether memory is that of the model or the caller, attributes that are no buffers among it."""
         if self._attributes is None:
             held = pytree.tree_leaves([list(vars(m).values()) for m in self._model.modules()])
-            self._attributes = {_storage(item) for item in held if isinstance(item, Tensor)}
+            self._attributes = {memory_of(item) for item in held if isinstance(item, Tensor)}
         return key in self._attributes or self._is_theirs(key)
 
     def track(self, tensor: Tensor, call: Call | None = None, output: int = 0) -> Value:
@@ -146,7 +138,7 @@ class _Recorder(TorchDispatchMode):
         # Under an object of its own: the network may give its tensor other memory (`h.data = ...`).
         value = Value(tensor.detach(), self.count, call, output)
         self.count += 1
-        key = _storage(tensor)
+        key = memory_of(tensor)
         self._known[id(tensor)] = value, key
         self._alive.append(tensor)
         if key is not None:
@@ -159,13 +151,13 @@ class _Recorder(TorchDispatchMode):
 
     def find(self, tensor: Tensor) -> Value | None:
         """The value that a tensor holds now, or None if it does not depend on the input."""
-        return self._find(tensor, _storage(tensor))
+        return self._find(tensor, memory_of(tensor))
 
     def is_activation(self, item: Any) -> bool:
         """Whether a tensor holds floats that depend on the input."""
         if not isinstance(item, Tensor) or not item.is_floating_point():
             return False
-        key = _storage(item)
+        key = memory_of(item)
         return key in self._log or self._known.get(id(item), (None, _NOWHERE))[1] == key
 
     def _find(self, tensor: Tensor, key: int | None) -> Value | None:
@@ -198,7 +190,7 @@ class _Recorder(TorchDispatchMode):
     def _lift(self, item: Any, values: list[Value], constants: list[int | None]) -> Any:
         """An argument as the tape keeps it; notes the values in it, and the memory of constants."""
         if isinstance(item, Tensor):
-            key = _storage(item)
+            key = memory_of(item)
             floats = item.is_floating_point() or item.is_complex() or item.is_quantized
             value = self._find(item, key) if floats else None
             if value is None:
@@ -392,7 +384,7 @@ class _Recorder(TorchDispatchMode):
 
     def _preserve(self, tensor: Tensor, moves: bool = False) -> None:
         """Keep what a write is about to destroy: values on the tape, constants, buffers."""
-        key = _storage(tensor)
+        key = memory_of(tensor)
         if key is None or (moves and id(tensor) in self._known):  # its value is another object
             return
         sharing = self._sharing.get(key, ())
@@ -422,13 +414,13 @@ class _Recorder(TorchDispatchMode):
         for call in holders:
             call.args, call.kwargs = pytree.tree_map(
                 lambda leaf: (
-                    moved(leaf) if isinstance(leaf, Tensor) and _storage(leaf) == key else leaf
+                    moved(leaf) if isinstance(leaf, Tensor) and memory_of(leaf) == key else leaf
                 ),
                 (call.args, call.kwargs),
             )
 
     def _written(self, tensor: Tensor, call: Call, output: int, moves: bool) -> Value:
-        key = _storage(tensor)
+        key = memory_of(tensor)
         value = self.track(tensor, call, output)
         if key is not None and not moves:
             log = self._log[key]
@@ -456,7 +448,7 @@ class _Recorder(TorchDispatchMode):
     def result(self, item: Any) -> Any:
         """A part of the model's output: a value, or a constant that `restore` won't change."""
         item = self._lift(item, [], [])
-        if isinstance(item, Tensor) and _storage(item) in self._restore:
+        if isinstance(item, Tensor) and memory_of(item) in self._restore:
             return item.clone()
         return item
 

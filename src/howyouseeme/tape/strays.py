@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from .facts import Facts
 
-__all__ = ["Looks", "Stray", "Strays"]
+__all__ = ["LEAVES", "MAKERS", "Looks", "Stray", "Strays", "memory_of"]
 
 
 class Stray(NamedTuple):
@@ -65,7 +65,7 @@ class Strays:
     def taint(self, tensor: Any, drawn: Stray | None = None) -> None:
         """A tensor is such a constant, with all that shares its memory."""
         if isinstance(tensor, Tensor) and (drawn is not None or tensor.is_floating_point()):
-            key = _memory(tensor)
+            key = memory_of(tensor)
             if key is not None:
                 self._tainted.setdefault(key, _Taint(tensor, drawn))
 
@@ -109,7 +109,7 @@ class Strays:
                 self.taint(tensor, drawn)
 
     def _taint_of(self, tensor: Tensor, theirs: Callable[[int], bool]) -> _Taint | None:
-        key = _memory(tensor)
+        key = memory_of(tensor)
         if key is None:
             return None
         # No call tells of memory that DLPack or a buffer lends.
@@ -119,10 +119,11 @@ class Strays:
         return self._tainted.get(key)
 
 
-def _memory(tensor: Tensor) -> int | None:
+def memory_of(tensor: Tensor) -> int | None:
+    """Identifies the memory behind a tensor; None where it has none of its own (sparse, mkldnn)."""
     try:
         return int(tensor.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):  # sparse, mkldnn
+    except (NotImplementedError, RuntimeError):
         return None
 
 
@@ -177,7 +178,7 @@ class Looks(TorchFunctionMode):
         result = func(*args, **kwargs)
         if self._strays.paused:
             return result
-        if func in _LEAVES:
+        if func in LEAVES:
             if self._is_activation(args[0]):
                 self._strays.leave()
         elif func is Tensor.tolist:
@@ -185,7 +186,7 @@ class Looks(TorchFunctionMode):
                 if isinstance(result, list):
                     self._strays.leave()
                 self._strays.tell(pytree.tree_leaves(result))
-        elif func in _MAKERS:
+        elif func in MAKERS:
             self._made(result, [*args, *kwargs.values()])
         return result
 
@@ -198,12 +199,12 @@ class Looks(TorchFunctionMode):
             self._strays.taint(result)
 
 
-#: What gives the contents away as a whole.
-_LEAVES: set[Callable[..., Any]] = {Tensor.numpy, Tensor.__array__, Tensor.__dlpack__}
+#: The functions that give contents away as a whole, without a call of ATen.
+LEAVES: set[Callable[..., Any]] = {Tensor.numpy, Tensor.__array__, Tensor.__dlpack__}
 
-#: What makes a tensor of numbers, which may be in tensors in lists.
-_MAKERS: set[Callable[..., Any]] = {
+#: The functions that make a tensor of numbers, which may be in tensors in lists.
+MAKERS: set[Callable[..., Any]] = {
     *(torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor)
 }
 
-_NOTICED = _LEAVES | _MAKERS | {Tensor.tolist, Tensor.__deepcopy__}
+_NOTICED = LEAVES | MAKERS | {Tensor.tolist, Tensor.__deepcopy__}
