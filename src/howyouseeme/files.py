@@ -10,13 +10,16 @@ from pathlib import Path
 
 from .errors import InputError
 
-__all__ = ["PHOTOS", "VIDEOS", "identities", "is_address", "spare", "write"]
+__all__ = ["EXPLANATIONS", "PHOTOS", "VIDEOS", "identities", "is_address", "spare", "write"]
 
 #: How the names of files end that are taken as photos.
 PHOTOS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 #: How the names of videos end, for those who give one where a photo is wanted.
 VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
+
+#: How the names of the files end that an explanation is saved as.
+EXPLANATIONS = frozenset({".json", ".npz", ".png"})
 
 
 def is_address(source: str) -> bool:

@@ -14,7 +14,7 @@ import torch
 from . import __version__
 from .draw import encoded
 from .errors import InputError
-from .files import identities, spare, write
+from .files import EXPLANATIONS, identities, spare, write
 
 if TYPE_CHECKING:
     from .explanation import Explanation
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["SCHEMA_VERSION", "as_json", "check_name", "facts", "provenance", "save"]
 
 SCHEMA_VERSION = 1
-
-#: How the names of the files end.
-_SUFFIXES = (".png", ".json", ".npz")
 
 
 def facts(one: Explanation) -> dict[str, Any]:
@@ -70,7 +67,7 @@ def save(
 ) -> list[Path]:
     """Write a PNG, a JSON and, if asked for, the maps of each image; see `Explanation.save`."""
     folder = Path(folder)
-    if folder.suffix.lower() in _SUFFIXES and not folder.is_dir():
+    if folder.suffix.lower() in EXPLANATIONS and not folder.is_dir():
         raise InputError(
             f"{folder} is named as a file, and a folder is wanted: give {str(folder.parent)!r}, and "
             f"{folder.stem!r} as the name."
@@ -113,7 +110,7 @@ def check_name(name: str | None) -> None:
         raise InputError(f"The name is one text for all files, such as 'cat', not {name!r}.")
     if Path(name).name != name:
         raise InputError(f"{name!r} is no name of a file without its folder: give that as folder.")
-    if Path(name).suffix.lower() in _SUFFIXES:
+    if Path(name).suffix.lower() in EXPLANATIONS:
         raise InputError(
             f"The name {name!r} is one with a suffix, which the files get: give {Path(name).stem!r}."
         )

@@ -20,7 +20,7 @@ import click
 
 from .. import __version__
 from ..errors import HowYouSeeMeError
-from ..files import is_address
+from ..files import EXPLANATIONS, is_address
 
 _VERBOSE = "howyouseeme.verbose"
 
@@ -124,7 +124,7 @@ def as_one(argument: str, kind: type[Any], options: Sequence[Callable[..., Any]]
 
 
 #: How the names of what is written end.
-_WRITTEN = {".csv", ".json", ".mp4", ".npz", ".png"}
+_WRITTEN = EXPLANATIONS | {".csv", ".mp4"}
 
 
 class Named(click.Path):
