@@ -240,6 +240,13 @@ def test_coco_has_every_image_box_and_class() -> None:
     assert [one["id"] for one in made["annotations"]] == [1, 2]
 
 
+def test_coco_names_classes_that_have_a_name() -> None:
+    named = Detection(7, "box 1", 0.9, (0, 0, 1, 1), 1)  # of a network that tells boxes apart
+    unnamed = Detection(8, "box 2", 0.8, (0, 0, 1, 1), 2, named=False)
+    made = to_coco({"a.jpg": [named, unnamed]}, {"a.jpg": (1, 1)})
+    assert made["categories"] == [{"id": 7, "name": "box 1"}, {"id": 8, "name": "class 8"}]
+
+
 def test_coco_says_what_is_missing() -> None:
     with pytest.raises(InputError, match=r"size of a\.jpg is missing"):
         to_coco({"a.jpg": FOUND}, {})

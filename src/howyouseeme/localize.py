@@ -65,7 +65,8 @@ class Detection:
     - `score`: 0..1, the probability of the class (1 where it has none), times how much there is of
       the object in the map, the strongest of the class being 1;
     - `box`: x0, y0, x1, y1 in pixels of the user's image, x1 and y1 exclusive;
-    - `number`: of a detector's own box, that which `targets.box` takes.
+    - `number`: of a detector's own box, that which `targets.box` takes;
+    - `named`: whether the label is the name of the class, and not made of the number for want of one.
     """
 
     target: int | None
@@ -73,6 +74,7 @@ class Detection:
     score: float
     box: Box
     number: int | None = None
+    named: bool = True
 
     @property
     def caption(self) -> str:
@@ -211,9 +213,9 @@ def found_in(network: Network, image: Source, count: int = 100) -> tuple[Detecti
     for i in range(min(len(found), count)):
         place = found.place(i, size) or (0.0, 0.0, 0.0, 0.0)  # its corners are crossed
         category = 0 if found.classes is None else int(found.classes[i])
-        label = found.name(i, network) or f"box {i}"
-        box = geometry.box_to_image(place)
-        told.append(Detection(category, label, float(found.scores[i]), box, i))
+        name = found.name(i, network)
+        label, score = name or f"box {i}", float(found.scores[i])
+        told.append(Detection(category, label, score, geometry.box_to_image(place), i, bool(name)))
     return tuple(told)
 
 
@@ -299,8 +301,8 @@ def to_coco(
             if one.target is None:
                 raise InputError(f"COCO takes classes, and {one.label or 'a target'} is none.")
             x0, y0, x1, y1 = (round(side, 2) for side in one.box)
-            unnamed = not one.label or one.label == f"box {one.number}"
-            categories[one.target] = f"class {one.target}" if unnamed else one.label
+            named = one.named and one.label
+            categories[one.target] = one.label if named else f"class {one.target}"
             annotations.append(
                 {
                     "id": len(annotations) + 1,
