@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from .errors import InputError
+from .models.transformers import labels_in
 from .regions import Box, suppress
 from .scores import outline
 
@@ -209,8 +210,7 @@ def _of_table(table: Tensor, network: Network, count: int) -> list[Boxes]:
 
 def _known(network: Network) -> int:
     """How many classes a network is known to have: by its configuration, as of transformers, or its names."""
-    told = getattr(getattr(network.module, "config", None), "id2label", None)
-    return len(told or network.classes or ())
+    return len(labels_in(network.module) or network.classes or ())
 
 
 def _ways(table: Tensor, classes: int) -> list[_Candidates]:

@@ -73,14 +73,24 @@ def _transformers() -> ModuleType:
         ) from error
 
 
+def labels_in(module: nn.Module) -> dict[int, str]:
+    """What the configuration of a model of transformers calls its outputs, by index; none of any other.
+
+    >>> labels_in(AutoModelForImageClassification.from_pretrained("my-resnet"))
+    {0: 'cat', 1: 'dog'}
+    """
+    labels = getattr(getattr(module, "config", None), "id2label", None)
+    return labels if isinstance(labels, dict) else {}
+
+
 def names_in(module: nn.Module) -> tuple[str, ...] | None:
     """The names of the classes in the configuration of a model of transformers; None where there are none.
 
     >>> names_in(AutoModelForImageClassification.from_pretrained("my-resnet"))
     ('cat', 'dog')
     """
-    labels = getattr(getattr(module, "config", None), "id2label", None)
-    if not isinstance(labels, dict) or set(labels) != set(range(len(labels))):
+    labels = labels_in(module)
+    if set(labels) != set(range(len(labels))):
         return None
     if hasattr(module, "num_labels"):  # a classifier, whose head may have been changed
         heads = [one for one in module.modules() if isinstance(one, (nn.Linear, nn.Conv2d))]
