@@ -879,3 +879,22 @@ def test_an_explanation_of_a_target_can_be_pickled_and_walks_again(
 def test_a_region_is_of_a_class() -> None:
     with pytest.raises(InputError, match="None is neither"):
         targets.region(torch.ones(4, 4, dtype=torch.bool), None)  # type: ignore[arg-type]
+
+
+def test_another_default_device_changes_nothing(images: Tensor) -> None:
+    mask = np.eye(16, dtype=bool)
+    dense, net = Small(dense=True).eval(), Small().eval()
+    embedding = np.ones(net(images).shape[1], np.float32)
+
+    def asked() -> list[Tensor]:
+        other = torch.from_numpy(embedding)
+        return [
+            hysm.explain(dense, images, targets.region(mask, 1)).evidence,
+            hysm.explain(net, images, targets.alike(embedding)).evidence,
+            hysm.explain(net, images, targets.alike(other)).evidence,
+        ]
+
+    usual = asked()
+    with torch.device("meta"):
+        found = asked()
+    assert all(map(torch.equal, found, usual))

@@ -200,7 +200,7 @@ def region(mask: Tensor | np.ndarray, category: int | str) -> Target:
         InputError: the mask is no mask, or empty; when it is explained: it does not fit the scores, or
             there is no such class.
     """
-    inside = torch.as_tensor(np.array(mask, order="C") if isinstance(mask, np.ndarray) else mask)
+    inside = _tensor(np.array(mask, order="C") if isinstance(mask, np.ndarray) else mask)
     if inside.dim() < 1 or inside.dtype not in {torch.bool, torch.uint8}:
         raise InputError(
             f"The mask is a {inside.dtype} tensor of the shape {tuple(inside.shape)}: give a boolean one "
@@ -211,6 +211,11 @@ def region(mask: Tensor | np.ndarray, category: int | str) -> Target:
         raise InputError("The mask is empty: no place lies inside of the region.")
     read = partial(_over_region, inside, category)
     return Target("region of {0}", read, classes=(_checked(category),))
+
+
+def _tensor(given: Any) -> Tensor:
+    """A tensor where it is, anything else as one on the CPU, whatever PyTorch's default device is."""
+    return given if isinstance(given, Tensor) else torch.as_tensor(given, device="cpu")
 
 
 def _over_region(inside: Tensor, category: int | str, output: Any, network: Network) -> Tensor:
@@ -275,7 +280,7 @@ def alike(embedding: Tensor | np.ndarray, name: str | None = None) -> Target:
         raise InputError(
             f"An embedding is a tensor, what the network makes of a picture, not a {type(embedding).__name__}."
         )
-    given = torch.as_tensor(embedding).detach()
+    given = _tensor(embedding).detach()
     if not given.numel() or (given.dim() > 1 and len(given) > 1):
         raise InputError(
             f"An embedding is one row of features, and this one has the shape {tuple(given.shape)}."
