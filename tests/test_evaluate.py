@@ -825,3 +825,17 @@ def test_rows_that_cannot_be_used_are_told(photos: Path) -> None:
 def test_one_method_is_a_list_of_one(photos: Path) -> None:
     with pytest.raises(InputError, match=r"give \['evidence'\]"):
         evaluate(colours(), files(photos), methods="evidence")
+
+
+def test_another_default_device_changes_nothing(photos: Path) -> None:
+    network, boxes = colours(), csv_file(photos.parent)
+
+    def measured() -> dict[str, Any]:
+        return {
+            **evaluate(network, files(photos), boxes, grids=0).values["evidence"],
+            "time": {},
+        }
+
+    usual = measured()
+    with torch.device("meta"):
+        assert measured() == usual

@@ -231,6 +231,13 @@ def test_a_walk_with_one_way_to_go_loses_nothing() -> None:
     assert found == pytest.approx((14.0, 14.0, 20.0))
 
 
+def test_another_default_device_changes_nothing() -> None:
+    explanation = hysm.explain(*network("branches", 1), target=1)
+    usual = [compare(explanation, k=4, by=by) for by in ("contribution", "excitation")]
+    with torch.device("meta"):
+        assert [compare(explanation, k=4, by=by) for by in ("contribution", "excitation")] == usual
+
+
 # -- what coverage claims -------------------------------------------------------------------------
 
 

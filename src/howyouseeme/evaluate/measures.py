@@ -347,8 +347,9 @@ def road(
     least = [rank >= count - round(count * share) for share in shares]
     removed = torch.stack(most + least)[:, None]
     filled = _filled(image.expand(len(removed), *image.shape), removed)
-    generator = torch.Generator().manual_seed(seed)
-    grain = torch.randn(image.shape, generator=generator).to(image) * image.std() * noise
+    generator = torch.Generator("cpu").manual_seed(seed)
+    grain = torch.randn(image.shape, generator=generator, device="cpu").to(image)
+    grain = grain * image.std() * noise
     curve = _probability(predict, torch.where(removed, filled + grain, image), target)
     return float((curve[len(shares) :] - curve[: len(shares)]).mean() / 2)
 
@@ -472,7 +473,7 @@ def structural_similarity(one: Map, other: Map, sigma: float = 1.5) -> float:
             f"A map of {a.shape[0]} x {a.shape[1]} pixels is smaller than a window of "
             f"{2 * reach + 1} x {2 * reach + 1}: give a smaller sigma."
         )
-    offset = torch.arange(-reach, reach + 1, dtype=a.dtype)
+    offset = torch.arange(-reach, reach + 1, dtype=a.dtype, device=a.device)
     line = torch.exp(-0.5 * (offset / sigma) ** 2)
     down = (line / line.sum()).reshape(1, 1, -1, 1)
     moments = torch.stack([a, b, a * a, b * b, a * b])[:, None]

@@ -106,9 +106,8 @@ def top_paths(
         if found == 0:
             break
         step = plan.step(prefix.value)
-        if (
-            apart
-        ):  # the strongest way to a node is found first, and the others end in the same pixels
+        # The strongest way to a node is found first, and the others end in the same pixels.
+        if apart:
             here = (prefix.value, prefix.element, prefix.state if step else 0)
             if here in seen:
                 continue
@@ -117,7 +116,7 @@ def top_paths(
             taken.append(_finished(prefix, by))
             continue
         for source, edges in _outgoing(
-            prefix.value, step, torch.tensor([prefix.element]), prefix.state, by
+            prefix.value, step, _one(prefix.value, prefix.element), prefix.state, by
         ):
             ahead = bound[source][edges.state, edges.to] * edges.weight * prefix.weight
             for at in torch.nonzero(ahead[0] > 0)[:, 0].tolist():
@@ -168,7 +167,7 @@ def weigh(plan: Plan, nodes: Sequence[tuple[Value, int]], by: Weight = "contribu
                 prefix,
             )
             for to, edges in (
-                _outgoing(value, step, torch.tensor([index]), prefix.state, by) if step else ()
+                _outgoing(value, step, _one(value, index), prefix.state, by) if step else ()
             )
             if to is source
             for at in torch.nonzero(edges.to[0] == wanted)[:, 0].tolist()
@@ -234,6 +233,11 @@ class _Edges(NamedTuple):
     state: Tensor
 
 
+def _one(value: Value, index: int) -> Tensor:
+    """One node of a value [1], where the value is."""
+    return torch.tensor([index], device=value.device)
+
+
 def _outgoing(
     value: Value, step: Step, nodes: Tensor, state: int, by: Weight
 ) -> Iterator[tuple[Value, _Edges]]:
@@ -283,9 +287,9 @@ def _bounds(plan: Plan, node: int, by: Weight, largest: bool) -> dict[Value, Ten
         for value in plan.inputs
     }
     for value, step in reversed(plan.steps):
-        found = torch.zeros(2, value.numel, dtype=torch.float64)
+        found = torch.zeros(2, value.numel, dtype=torch.float64, device=value.device)
         rows = max(_CHUNK // max([1, *(link.fan_in() for _, link in step.links)]), 1)
-        for nodes in torch.arange(value.numel).split(rows):
+        for nodes in torch.arange(value.numel, device=value.device).split(rows):
             for state in states:
                 best = found[state, nodes]
                 for source, edges in _outgoing(value, step, nodes, state, by):

@@ -45,6 +45,7 @@ def randomised(module: nn.Module, images: Tensor, seed: int = 0) -> nn.Module:
 def _shuffled(module: nn.Module, name: str, seed: int) -> nn.Module:
     copy = deepcopy(module)
     weight = copy.get_parameter(name)
-    order = torch.randperm(weight.numel(), generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator("cpu").manual_seed(seed)
+    order = torch.randperm(weight.numel(), generator=generator, device="cpu")
     weight.copy_(weight.reshape(-1)[order.to(weight.device)].reshape(weight.shape))
     return copy
