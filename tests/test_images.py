@@ -794,6 +794,13 @@ def test_a_function_is_measured(name: str) -> None:
     assert float(levels.mean()) < 1
 
 
+def test_a_function_is_measured_whatever_the_default_device_is() -> None:
+    prepare = steps(transforms.Resize((32, 32)))
+    usual = Preprocess.like(prepare)
+    with torch.device("meta"):
+        assert Preprocess.like(prepare) == usual
+
+
 def test_swapped_channels_are_measured() -> None:
     prepare = steps(transforms.Resize((32, 32)))
     found = Preprocess.like(lambda picture: prepare(picture).flip(0) * 3)

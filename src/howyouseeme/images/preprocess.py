@@ -329,15 +329,14 @@ def _apart(mine: torch.Tensor, theirs: torch.Tensor, preprocess: Preprocess) -> 
         for y in (-1, 0, 1)
         for x in (-1, 0, 1)
     ]
-    return float(
-        (torch.stack(levels).cpu() * torch.tensor(preprocess.std, device="cpu")).mean(1).min()
-    )
+    return float((torch.stack(levels) * torch.tensor(preprocess.std, device="cpu")).mean(1).min())
 
 
 def _made(prepare: Callable[[Image.Image], Any], picture: Image.Image) -> torch.Tensor:
-    """The input that a function makes of a picture; image processors of transformers make a dict of batches."""
+    """What a function makes of a picture, on the CPU; image processors of transformers make a dict of batches."""
     made = prepare(picture)
-    return torch.as_tensor(made["pixel_values"][0] if isinstance(made, Mapping) else made)
+    made = made["pixel_values"][0] if isinstance(made, Mapping) else made
+    return torch.as_tensor(made, device="cpu")
 
 
 def _candidates(
