@@ -184,10 +184,9 @@ class _Candidates:
         """Whether these can be scores: shares that aren't all whole, and what is behind them isn't."""
         scores = self.table.detach()[:, 4 : self.first + self.classes]
         rest = self.table.detach()[:, self.first + self.classes :]
-        whole = (
-            (scores == scores.round()).all(2) & (scores > 0).any(2)
-        ).any()  # a column of classes
-        return _are_scores(scores) and not bool(whole) and not (rest.numel() and _are_scores(rest))
+        whole = (scores == scores.round()).all(2) & (scores > 0).any(2)  # a column of classes
+        behind = rest.numel() and _are_scores(rest)
+        return _are_scores(scores) and not bool(whole.any()) and not behind
 
 
 def _of_table(table: Tensor, network: Network, count: int) -> list[Boxes]:
@@ -218,9 +217,8 @@ def _ways(table: Tensor, classes: int) -> list[_Candidates]:
     _, height, width = table.shape
     turned = table.transpose(1, 2)
     ways = []
-    if (
-        height == 4 + classes or 5 + classes < height < width
-    ):  # masks or key points behind the scores
+    # Where it is higher, masks or key points are behind the scores.
+    if height == 4 + classes or 5 + classes < height < width:
         ways.append(_Candidates(table, 4, classes, 0.7))
     if width == 4 + classes:
         ways.append(_Candidates(turned, 4, classes, 0.7))

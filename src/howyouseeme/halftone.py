@@ -134,7 +134,6 @@ class Heap:
     >>> heap.add(torch.tensor([3, 7]), torch.tensor([0.5, 1.0]))
     >>> heap.draw(steps=np.array([0.01]), seed=0).index
     tensor([3, 7])
-
     """
 
     def __init__(self, value: Value, batch: int) -> None:
@@ -238,14 +237,12 @@ class Arrivals:
         heap = self._heap(value)
         heap.fill(evidence)
         every = torch.arange(value.numel, device=value.device)
-        self._note(
-            value, Dots(every, heap.evidence, heap.evidence)
-        )  # whose signs are not looked at
+        self._note(value, Dots(every, heap.evidence, heap.evidence))  # signs are not looked at
 
     def add(self, value: Value, index: Tensor, evidence: Tensor) -> None:
         """Evidence [n] of the nodes at flat indices [n]: asked is what made each as it is."""
         evidence = evidence.to(precision(value))
-        self._note(value, Dots(index, evidence, evidence))  # whose signs are not looked at
+        self._note(value, Dots(index, evidence, evidence))  # signs are not looked at
         self._heap(value).add(index, evidence)
 
     def bring(self, value: Value, dots: Dots) -> None:

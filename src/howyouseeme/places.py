@@ -102,9 +102,8 @@ def onto_input(evidence: Tensor, layout: Layout, size: torch.Size) -> Tensor | N
     drawn = evidence.permute(0, *[sorted(layout).index(axis) + 1 for axis in axes])
     for axis, pixels in enumerate(size):
         matrix = _interpolation(order[axis + 2][1].astype(float).tobytes(), pixels).to(drawn)
-        drawn = torch.tensordot(
-            drawn, matrix, dims=([1], [1])
-        )  # puts the new axis last: in turn, all
+        # Which puts the new axis last: in turn, all.
+        drawn = torch.tensordot(drawn, matrix, dims=([1], [1]))
     return drawn
 
 

@@ -18,9 +18,8 @@ def answers() -> bool:
 
     try:
         get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    except (
-        Exception
-    ):  # of requests, or of httpx since huggingface_hub 1.0; or it is set to be offline
+    # Of requests, or of httpx since huggingface_hub 1.0; or it is set to be offline.
+    except Exception:
         return False
     return True
 

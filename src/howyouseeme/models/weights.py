@@ -218,9 +218,8 @@ def _read_torch(path: Path) -> Any:
     except Exception as error:  # the unpickler may raise anything on a file of another kind
         # PyTorch's message is a page long; the object that it refused is the one thing to know.
         refused = re.search(r"GLOBAL (\S+)", str(error))
-        if refused or "Unsupported operand" in str(
-            error
-        ):  # the latter in pickles not by torch.save
+        # The latter is said of pickles that torch.save didn't write.
+        if refused or "Unsupported operand" in str(error):
             asks = f" (it asks for {refused[1]})" if refused else ""
             raise ModelError(
                 f"{path} is a pickle that could run code{asks}, so it is not loaded; "

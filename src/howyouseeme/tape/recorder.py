@@ -212,9 +212,10 @@ class _Recorder(TorchDispatchMode):
         if isinstance(op, HigherOrderOperator):
             return self._higher(op, args, kwargs)
         facts = facts_of(op)
+        # In the network's own inference mode whole layers come, and not the calls that they are made of.
         if torch.is_inference_mode_enabled() and not any(
             tensor.is_inference() for tensor in facts.written(args, kwargs)
-        ):  # the network's own: there, whole layers come, and not the calls that they are made of
+        ):
             with torch.inference_mode(False), torch.no_grad(), self:
                 return op(*args, **kwargs)
         values: list[Value] = []

@@ -118,9 +118,9 @@ def _max_pool(attributes: Attributes, x: Tensor) -> Tensor:
     if attributes.get("ceil_mode", 0):
         further = _ceiled(x, kernel, strides, dilations, before, after)
         after = [one + more for one, more in zip(after, further, strict=True)]
-    if before != after or any(
-        2 * side > size for side, size in zip(before, kernel, strict=True)
-    ):  # PyTorch refuses padding beyond half a window
+    # PyTorch pads both ends alike, and no more than half a window.
+    wide = any(2 * side > size for side, size in zip(before, kernel, strict=True))
+    if before != after or wide:
         x, before = padded(x, before, after, -math.inf), [0] * len(kernel)
     return _MAX_POOL[len(kernel) - 1](x, kernel, strides, before, dilations)
 
