@@ -459,6 +459,31 @@ class _Recorder(TorchDispatchMode):
             self._move_out(key, memory)
             memory.copy_(before)
 
+    def doubts(self, names: Mapping[nn.Module, str]) -> Iterator[str]:
+        """What of the pass no evidence follows, or is otherwise the next time; a sentence each."""
+
+        def name(module: nn.Module | None) -> str:
+            return ("" if module is None else names.get(module, "")) or "the model itself"
+
+        if self.back_from_rounded is not None:
+            yield (
+                "The model rounds activations to whole numbers, and goes on with them in "
+                f"{name(self.back_from_rounded)}: what goes that way gets no evidence. Explain it in floating "
+                "point, if it can be had so."
+            )
+        if (back := self.strays.back) is not None:
+            yield (
+                "Contents of activations leave PyTorch (by numpy(), tolist() or item(), say) and come back in "
+                f"{name(back.owner)} ({back.call}): what goes that way gets no evidence. Write that part in "
+                "calls of PyTorch."
+            )
+        if (drawn := self.strays.drawn) is not None:
+            yield (
+                f"The model draws random numbers ({drawn.call} in {name(drawn.owner)}) that reach its "
+                "activations: it answers, and is explained, differently each time. Switch that off in eval "
+                "mode; F.dropout takes training=self.training."
+            )
+
 
 def opened(output: Any) -> Any:
     """An answer with dicts in place of dataclasses, which PyTorch takes for leaves unless they are registered.
@@ -690,30 +715,8 @@ def record(
             output = pytree.tree_map(recorder.result, opened(output))
         finally:
             recorder.restore()
-    if recorder.back_from_rounded is not None:
-        where = names.get(recorder.back_from_rounded, "") or "the model itself"
-        warnings.warn(
-            f"The model rounds activations to whole numbers, and goes on with them in {where}: what goes that "
-            "way gets no evidence. Explain it in floating point, if it can be had so.",
-            stacklevel=2,
-        )
-    strays = recorder.strays
-    if strays.back is not None:
-        where = names.get(strays.back.owner or model, "") or "the model itself"
-        warnings.warn(
-            "Contents of activations leave PyTorch (by numpy(), tolist() or item(), say) and come back in "
-            f"{where} ({strays.back.call}): what goes that way gets no evidence. Write that part in calls of "
-            "PyTorch.",
-            stacklevel=2,
-        )
-    if strays.drawn is not None:
-        where = names.get(strays.drawn.owner or model, "") or "the model itself"
-        warnings.warn(
-            f"The model draws random numbers ({strays.drawn.call} in {where}) that reach its activations: it "
-            "answers, and is explained, differently each time. Switch that off in eval mode; F.dropout "
-            "takes training=self.training.",
-            stacklevel=2,
-        )
+    for doubt in recorder.doubts(names):
+        warnings.warn(doubt, stacklevel=2)
     for call in recorder.calls:
         call.module = names.get(call.owner, "") if call.owner is not None else ""
     return Tape(inputs, recorder.calls, output, recorder.reads)
