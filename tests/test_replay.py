@@ -669,8 +669,10 @@ def test_errors_are_those_that_are_raised_as_usual() -> None:
         with pytest.raises(ModelError, match="NaN or infinity"):
             explainer(torch.full_like(image(0), 1e38))
     assert_same(replaying(image(0)), usual(image(0)))
+    model = Net().eval()
     with pytest.raises(InputError, match="none of True, False and None"):
-        Explainer(Net().eval(), replay="yes")  # type: ignore[arg-type]
+        Explainer(model, device="meta", replay="yes")  # type: ignore[arg-type]
+    assert not any(item.is_meta for item in model.parameters())  # where it was
 
 
 def test_functions_as_targets_are_made_as_usual() -> None:

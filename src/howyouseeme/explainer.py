@@ -129,14 +129,14 @@ class Explainer:
                 f"together={together!r} is no number of images that share a pass: give 1 or more, True "
                 "for all, or None."
             )
+        if replay not in (True, False, None):
+            raise InputError(f"replay={replay!r} is none of True, False and None.")
         self.together, self.multilabel = together, multilabel
         self.method: Method = get_method(method, **parameters)
         network = as_network(model, preprocess, classes)
         if device is not None:
             network = network.to(device)
         self.network, self._asker = network, Asker(network, multilabel)
-        if replay not in (True, False, None):
-            raise InputError(f"replay={replay!r} is none of True, False and None.")
         self._apart = False  # known to answer to samples of a batch as to each alone
         self._replays = None
         if network.static if replay is None else replay:
