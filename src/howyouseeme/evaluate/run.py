@@ -27,9 +27,19 @@ from ..methods import Method
 from ..models import Model, Network, Prepare
 from ..scores import certainties, logits_of, recorded_scores, scores_in
 from .boxes import Annotation, Annotations, Rows, read_boxes
-from .measures import Array, Interval, Predict, bootstrap
+from .measures import Array, Interval, Predict
 from .randomise import randomised
-from .scoring import MEASURES, Explain, Item, Settings, make_grids, score_grid, score_image, values
+from .scoring import (
+    MEASURES,
+    Explain,
+    Item,
+    Settings,
+    intervals,
+    make_grids,
+    score_grid,
+    score_image,
+    values,
+)
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -66,13 +76,7 @@ class Evaluation:
         >>> found.summary["evidence"]["insertion"].mean
         0.58
         """
-        return {
-            method: {
-                key: bootstrap(list(each.values())) if each else None
-                for key, each in measured.items()
-            }
-            for method, measured in self.values.items()
-        }
+        return {method: intervals(measured) for method, measured in self.values.items()}
 
     def table(self) -> str:
         """The means with their intervals as text, a measure a line, a method a column.
@@ -232,7 +236,7 @@ def evaluate(
     explains = {name: make(network) for name, make in makers.items()}
     files = _by_name(images)
     known = None if boxes is None else read_boxes(boxes, network)
-    found = _Found([], [], list(known.problems) if known else [], [], {})
+    found = _Found(problems=list(known.problems) if known else [])
     if known is not None:
         _compare_names(files, known, found)
         files = {name: path for name, path in files.items() if name in known.of}
@@ -279,10 +283,10 @@ def evaluate(
 
 @dataclass
 class _Found:
-    items: list[Item]
-    wrong: list[str]
-    problems: list[str]
-    notes: list[str]
+    items: list[Item] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)  # images whose boxes are of another class
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     values: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -271,7 +271,12 @@ def summarise(
     """
     if len({item.name for item in items}) < len(items):
         raise InputError("Two images have one name: give each its own.")
-    return {
-        key: bootstrap(list(each.values())) if each else None
-        for key, each in values(items, images, grids).items()
-    }
+    return intervals(values(items, images, grids))
+
+
+def intervals(values: Mapping[str, Mapping[str, float]]) -> dict[str, Interval | None]:
+    """The mean of each measure over its images with its 95 % interval; None where there is no image.
+
+    >>> intervals({"energy": {"cat.jpg": 0.8, "dog.jpg": 0.9}})["energy"].mean
+    """
+    return {key: bootstrap(list(each.values())) if each else None for key, each in values.items()}
