@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import csv
+import os
 import struct
+import subprocess
 import sys
 from collections.abc import Iterator
 from fractions import Fraction
@@ -303,6 +305,16 @@ def test_a_row_is_in_the_file_as_soon_as_it_is_written(tmp_path: Path) -> None:
         table.write([0, "found"])
         with (tmp_path / "a.csv").open() as file:
             assert list(csv.reader(file)) == [["frame", "state"], ["0", "found"]]
+
+
+def test_a_table_holds_names_in_any_script_whatever_the_locale_is(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    code = (
+        f"from howyouseeme.video import Table\nTable({str(path)!r}, ['label']).write(['\\u732b'])"
+    )
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, **plain}, check=True)
+    assert path.read_bytes() == "label\n猫\n".encode()
 
 
 def test_a_file_that_begins_like_a_webcam_is_none(tmp_path: Path) -> None:

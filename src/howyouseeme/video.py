@@ -325,7 +325,7 @@ class FrameWriter(AbstractContextManager["FrameWriter"]):
 
 
 class Table(AbstractContextManager["Table"]):
-    """A CSV, each row of which is in the file as soon as it is written.
+    """A CSV in UTF-8, each row of which is in the file as soon as it is written.
 
     >>> with Table("boxes.csv", ["frame", "state"]) as table:
     ...     table.write([0, "found"])
@@ -334,7 +334,7 @@ class Table(AbstractContextManager["Table"]):
     def __init__(self, path: str | Path, columns: Sequence[str]) -> None:
         self.path = Path(path)
         # Line by line, so that whatever ends the work leaves what is finished.
-        self._file = self.path.open("w", newline="", buffering=1)
+        self._file = self.path.open("w", encoding="utf-8", newline="", buffering=1)
         self._rows = csv.writer(self._file, lineterminator="\n")
         self.write(columns)
 
@@ -396,7 +396,7 @@ def _av() -> Any:
 
 
 def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error).splitlines()[0]
+    return getattr(error, "strerror", None) or str(error).partition("\n")[0]
 
 
 def _size(shape: tuple[int, ...]) -> str:
