@@ -349,6 +349,18 @@ def test_what_can_not_be_joined(images: Tensor) -> None:
     with pytest.raises(InputError, match=r"\(16, 12\) with \(8, 8\)"):
         Explanation.join([small(images), small(images[:, :, :8, :8])])
 
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = make_residual()
+
+        def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+            return self.net(x if y is None else x + y)
+
+    both = Explainer(Both().eval())
+    with pytest.raises(InputError, match="equally many inputs can be joined, not by 1 with 2"):
+        Explanation.join([both(images), both((images, images))])
+
 
 def test_repr_says_what_was_answered(images: Tensor) -> None:
     explainer = Explainer(network())

@@ -134,7 +134,7 @@ class Explanation:
         >>> Explanation.join([explainer(photo) for photo in photos])
 
         Raises:
-            InputError: there are none, or their models, methods or input sizes differ.
+            InputError: there are none, or their models, methods, or numbers or sizes of inputs differ.
         """
         if not parts:
             raise InputError("There are no explanations to join.")
@@ -149,6 +149,11 @@ class Explanation:
                 raise InputError(
                     "Only explanations of inputs of one size can be joined, not "
                     f"{tuple(first.evidence.shape[1:])} with {tuple(part.evidence.shape[1:])}."
+                )
+            if len(part.inputs) != len(first.inputs):  # a model may take some of its inputs or not
+                raise InputError(
+                    "Only explanations by equally many inputs can be joined, not by "
+                    f"{len(first.inputs) or 1} with {len(part.inputs) or 1}."
                 )
         own: dict[str, Any] = {}
         for name, items in first._each().items():
