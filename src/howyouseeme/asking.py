@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from . import targets
-from .detectors import boxes_in
+from .detectors import recorded_boxes
 from .errors import HowYouSeeMeError, InputError, first_line
 from .models import Network
 from .numbers import plain
@@ -198,12 +197,11 @@ class Asker:
 
     def _boxes(self, index: int, tape: Tape) -> tuple[tuple[str, ...], tuple[Box | None, ...]]:
         """What the box of a number is called in each image, and where it lies."""
-        answer = pytree.tree_map(lambda x: x.data if isinstance(x, Value) else x, tape.output)
         pictures = [value.shape[2:] for value in tape.inputs if len(value.shape) == 4]
         size = pictures[0] if pictures else None
         labels: list[str] = []
         boxes: list[Box | None] = []
-        for found in boxes_in(answer, self.network, index + 1):
+        for found in recorded_boxes(tape, self.network, index + 1):
             name = found.name(index, self.network)
             labels.append(f"box {index}" if name is None else f"{name}, box {index}")
             boxes.append(found.place(index, size))

@@ -22,11 +22,12 @@ from .errors import InputError
 from .models.transformers import labels_in
 from .regions import Box, suppress
 from .scores import outline
+from .tape import Tape, Value
 
 if TYPE_CHECKING:
     from .models import Network
 
-__all__ = ["SURE", "Boxes", "boxes_in"]
+__all__ = ["SURE", "Boxes", "boxes_in", "recorded_boxes"]
 
 #: So sure a detector is of a box that is shown: the usual threshold of YOLO networks.
 SURE = 0.25
@@ -115,6 +116,15 @@ def boxes_in(output: Any, network: Network, count: int = 100) -> list[Boxes]:
     if leaves and _is_floats(leaves[0]) and leaves[0].dim() == 3:
         return _of_table(leaves[0], network, count)
     raise _unknown(output, network)
+
+
+def recorded_boxes(tape: Tape, network: Network, count: int = 100) -> list[Boxes]:
+    """The boxes in the answer on a tape, for each image; see `boxes_in`.
+
+    >>> recorded_boxes(record(network.module, [images]), network)[0].scores
+    """
+    answer = pytree.tree_map_only(Value, lambda value: value.data, tape.output)
+    return boxes_in(answer, network, count)
 
 
 def _named(found: Mapping[str, Any], network: Network) -> list[Boxes]:

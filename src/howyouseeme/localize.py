@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils import _pytree as pytree
 
-from .detectors import boxes_in
+from .detectors import recorded_boxes
 from .draw import percent
 from .errors import InputError, MissingExtraError
 from .forward import forward
@@ -25,7 +24,6 @@ from .inputs import prepare
 from .likeness import Likeness
 from .models import Network
 from .regions import Box, components, edges, held, overlaps
-from .tape import Value
 
 if TYPE_CHECKING:
     from .explainer import Explainer
@@ -203,8 +201,7 @@ def found_in(network: Network, image: Source, count: int = 100) -> tuple[Detecti
             f"Boxes are listed of one photo, and here are {len(batch)}: give each alone."
         )
     tape = forward(network, batch.tensors)
-    answer = pytree.tree_map(lambda x: x.data if isinstance(x, Value) else x, tape.output)
-    (found,) = boxes_in(answer, network, count)
+    (found,) = recorded_boxes(tape, network, count)
     geometry = batch.samples[0][0].geometry
     size = batch.tensors[0].shape[2:]
     if found.boxes is None or geometry is None:
