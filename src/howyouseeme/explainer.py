@@ -17,12 +17,13 @@ from .asking import Asked, Asker, Rank, Target, check_read, one_each
 from .errors import HowYouSeeMeError, InputError
 from .explanation import Explanation
 from .forward import CannotRunError, check_finite, forward
-from .inputs import Batch, Images, prepare
+from .inputs import Batch, Images, Sample, prepare
 from .layers import Walk
 from .methods import Method, get_method
 from .methods.base import Trail
 from .models import Model, Prepare, as_network
 from .numbers import plain
+from .regions import Box
 from .replay import Replays, Way, makes_graphs
 from .scores import recorded_scores
 from .tape import Tape, Value
@@ -376,14 +377,7 @@ class Explainer:
                 for i, (c, score) in enumerate(zip(asked.classes, asked.scores, strict=True))
             ),
             alike=seen.alike,
-            box=tuple(
-                None
-                if found is None or sample.geometry is None
-                else sample.geometry.box_to_image(found)
-                for found, sample in zip(
-                    asked.boxes or (None,) * len(batch), batch.samples[j], strict=True
-                )
-            ),
+            box=tuple(map(_on_image, asked.boxes or (None,) * len(batch), batch.samples[j])),
         )
         return made._showing(seen.views)
 
@@ -421,6 +415,13 @@ class Explainer:
         given = tape.inputs[batch.floats.index(j)]
         trail.evidence.setdefault(given, torch.zeros_like(given.data))
         return Walk(plan, trail, i, given)
+
+
+def _on_image(box: Box | None, sample: Sample) -> Box | None:
+    """A box in pixels of the model's input, in pixels of the user's image; None where there is no such."""
+    if box is None or sample.geometry is None:
+        return None
+    return sample.geometry.box_to_image(box)
 
 
 def _of_part(target: Any, first: int, size: int) -> Any:
