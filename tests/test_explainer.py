@@ -1393,6 +1393,7 @@ def test_a_name_that_no_model_has() -> None:
         ("seed", {"k": "a"}, "k='a' is no number of nodes"),
         ("seed", {"position": "here"}, "position='here' is not known"),
         ("evidence", {"nodes": 0}, "nodes=0 is no number of nodes"),
+        ("evidence", {"nodes": True}, "nodes=True is no number of nodes"),
     ],
 )
 def test_methods_and_parameters_that_are_not_there(

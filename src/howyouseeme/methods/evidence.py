@@ -86,7 +86,8 @@ class Evidence(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.nodes is not None and (not isinstance(self.nodes, int) or self.nodes < 1):
+        number = isinstance(self.nodes, int) and not isinstance(self.nodes, bool)
+        if self.nodes is not None and not (number and self.nodes >= 1):
             raise InputError(
                 f"nodes={self.nodes!r} is no number of nodes: give 1 or more, or None for all."
             )
