@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -444,7 +444,7 @@ def _tile(photo: Image.Image, layer: LayerView, photo_size: tuple[int, int]) -> 
     return _with_axes(picture, draw)
 
 
-def _with_axes(picture: Image.Image, draw: Any) -> Image.Image:
+def _with_axes(picture: Image.Image, draw: Callable[[Any], None]) -> Image.Image:
     """The picture after `draw` has drawn on it, in axes whose unit is a pixel."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 (half a second)
     from matplotlib.figure import Figure  # noqa: PLC0415

@@ -36,6 +36,7 @@ from .stages import Stages
 from .video import FrameWriter, Video, VideoWriter, write_each
 
 __all__ = [
+    "COLUMNS",
     "Channel",
     "Sighting",
     "Tracker",
@@ -138,10 +139,10 @@ class Channel:
 COLUMNS = ["frame", "seconds", "state", "confidence", "x0", "y0", "x1", "y1"]
 
 
-def row(number: int, seconds: float | None, sighting: Sighting) -> list[Any]:
+def _row(number: int, seconds: float | None, sighting: Sighting) -> list[Any]:
     """What the table of a track says of one frame, by its number and its time in the video.
 
-    >>> row(2, 0.08, Sighting((1, 2, 3, 4), 0.9))
+    >>> _row(2, 0.08, Sighting((1, 2, 3, 4), 0.9))
     [2, '0.080', 'found', '0.900', '1.0', '2.0', '3.0', '4.0']
     """
     time = "" if seconds is None else f"{seconds:.3f}"
@@ -175,7 +176,7 @@ def follow(
     def look(number: int, frame: np.ndarray) -> Sighting:
         return tracker(frame) if number else tracker.start(frame, choose(frame))
 
-    return write_each(video, look, row, annotate, table, COLUMNS, picture)
+    return write_each(video, look, _row, annotate, table, COLUMNS, picture)
 
 
 class Tracker:
