@@ -32,6 +32,7 @@ from .randomise import randomised
 from .scoring import (
     MEASURES,
     Explain,
+    Grid,
     Item,
     Settings,
     intervals,
@@ -223,16 +224,7 @@ def evaluate(
     explainer = Explainer(model, preprocess=preprocess, classes=classes)
     network = explainer.network
     _ = network.photo_input  # or an error, before anything is loaded
-    if isinstance(methods, str):
-        raise InputError(f"methods are a list of them: give [{methods!r}].")
-    made_by = dict.fromkeys(methods)  # each once
-    makers = dict(map(_maker, made_by))
-    if len(makers) < len(made_by):
-        raise InputError(
-            f"Of the methods several are called {', '.join(makers)}: give each function a __name__ of its own."
-        )
-    if not makers:
-        raise InputError("There is no method to measure: give at least one, such as evidence.")
+    makers = _makers(methods)
     explains = {name: make(network) for name, make in makers.items()}
     files = _by_name(images)
     known = None if boxes is None else read_boxes(boxes, network)
@@ -264,13 +256,7 @@ def evaluate(
             except InputError as error:
                 found.problems.append(f"{files[item.name]}: {error}")
             say(f"{name}: {item.name}, {number} of {len(found.items)}")
-        in_grids: list[dict[str, Any]] = []
-        try:
-            in_grids = [score_grid(explain, grid) for grid in made]
-        except InputError as error:
-            note = f"GridPG is left out: the network does not take four images in one ({error})"
-            found.notes += [note] if note not in found.notes else []
-        found.values[name] = values(items, scores, in_grids)
+        found.values[name] = values(items, scores, _in_grids(explain, made, found))
     return Evaluation(
         network.name,
         tuple(found.items),
@@ -290,7 +276,33 @@ class _Found:
     values: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
 
 
+def _in_grids(explain: Explain, grids: Sequence[Grid], found: _Found) -> list[dict[str, Any]]:
+    try:
+        return [score_grid(explain, grid) for grid in grids]
+    except InputError as error:
+        note = f"GridPG is left out: the network does not take four images in one ({error})"
+        found.notes += [note] if note not in found.notes else []
+        return []
+
+
 # -- in -------------------------------------------------------------------------------------------
+
+
+def _makers(
+    methods: Sequence[str | Method | OwnMethod],
+) -> dict[str, Callable[[Network], Explain]]:
+    """What makes the maps of a network, by the name of the method."""
+    if isinstance(methods, str):
+        raise InputError(f"methods are a list of them: give [{methods!r}].")
+    given = dict.fromkeys(methods)  # each once
+    makers = dict(map(_maker, given))
+    if len(makers) < len(given):
+        raise InputError(
+            f"Of the methods several are called {', '.join(makers)}: give each function a __name__ of its own."
+        )
+    if not makers:
+        raise InputError("There is no method to measure: give at least one, such as evidence.")
+    return makers
 
 
 def _maker(method: str | Method | OwnMethod) -> tuple[str, Callable[[Network], Explain]]:
