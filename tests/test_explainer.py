@@ -1446,6 +1446,13 @@ def test_a_device_that_is_not_there(net: nn.Module, device: str) -> None:
         Explainer(net, device=device)
 
 
+@pytest.mark.parametrize("device", [torch.float16, 0.5])
+def test_what_is_no_device_changes_no_weights(net: nn.Module, device: Any) -> None:
+    with pytest.raises(InputError, match="can't be used: give a name of PyTorch's"):
+        Explainer(net, device=device)
+    assert {item.dtype for item in net.parameters()} == {torch.float32}
+
+
 def test_a_device_is_moved_to(net: nn.Module, images: Tensor) -> None:
     same(Explainer(net, device="cpu")(images), Explainer(net)(images))
 

@@ -156,7 +156,12 @@ class Network:
             InputError: the device can't be used.
         """
         try:
-            return replace(self, module=self.module.to(device))
+            where = torch.device(device)  # a module would also take a type, and change its weights
+            return replace(self, module=self.module.to(where))
+        except TypeError as error:
+            raise InputError(
+                f"The device {device} can't be used: give a name of PyTorch's, such as 'cpu' or 'cuda'."
+            ) from error
         except (RuntimeError, AssertionError) as error:  # as torch tells it
             raise InputError(f"The device {device} can't be used: {first_line(error)}.") from error
 
