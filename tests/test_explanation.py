@@ -206,6 +206,8 @@ def test_what_is_no_picture_is_not_drawn(axes: int, shape: tuple[int, ...], tmp_
     with pytest.raises(InputError, match="can't be drawn"):
         explanation.save(tmp_path)
     assert not list(tmp_path.iterdir())
+    with pytest.raises(InputError, match="can't be drawn"):
+        explanation.layer_views(0, explanation.layers())
 
 
 # -- points and maps ----------------------------------------------------------------------------------

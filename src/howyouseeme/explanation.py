@@ -469,6 +469,9 @@ class Explanation:
         """Some layers of one image as they are drawn over the photo, but those whose places are no pixels'.
 
         >>> [view.name for view in explanation.layer_views(0, explanation.layers(0)[-3:])]
+
+        Raises:
+            InputError: the input is no picture.
         """
         return shown.layer_views(self._alone(image), layers)
 

@@ -77,8 +77,9 @@ def stages(layers: Sequence[Layer]) -> list[Layer]:
 
 def layer_views(one: Explanation, layers: Sequence[Layer]) -> list[LayerView]:
     """Layers as they are drawn over the photo; see `Explanation.layer_views`."""
-    geometry = one.samples[0].geometry
-    assert geometry is not None  # a picture is being drawn
+    sample = one.samples[0]
+    if (geometry := sample.geometry) is None:
+        raise _no_picture(sample.input)
     (height, width), (down, across) = geometry.input_size, geometry.scale
     top, left = geometry.offset
     box = (left, top, left + width * across, top + height * down)
@@ -116,13 +117,17 @@ def blurred(picture: Image.Image, where: Tensor, others: bool = False) -> Image.
 
 def _displayed(tensor: Tensor, network: Network) -> Image.Image:
     if tensor.dim() != 3:
-        raise InputError(
-            f"An input of the shape {tuple(tensor.shape)} can't be drawn as a picture: take points, "
-            "attention or to_dict() instead."
-        )
+        raise _no_picture(tensor)
     if network.preprocess is not None and tensor.shape[0] == 3:
         return network.preprocess.undo(tensor)
     colours = tensor if tensor.shape[0] == 3 else tensor.mean(0, keepdim=True).expand(3, -1, -1)
     low, high = colours.min(), colours.max()
     scaled = (colours - low) / (high - low).clamp(min=1e-12)
     return Image.fromarray((scaled.float().permute(1, 2, 0) * 255).byte().cpu().numpy())
+
+
+def _no_picture(tensor: Tensor) -> InputError:
+    return InputError(
+        f"An input of the shape {tuple(tensor.shape)} can't be drawn as a picture: take points, "
+        "attention or to_dict() instead."
+    )
