@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 import time
 from collections.abc import Callable
@@ -207,6 +208,19 @@ def test_coco_tells_which_categories_are_no_classes_and_what_is_broken(tmp_path:
     assert "1 box(es) left out: colours has no class with the id 3" in told
     assert all(f"annotation {i}: " in told for i in (2, 3, 4, 6))
     assert len(found.problems) == 6
+
+
+def test_infinity_in_coco_is_told_or_not_looked_at(tmp_path: Path) -> None:
+    one = {"id": 0, "image_id": 70, "category_id": 11, "bbox": [1, 1, 2, 2]}
+    path = coco_file(
+        tmp_path,
+        images=[{"id": 70, "file_name": "0.png", "width": math.inf, "height": 9}],
+        annotations=[one, {**one, "id": 1, "category_id": math.inf}],
+    )
+    found = read_boxes(path, colours())
+    assert [box.size for box in found.of["0.png"]] == [None]
+    (told,) = found.problems
+    assert "annotation 1: it has no usable image, bbox or category" in told
 
 
 def test_crowds_are_left_out(tmp_path: Path) -> None:

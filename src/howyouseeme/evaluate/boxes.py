@@ -207,7 +207,7 @@ def _coco(path: Path) -> _Lines:
                 int(one["category_id"]),
                 _size(image.get("width"), image.get("height")),
             )
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, OverflowError) as error:
             yield f"{where}: it has no usable image, bbox or category ({type(error).__name__}: {error})."
 
 
@@ -271,6 +271,6 @@ def _four(items: Iterable[Any]) -> Box:
 def _size(width: Any, height: Any) -> tuple[int, int] | None:
     try:
         size = int(width), int(height)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return size if min(size) > 0 else None
