@@ -220,6 +220,8 @@ def test_overlaps_and_suppression() -> None:
         ((-9, -9, 0, 5), "lies outside"),
         ((0, 0, math.nan, 5), "is not four numbers"),
         ((1, 2, 3), "is not four numbers"),
+        ("1234", "is not four numbers"),
+        (None, "is not four numbers"),
     ],
 )
 def test_boxes_that_hold_nothing_are_refused(box: tuple[float, ...], sentence: str) -> None:

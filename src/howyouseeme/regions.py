@@ -56,10 +56,13 @@ def check_box(box: Sequence[float], size: tuple[int, int]) -> Box:
     Raises:
         InputError: it isn't four numbers, is empty, or lies outside of the picture.
     """
-    told = ",".join(f"{side:g}" for side in box)
-    if len(box) != 4 or not all(math.isfinite(side) for side in box):
-        raise InputError(f"The box {told} is not four numbers: x0,y0,x1,y1 in pixels.")
-    x0, y0, x1, y1 = (float(side) for side in box)
+    try:
+        x0, y0, x1, y1 = (float(side) for side in (() if isinstance(box, str) else box))
+    except (TypeError, ValueError):
+        x0 = y0 = x1 = y1 = math.nan
+    if not all(map(math.isfinite, (x0, y0, x1, y1))):
+        raise InputError(f"The box {box!r} is not four numbers: x0,y0,x1,y1 in pixels.")
+    told = f"{x0:g},{y0:g},{x1:g},{y1:g}"
     if x1 <= x0 or y1 <= y0:
         raise InputError(
             f"The box {told} is empty: x1 must be larger than x0, and y1 larger than y0."
