@@ -366,7 +366,7 @@ def _compare_names(files: Mapping[str, Path], boxes: Annotations, found: _Found)
     absent = [name for name in boxes.of if name not in files]
     if absent:
         more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
-        found.problems.append(
+        found.notes.append(  # boxes of a whole set, photos of a part
             f"{len(absent)} file(s) with boxes are not among the images: {', '.join(absent[:3])}{more}."
         )
     bare = len(files) - (len(boxes.of) - len(absent))
