@@ -187,12 +187,13 @@ def peers() -> None:
 
 
 def wrong_prediction() -> None:
-    """The pictures of the recipe: three questions about the rocket, and what hiding things does."""
+    """The pictures of the recipe: four questions about the rocket, and what hiding things does."""
     explainer = hysm.Explainer("efficientnet-lite0")
     photo = hysm.load_image(hysm.sample_photo("rocket"))
-    versus = hysm.targets.versus("drilling platform", "missile")
-    asked = explainer.many(photo, ["drilling platform", "missile", versus])
-    panels = [(one.label[0], one.frames()[2][2]) for one in asked]
+    one, other = "drilling platform", "missile"
+    apart = [hysm.targets.versus(one, other), hysm.targets.versus(other, one)]
+    asked = explainer.many(photo, [one, other, *apart])
+    panels = [(each.label[0], each.frames()[2][2]) for each in asked]
     side_by_side(panels, "wrong-asked")
     blurred = photo.filter(ImageFilter.GaussianBlur(25))
     panels = []
@@ -204,8 +205,8 @@ def wrong_prediction() -> None:
         changed = photo.copy()
         for box in boxes:
             changed.paste(blurred.crop(box), box)
-        scores = explainer.many(changed, ["drilling platform", "missile"])
-        told = ", ".join(f"{one.label[0]} {one.probability[0]:.0%}" for one in scores)
+        scores = explainer.many(changed, [one, other])
+        told = ", ".join(f"{each.label[0]} {each.probability[0]:.0%}" for each in scores)
         panels.append((f"{hidden}:\n{told}", changed))
     side_by_side(panels, "wrong-hidden")
 

@@ -107,8 +107,9 @@ def prepare(network: Network, images: Images) -> Batch:
         return Batch((images,), (_samples(images),))
     if not isinstance(images, Tensor) and _holds_tensors(images):
         raise InputError(
-            f"The input is {_kind(images)} with tensors in it: several inputs go in as one tuple of tensors, "
-            "each [batch, ...]. For anything else, give a module that takes these and calls the model."
+            f"The input is {_kind(images)} with tensors in it: several inputs go in as one tuple of tensors "
+            "and nothing else, each [batch, ...]. With None, numbers or lists among them, give a module that takes "
+            "the tensors and calls the model."
         )
     if network.preprocess is None:
         raise InputError(
