@@ -251,7 +251,7 @@ def test_on_a_terminal_what_goes_on_takes_one_line(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_folder_of_folders_stands_for_the_photos_in_them(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As data sets have one for each class."""
     for name in (
@@ -266,6 +266,14 @@ def test_a_folder_of_folders_stands_for_the_photos_in_them(
         (tmp_path / name).touch()
     found = [path.relative_to(tmp_path).as_posix() for path in find_photos([tmp_path])]
     assert found == ["cat/1.jpg", "cat/2.jpg", "cat/deep/3.gif", "dog/1.png"]
+    # Nor are those that were made of them.
+    monkeypatch.chdir(tmp_path)
+    for name in ("howyouseeme-out/cat-1.png", "made/cat-1.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    assert len(find_photos([Path()], Path("made"))) == 4
+    capsys.readouterr()
+    find_photos([tmp_path], tmp_path / "made")
     assert capsys.readouterr().err == f"{tmp_path}: 4 photos in 3 subfolders\n"
 
 

@@ -109,3 +109,25 @@ def test_what_is_no_mask_is_told() -> None:
     net = Net(lambda y, mask: y.masked_fill(mask < 0, -torch.inf) * 0, KEPT).eval()
     with pytest.raises(ModelError, match=r"NaN or infinity, first made by aten\.mul"):
         hysm.explain(net, torch.rand(1, 3, 12, 12))
+
+
+def test_overflow_beside_a_mask_is_told() -> None:
+    net = Net(lambda y, mask: (y.log() * 0 + y.abs().neg() * 1e38 * 1e38) + mask, KEPT).eval()
+    with pytest.raises(ModelError, match="NaN or infinity"):
+        hysm.explain(net, torch.rand(1, 3, 12, 12))
+    net = Net(lambda y, mask: (y.abs() + 1).neg() * 1e38 * 1e38 + mask, KEPT).eval()
+    with pytest.raises(ModelError, match=r"NaN or infinity, first made by aten\.mul"):
+        hysm.explain(net, torch.rand(1, 3, 12, 12))
+
+
+def test_what_overflows_is_found_at_once_in_a_deep_network() -> None:
+    """Each of its values is looked at once, however many paths lead there."""
+
+    def deep(y: Tensor, mask: Tensor) -> Tensor:
+        y = (y.abs() + 1).neg() * 1e38 * 1e38
+        for _ in range(40):
+            y = y + torch.nn.functional.leaky_relu(y)
+        return y
+
+    with pytest.raises(ModelError, match=r"NaN or infinity, first made by aten\.mul"):
+        hysm.explain(Net(deep, KEPT).eval(), torch.rand(1, 3, 12, 12))

@@ -876,20 +876,37 @@ def test_one_slow_network_lets_others_be_asked(monkeypatch: pytest.MonkeyPatch) 
     def take(seconds: float) -> Callable[[Sequence[None]], Sequence[None]]:
         return lambda given: (time.sleep(seconds), given)[1]
 
-    worker.submit(take(0.5), None, key="first", seconds=9).result(9)
-    many = [worker.submit(take(0), None, key="first", seconds=3) for _ in range(4)]
+    worker.submit(take(0.5), None, kind="first", seconds=9).result(9)
+    many = [worker.submit(take(0), None, kind="first", seconds=3) for _ in range(4)]
     for _ in range(4):
-        worker.submit(take(0.6), None, key="slow", seconds=9).result(9)
-    many += [worker.submit(take(0), None, key="fast", seconds=3) for _ in range(5)]
+        worker.submit(take(0.6), None, kind="slow", seconds=9).result(9)
+    many += [worker.submit(take(0), None, kind="fast", seconds=3) for _ in range(5)]
     for future in many:
         future.result(9)
-    worker.submit(take(0.6), None, key="slow", seconds=9)
-    held = [worker.submit(take(0.6), None, key="slow", seconds=9) for _ in range(4)]
+    worker.submit(take(0.6), None, kind="slow", seconds=9)
+    held = [worker.submit(take(0.6), None, kind="slow", seconds=9) for _ in range(4)]
     with pytest.raises(BusyError):  # these are what takes time
-        worker.submit(take(0), None, key="fast", seconds=3)
+        worker.submit(take(0), None, kind="fast", seconds=3)
     for future in held:
         future.cancel()
     worker.close()
+
+
+def test_the_worker_keeps_nothing_of_what_it_was_asked() -> None:
+    service = Service([tiny()])
+
+    async def ask() -> None:
+        question = Question(picture(), target="cat", versus="dog")
+        await service.explain(question, lambda found, _: found[0].label)
+
+    try:
+        asyncio.run(ask())
+        deadline = time.monotonic() + 30
+        while not service.worker._each and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert set(service.worker._each) == {"tiny"}
+    finally:
+        service.worker.close()
 
 
 def test_the_worker_runs_nothing_that_nobody_waits_for() -> None:

@@ -107,7 +107,9 @@ def check_finite(tape: Tape, network: Network, answer: Any) -> None:
         ModelError, InputError: it has.
     """
     module = network.module
-    if all(_sound(value) for value in pytree.tree_leaves(answer) if isinstance(value, Value)):
+    known: dict[Value, bool] = {}
+    answers = [value for value in pytree.tree_leaves(answer) if isinstance(value, Value)]
+    if all(_sound(value, known) for value in answers):
         return
     for name, parameter in module.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
@@ -116,7 +118,7 @@ def check_finite(tape: Tape, network: Network, answer: Any) -> None:
         if buffer.is_floating_point() and not bool((buffer < torch.inf).all()):
             raise ModelError(f"The model's buffer {name} contains NaN or infinity: load it again.")
     for value in tape.values:
-        if not value.data.is_floating_point() or _sound(value):
+        if not value.data.is_floating_point() or _sound(value, known):
             continue
         if value.call is None:
             raise InputError(
@@ -129,16 +131,23 @@ def check_finite(tape: Tape, network: Network, answer: Any) -> None:
         )
 
 
-def _sound(value: Value) -> bool:
+def _sound(value: Value, known: dict[Value, bool]) -> bool:
     """Whether it holds finite numbers, or minus infinity where a constant of the network has put it: a mask."""
-    if bool(torch.isfinite(value.data).all()):
-        return True
-    if value.call is None or value.data.is_complex() or not bool((value.data < torch.inf).all()):
-        return False  # NaN is no less
+    if value not in known:
+        known[value] = bool(torch.isfinite(value.data).all()) or _masked(value, known)
+    return known[value]
+
+
+def _masked(value: Value, known: dict[Value, bool]) -> bool:
+    whole = value.data.is_complex() or not bool(
+        (value.data < torch.inf).all()
+    )  # as where it is NaN
+    if value.call is None or whole:
+        return False
     given = pytree.tree_leaves((value.call.args, value.call.kwargs))
-    if any(_masks(item) for item in given):
-        return True
-    return any(_masks(item.data) and _sound(item) for item in given if isinstance(item, Value))
+    sources = value.call.inputs
+    there = any(map(_masks, given)) or any(_masks(source.data) for source in sources)
+    return there and all(_sound(source, known) for source in sources)
 
 
 def _masks(item: Any) -> bool:

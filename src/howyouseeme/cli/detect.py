@@ -70,7 +70,7 @@ def detect(
         raise click.UsageError("Say what to look for: --target CLASS or --top N, not both.")
     if own and (targets or top is not None or threshold is not None):
         raise click.UsageError("--own goes without --target, --top and --threshold.")
-    files = find_photos(photos)
+    files = find_photos(photos, out)
     spare_photos(files, out, ".boxes.png")
     network = asked.load()
     wanted = [read_target(target, network).index for target in targets]

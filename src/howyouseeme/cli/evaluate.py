@@ -62,7 +62,7 @@ def evaluate(
     output, and then the exit status is 1. Photos without a box of the network's answer are counted
     there too, and are no failure.
     """
-    files = find_photos([images])
+    files = find_photos([images], out)
     if boxes is not None:
         spare(identities([boxes]), [out / "evaluation.csv", out / "evaluation.json"])
     network = asked.load()

@@ -78,7 +78,7 @@ def explain(
         )
     if check and (question.box is not None or question.like is not None):
         raise click.UsageError("--box and --like go without --check.")
-    files = find_photos(photos)
+    files = find_photos(photos, out)
     network = asked.load()
     wanted = question.wanted(network)
     explainer = question.explainer(network)

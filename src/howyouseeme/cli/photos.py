@@ -17,6 +17,9 @@ from .program import Named, complain, reason, tell
 
 _LONGEST_NAME = 180
 
+#: The folder for what is made, where no other is named.
+_OUT = "howyouseeme-out"
+
 photos_argument = click.argument(
     "photos",
     nargs=-1,
@@ -45,7 +48,7 @@ max_pixels_option = click.option(
 def out_option(content: str = "the pictures") -> Callable[[Callable[..., Any]], Any]:
     return click.option(
         "--out",
-        default="howyouseeme-out",
+        default=_OUT,
         show_default=True,
         type=Named("a folder", file_okay=False, writable=True, path_type=Path),
         help=f"Folder for {content}; made if it is missing. Files of the same name in it are "
@@ -87,11 +90,13 @@ def for_each(files: Sequence[Path], work: Callable[[Path, str], Iterable[str]]) 
         sys.exit(1)
 
 
-def find_photos(given: Sequence[Path]) -> list[Path]:
+def find_photos(given: Sequence[Path], out: Path | None = None) -> list[Path]:
     """The files that are meant, each once, in the order given; a folder stands for its photos.
 
-    One that has none stands for those of its subfolders, as data sets have one for each class.
+    One that has none stands for those of its subfolders, as data sets have one for each class, but not for
+    what lies in `out`, or where it would by default.
     """
+    made = [folder.resolve() for folder in (out, Path(_OUT)) if folder is not None]
     if not given:
         raise click.UsageError("Name at least one photo or folder.")
     found: dict[str, Path] = {}
@@ -100,7 +105,11 @@ def find_photos(given: Sequence[Path]) -> list[Path]:
         if path.is_dir():
             try:
                 inside = _seen(path.iterdir(), path)
-                files = _photos(inside) or _photos(_seen(path.rglob("*"), path))
+                files = _photos(inside) or [
+                    file
+                    for file in _photos(_seen(path.rglob("*"), path))
+                    if not any(file.resolve().is_relative_to(folder) for folder in made)
+                ]
             except OSError as error:
                 raise click.UsageError(f"{path}: {reason(error)}.") from error
             known = " ".join(sorted(PHOTOS))

@@ -36,7 +36,7 @@ def propose(*, photos: tuple[Path, ...], count: int, asked: Asked, out: Path) ->
 
     Writes a picture of the saliency and the first regions (PNG), and all regions (JSON), for each.
     """
-    files = find_photos(photos)
+    files = find_photos(photos, out)
     spare_photos(files, out, ".regions.png")
     from ..draw import encoded  # noqa: PLC0415
     from ..images import load_image  # noqa: PLC0415

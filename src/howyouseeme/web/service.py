@@ -201,7 +201,7 @@ class Service:
         own = question.versus is not None or question.box is not None
         alone = question if own else None  # asked on its own
         key = (name, question.method, question.top, question.target is None, alone)
-        return await self._do(self._explain, (replace(question, model=name), render), key)
+        return await self._do(self._explain, (replace(question, model=name), render), key, name)
 
     async def detect(
         self,
@@ -252,9 +252,11 @@ class Service:
         """
         return await self._do(lambda given: [one() for one in given], work, None)
 
-    async def _do(self, run: Callable[[Sequence[Any]], Sequence[T]], given: Any, key: Any) -> T:
+    async def _do(
+        self, run: Callable[[Sequence[Any]], Sequence[T]], given: Any, key: Any, kind: str = ""
+    ) -> T:
         seconds = self.limits.seconds
-        future = self.worker.submit(run, given, key=key, seconds=seconds)
+        future = self.worker.submit(run, given, key=key, kind=kind, seconds=seconds)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), seconds + _LATEST)
         except asyncio.TimeoutError:

@@ -45,6 +45,7 @@ class _Job(Generic[G, T]):
     run: Callable[[Sequence[G]], Sequence[T]]
     given: G
     key: Hashable  # jobs of one key are run together; None: alone
+    kind: str  # jobs of one kind take about as long as each other
     until: float
     future: Future[T]
     passed: int = 0  # how many that came later were run before
@@ -61,7 +62,8 @@ class Worker:
 
     `run` is given what was given of several jobs with the same key, up to `batch`, and returns as many
     results; each job lets at most so many later ones go ahead. If it fails, each is run alone, so that
-    none suffers from another. A job that is cancelled, or too late, before its turn is not run.
+    none suffers from another. A job that is cancelled, or too late, before its turn is not run. How long jobs take
+    is told by those of their `kind`, of which there are few.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class Worker:
         self._jobs: deque[_Job[Any, Any]] = deque()
         self._ready = threading.Condition()
         self._closed = True
-        self._each: dict[Hashable, float] = {}  # seconds that a job of a key takes, about
+        self._each: dict[str, float] = {}  # seconds that a job of a kind takes, about
         self.open()
 
     def open(self) -> None:
@@ -98,6 +100,7 @@ class Worker:
         *,
         seconds: float,
         key: Hashable = None,
+        kind: str = "",
     ) -> Future[T]:
         """A result that will be there, or fail with `BusyError`, if its turn doesn't come within `seconds`.
 
@@ -105,7 +108,7 @@ class Worker:
             BusyError: the queue is full, or those that wait will take more than a quarter of that time.
         """
         future: Future[T] = Future()
-        job = _Job(run, given, key, time.monotonic() + seconds, future)
+        job = _Job(run, given, key, kind, time.monotonic() + seconds, future)
         with self._ready:
             wait = self._wait()
             # What would hardly be done in time is better refused at once.
@@ -121,7 +124,7 @@ class Worker:
 
     def _wait(self) -> float:
         """Seconds until all that wait are done, about."""
-        return sum(self._each.get(job.key, 0) for job in self._jobs)
+        return sum(self._each.get(job.kind, 0) for job in self._jobs)
 
     def close(self) -> None:
         """End after the job that is running, or in a moment without it; the others are cancelled."""
@@ -137,13 +140,13 @@ class Worker:
         while jobs := self._take():
             begun = time.monotonic()
             self._run(jobs)
-            count, key = len(jobs), jobs[0].key
+            count, kind = len(jobs), jobs[0].kind
             del jobs  # a thread that waits shall keep nobody's photo
             _give_back()
             taken = time.monotonic() - begun
             # What comes first loads a network, or compiles: it tells nothing of the next.
-            before = self._each.get(key)
-            self._each[key] = 0 if before is None else before + _FADING * (taken / count - before)
+            before = self._each.get(kind)
+            self._each[kind] = 0 if before is None else before + _FADING * (taken / count - before)
             self._watch(count, taken)
 
     def _take(self) -> list[_Job[Any, Any]]:

@@ -11,10 +11,13 @@ from typing import Any
 import gradio as gr
 from fastapi import APIRouter, HTTPException
 from fastapi.responses import Response
+from PIL import Image
 from starlette.concurrency import run_in_threadpool
 
 from ...draw import percent
-from ...errors import HowYouSeeMeError, ImageError
+from ...errors import HowYouSeeMeError, ImageError, InputError
+from ...explainer import Explainer
+from ...explanation import Explanation
 from ...images import sample_photo
 from ..scene import Scene, make_scene, palette
 from ..service import Service, TooLargeError, read_photo
@@ -60,7 +63,7 @@ class Photos:
         photo.thumbnail((_SIDE, _SIDE))
         ready = self.service.ready(model)
         explainer, classes = ready.explainer("evidence"), ready.network.classes
-        likeliest = explainer.top(photo, min(_LIKELIEST, len(classes)) if classes else 1)
+        likeliest = _top(explainer, photo, min(_LIKELIEST, len(classes)) if classes else 1)
         if target is None:
             return make_scene(likeliest[0], likeliest)
         index = ready.network.class_index(target)
@@ -237,6 +240,17 @@ class Photos:
         network = self.service.loaded(model)
         names = (network and network.classes) or ()
         return sorted((name, str(index)) for index, name in enumerate(names))
+
+
+def _top(explainer: Explainer, photo: Image.Image, count: int) -> list[Explanation]:
+    """Of the likeliest classes so many, or as many as the network does not leave out."""
+    while True:
+        try:
+            return explainer.top(photo, count)
+        except InputError:
+            if count == 1:
+                raise
+            count -= 1
 
 
 def _value(index: int | None) -> str:

@@ -175,6 +175,7 @@ class Videos:
     def _watch(self, network: Any, name: Any) -> _Work:
         """Explains each frame: a class, if one is named, or the likeliest."""
         model, wanted = self.service.check(text(network)), text(name)
+        problems: list[str] = []  # of the first frame that has one
 
         def steps(video: Video, table: Path, screen: VideoWriter) -> Generator[str]:
             asked = self.service.ready(model).network
@@ -183,11 +184,15 @@ class Videos:
             with closing(
                 watch(video, lambda frame: explainer(frame, target), table, screen)
             ) as moments:
-                yield from (moment.label for moment in moments)
+                for moment in moments:
+                    if moment.problem and not problems:
+                        problems.append(moment.problem)
+                    yield moment.label
 
         def told(seen: Counter[str], number: int) -> str:
             often = ", ".join(f"{label} ({count})" for label, count in seen.most_common(3))
-            return f"Explained {seen.total()} of {number} frames: {often or 'none'}"
+            of = f"Explained {seen.total()} of {number} frames: {often or 'none'}"
+            return f"{of}. {problems[0].rstrip('.')}" if problems else of
 
         return _Work("watch", "Explaining", steps, told)
 
