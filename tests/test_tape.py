@@ -1582,10 +1582,12 @@ def test_activations_are_let_go_of_at_once(method: Any, ask: Callable[..., Any])
     explainer, x = Explainer(net, method), torch.rand(1, 3, 16, 16)
     made = ask(explainer, x)  # what is imported, and kept, at first use
     gc.collect()
+    before = {id(item) for item in gc.get_objects() if isinstance(item, Value)}  # of other tests
     gc.disable()
     try:
         made = ask(explainer, x)
         alive = [item for item in gc.get_objects() if isinstance(item, Value)]
+        alive = [item for item in alive if id(item) not in before]
     finally:
         gc.enable()
     assert not alive
@@ -1627,6 +1629,32 @@ def test_attention_that_would_be_compiled_is_recorded() -> None:
     torch.testing.assert_close(tape.output.data, want)
     assert plan(tape, tape.output).inputs == tape.inputs
     assert flex._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG is False
+
+
+def test_passes_in_several_threads_leave_the_setting_of_attention_as_it_was() -> None:
+    flex = pytest.importorskip("torch.nn.attention.flex_attention")
+    both = threading.Barrier(2, timeout=60)
+    first = threading.Event()
+
+    def forward(which: int) -> Callable[..., Tensor]:
+        def run(_: nn.Module, x: Tensor) -> Tensor:
+            both.wait()  # both have begun
+            if which:
+                first.wait(60)  # and this one ends after the other
+            return x * 2
+
+        return run
+
+    def go(which: int) -> None:
+        record(Made(forward(which)), [torch.rand(2)])
+        first.set()
+
+    threads = [threading.Thread(target=go, args=(which,)) for which in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert getattr(flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", False) is False
 
 
 def test_other_calls_that_take_functions_are_refused() -> None:

@@ -567,18 +567,22 @@ def _layers_taken_apart() -> Iterator[None]:
 def _attention_not_compiled() -> Iterator[None]:
     """Let FlexAttention make its calls as it would while it is debugged, and not through the compiler."""
     flex: Any = sys.modules.get("torch.nn.attention.flex_attention")
-    before = getattr(flex, _PLAINLY, None)
-    if before is None:
+    if not hasattr(flex, _PLAINLY):
         yield
         return
-    setattr(flex, _PLAINLY, True)
+    with _PLAIN:  # a setting of the process, in which several threads may record
+        _BEFORE.append(getattr(flex, _PLAINLY) if not _BEFORE else True)
+        setattr(flex, _PLAINLY, True)
     try:
         yield
     finally:
-        setattr(flex, _PLAINLY, before)
+        with _PLAIN:
+            setattr(flex, _PLAINLY, _BEFORE.pop())
 
 
 _PLAINLY = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
+_PLAIN = threading.Lock()
+_BEFORE: list[bool] = []  # what it was before each of the passes that are being recorded
 
 
 @contextmanager
