@@ -43,6 +43,10 @@ class Plan:
     def __post_init__(self) -> None:
         self._step_of = dict(self.steps)
 
+    def expect(self, walks: int) -> None:
+        """So many walks follow: several share what they can, and then none spends what the next one needs."""
+        self.shared, self.spends = ({}, False) if walks > 1 else (None, self.spends)
+
     def separable(self, batch: int) -> bool:
         """True if the values are `batch` samples one after the other that never mix."""
         return batch == 1 or all(

@@ -139,19 +139,17 @@ def _sound(value: Value, known: dict[Value, bool]) -> bool:
 
 
 def _masked(value: Value, known: dict[Value, bool]) -> bool:
-    whole = value.data.is_complex() or not bool(
-        (value.data < torch.inf).all()
-    )  # as where it is NaN
-    if value.call is None or whole:
+    """Whether all that is not finite in it is minus infinity, by a mask and no overflow of what it was made of."""
+    if value.call is None or value.data.is_complex() or not bool((value.data < torch.inf).all()):
         return False
-    given = pytree.tree_leaves((value.call.args, value.call.kwargs))
+    constants = pytree.tree_leaves((value.call.args, value.call.kwargs))
     sources = value.call.inputs
-    there = any(map(_masks, given)) or any(_masks(source.data) for source in sources)
+    there = any(map(_masks, [*constants, *(source.data for source in sources)]))
     return there and all(_sound(source, known) for source in sources)
 
 
 def _masks(item: Any) -> bool:
-    """Whether a constant is or holds minus infinity."""
+    """Whether something is or holds minus infinity."""
     if isinstance(item, Tensor):
         return bool((item == -torch.inf).any())
     return isinstance(item, float) and item == -torch.inf

@@ -139,7 +139,8 @@ def _nothing(explanation: Explanation) -> str:
     """Why there is no evidence: the photo holds none, or the sample of it."""
     answer, nodes = _answer(explanation), explanation.method.parameters.get("nodes")
     if nodes is None:
-        return f"nothing in it speaks for {answer}"
+        among = "" if explanation.target[0] is None else " more than for other classes"
+        return f"nothing in it speaks for {answer}{among}"
     sample = f"the sample of {nodes} node{'' if nodes == 1 else 's'}"
     return f"{sample} holds nothing that speaks for {answer}; raise --nodes"
 

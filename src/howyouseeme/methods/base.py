@@ -178,7 +178,7 @@ class Method(ABC):
 
     def walk_each(self, plan: Plan, targets: Sequence[Tensor]) -> Iterator[Walked]:
         """A walk for each of several `targets`, the nodes [batch] of a walk, which share what they can."""
-        plan.shared, plan.spends = ({}, False) if len(targets) > 1 else (None, plan.spends)
+        plan.expect(len(targets))
         for nodes in targets:
             yield self.walk(plan, nodes)
 

@@ -109,7 +109,7 @@ class Evidence(Method):
         if self.nodes is not None:
             size = _HEADS
         groups = [targets[i : i + size] for i in range(0, len(targets), size)]
-        plan.shared, plan.spends = ({}, False) if len(groups) > 1 else (None, plan.spends)
+        plan.expect(len(groups))
         for group in groups:
             seeds = torch.cat([one_hot(plan, nodes) for nodes in group])
             walked = self._walk(plan, seeds, len(group))
@@ -319,7 +319,7 @@ def _against_rivals(plan: Plan, alone: Tensor) -> Tensor:
 def _leave_some(maps: Sequence[Arrived], batch: int) -> None:
     """Let what speaks against an answer weigh less where it would leave nearly nothing of what speaks for it.
 
-    Why this class and not that, where the network says that. Against rivals of which a class is one of many, `_against_rivals` sees to that.
+    Why this class and not that, where the network says that. Of a class among many `_against_rivals` sees to it.
     """
     if not maps:
         return

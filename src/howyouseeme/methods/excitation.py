@@ -121,9 +121,8 @@ class Excitation:
         source, link = step.links[0]
         ended = link.ended(arrived.evidence) if isinstance(link, Moves) else None
         if isinstance(link, Moves) and link.weight is not None:
-            passes = (
-                link.weight.sign().abs_().reshape(value.shape)
-            )  # 0 where the output is the bias
+            # 0 where the output is the bias.
+            passes = link.weight.sign().abs_().reshape(value.shape)
             if not at_hand(passes) or (passes.numel() and not bool(passes.amin())):
                 kept = arrived.evidence * passes
                 ended = arrived.evidence - kept + link.ended(kept)
